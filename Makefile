@@ -1,0 +1,42 @@
+# make demo    a fresh clone -> a trained IntentRec with its accuracy report
+# make test    lint, types and tests
+# Both set up .venv by themselves. ACCELERATOR=cpu|cuda: chosen by whether nvidia-smi answers.
+
+PYTHON ?= python3
+ACCELERATOR ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
+VENV := .venv
+BIN := $(VENV)/bin
+
+# The CPU build of torch lies in an index of its own; where PIP_FIND_LINKS names a folder of wheels, that is used.
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+ifdef PIP_FIND_LINKS
+  export UV_FIND_LINKS := $(PIP_FIND_LINKS)
+else ifeq ($(ACCELERATOR),cpu)
+  INDEX := --index $(TORCH_CPU_INDEX) --index-strategy unsafe-best-match
+endif
+
+.PHONY: setup demo test lint clean
+
+setup: $(VENV)/.installed-$(ACCELERATOR)
+
+$(VENV)/.installed-$(ACCELERATOR): pyproject.toml requirements/$(ACCELERATOR).txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python $(INDEX) --overrides requirements/overrides-$(ACCELERATOR).txt \
+	  --constraints requirements/$(ACCELERATOR).txt --editable '.[$(ACCELERATOR),dev]'
+	rm -f $(VENV)/.installed-*
+	touch $@
+
+demo: setup
+	$(BIN)/intentrec run configs/demo.yaml
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/pytest
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,10 @@
+"""The one kind of error that is the user's to mend: shown as a single sentence, without a traceback."""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """Bad input: names the file, key or column, what it got and what is allowed.
+
+    The command line prints its message and exits with status 2.
+    """

@@ -1,0 +1,114 @@
+"""manifest.json of a prepared data set: what is in it, how it was split, and each shard's rows and checksum.
+
+    manifest.json             this file; written last, so a data set without one is not complete
+    vocab/<feature>.parquet   value (string), index, count; `vocab/item.parquet` keeps the log's own item ids
+    items.parquet             one row an item index, 0 and 1 included: attributes as the model sees them
+    train/ validation/ test/  part-00000.parquet ...: one row a user, oldest event first
+
+Shard columns: `user` (the log's own id), `targets` (int32: how many of the row's last events are to be predicted),
+`item` (list<int32>), `time` (list<int64>: milliseconds since 1970, or positions), `duration` (list<float32>, only if
+declared) and one list for each event feature: int32 indices, float32 standardised numbers, list<int32> for
+`categories`. Columns of items.parquet: `index`, `id`, `count`, `title` (if declared) and one for each item feature:
+int32 index, list<int32> indices, float32 number, or int64 milliseconds (null where unknown) for `elapsed`.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from ingest.errors import InputError
+from ingest.settings import Settings
+from ingest.storage import exists, join, read_text, write_text
+
+VERSION = 1
+SplitName = Literal["train", "validation", "test"]
+
+
+class PreparedFeature(Settings):
+    """A feature as the model sees it."""
+
+    name: str
+    kind: Literal["category", "categories", "number", "elapsed"]
+    of: Literal["event", "item"]
+    intent: bool
+    size: int
+    """Rows of its table, padding and unknown included; 0 for a number."""
+    edges: list[float] = []
+    """Upper bin edges, in milliseconds for `elapsed`: a value v has index 2 + (number of edges <= v)."""
+    mean: float = 0.0
+    deviation: float = 1.0
+
+    @property
+    def is_number(self) -> bool:
+        return self.size == 0
+
+
+class Shard(Settings):
+    path: str
+    """Relative to the manifest."""
+    bytes: int
+    checksum: str
+    """SHA-256 of the file, hexadecimal. Pages carry a CRC of their own, which every read checks."""
+    row_groups: list[tuple[int, int]]
+    """Rows and interactions of each row group."""
+
+    @property
+    def rows(self) -> int:
+        return sum(rows for rows, _ in self.row_groups)
+
+    @property
+    def interactions(self) -> int:
+        return sum(interactions for _, interactions in self.row_groups)
+
+
+class Manifest(Settings):
+    version: int = VERSION
+    items: int
+    """Rows of the item table, padding and unknown included."""
+    features: list[PreparedFeature]
+    time_unit: Literal["time", "position"]
+    first_time: int
+    last_time: int
+    """Of the training data, in the unit of the shards' `time`."""
+    has_duration: bool
+    mean_duration: float = 1.0
+    split: dict[str, Any]
+    counts: dict[str, int]
+    """users, items, events and what was dropped or is unknown, by name."""
+    fingerprint: str
+    """Of the config's data section and the input files: the same means that nothing has to be prepared again."""
+    shards: dict[SplitName, list[Shard]]
+
+    def feature(self, name: str) -> PreparedFeature:
+        return next(feature for feature in self.features if feature.name == name)
+
+    @property
+    def intents(self) -> list[PreparedFeature]:
+        return [feature for feature in self.features if feature.intent]
+
+
+def load_manifest(url: str) -> Manifest:
+    """The manifest of the prepared data set in the folder `url`; `InputError` where there is none of our version."""
+    path = join(url, "manifest.json")
+    if not exists(path):
+        raise InputError(f"{path}: no such file; `intentrec prepare` writes it")
+    try:
+        content = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: not valid JSON: {error}") from None
+    version = content.get("version") if isinstance(content, dict) else None
+    if version != VERSION:
+        raise InputError(
+            f"{path}: version {version!r}; this release reads version {VERSION}, so prepare the data again"
+        )
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        raise InputError(f"{path}: damaged: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from None
+
+
+def save_manifest(manifest: Manifest, url: str) -> None:
+    write_text(join(url, "manifest.json"), manifest.model_dump_json(indent=1) + "\n")
