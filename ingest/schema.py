@@ -6,6 +6,7 @@ names. `DataConfig` is the `data` section of a config; `parse_duration` reads it
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Literal
 
@@ -80,7 +81,7 @@ class Feature(Settings):
             raise ValueError(f"feature {self.name!r}: takes at least 2 bins")
         if isinstance(self.bins, list):
             edges = self.edges()
-            if not edges or any(later <= earlier for earlier, later in zip(edges, edges[1:], strict=False)):
+            if not edges or any(later <= earlier for earlier, later in itertools.pairwise(edges)):
                 raise ValueError(f"feature {self.name!r}: bin edges must rise and there must be one at least")
         if self.bin_labels is not None:
             count = self.bins if isinstance(self.bins, int) else len(self.bins or []) + 1
