@@ -17,7 +17,7 @@ from ingest.settings import Settings
 PADDING, UNKNOWN, FIRST_VALUE = 0, 1, 2
 """Index 0 of every vocabulary is padding, 1 is unknown or missing; values begin at 2."""
 
-RESERVED = frozenset({"user", "item", "time", "duration", "targets", "candidates"})
+RESERVED = frozenset(["user", "item", "time", "duration", "targets", "candidates", "index", "id", "count", "title"])
 _UNITS_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
 
 

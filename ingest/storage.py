@@ -114,3 +114,13 @@ def read_text(url: str) -> str:
 def write_text(url: str, text: str) -> None:
     with open_file(url, "wb") as file:
         file.write(text.encode())
+
+
+def list_folders(url: str) -> list[str]:
+    """The names of the folders right below `url`, sorted; none where it is not there."""
+    filesystem, path = open_filesystem(url)
+    filesystem.invalidate_cache()
+    if not filesystem.exists(path):
+        return []
+    entries = filesystem.ls(path, detail=True)
+    return sorted(entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "directory")

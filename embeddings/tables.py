@@ -1,0 +1,134 @@
+"""Feature tables: one TorchRec EmbeddingCollection for the items and every category feature.
+
+    T  tokens      C  candidates (targets and negatives)      D  dimension, the same for all tables
+
+The item table has two features: `item` (the inputs) and `candidates`, so that the output layer reads and trains the
+very same rows, wherever they are sharded. All tokens of a feature travel as one sample of a KeyedJaggedTensor: tables
+do not care about sequences, and the stride stays 1 on every worker however many users its batch has.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+from torchrec import EmbeddingCollection, EmbeddingConfig, JaggedTensor, KeyedJaggedTensor
+
+from ingest import batch as ingest_batch
+from ingest.batch import Batch
+from ingest.manifest import Manifest
+from ingest.settings import Settings
+
+ITEM, CANDIDATES = "item", "candidates"
+Sharding = Literal["data_parallel", "table_wise", "row_wise", "column_wise", "table_row_wise", "grid_shard"]
+
+
+class TableConfig(Settings):
+    """The `tables` section: dimension, sharding and optimizer of the embedding tables."""
+
+    dimension: int = Field(default=64, ge=4)
+    sharding: dict[str, Sharding] = {ITEM: "row_wise"}
+    """Table (`item` or a feature) -> how it is sharded; tables not named are left to TorchRec's planner. A
+    data_parallel table is trained by the dense optimizer, the others by the fused one below."""
+    optimizer: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = "rowwise_adagrad"
+    """The fused optimizer, applied in the backward pass. `adam` runs on GPU only."""
+    learning_rate: float = Field(default=0.05, gt=0)
+    initial_deviation: float = Field(default=0.05, gt=0)
+    """Standard deviation of the normal distribution that rows are drawn from."""
+
+    @field_validator("dimension")
+    @classmethod
+    def _aligned(cls, value: int) -> int:
+        if value % 4:
+            raise ValueError("takes a multiple of 4: fbgemm reads rows in groups of four floats")
+        return value
+
+
+def build_tables(manifest: Manifest, dimension: int, features: bool = True) -> EmbeddingCollection:
+    """The tables on the meta device: no memory until `embeddings.sharding.shard` places them.
+
+    `features`: whether the model reads category features besides the item.
+    """
+    tables = [
+        EmbeddingConfig(
+            name=ITEM, num_embeddings=manifest.items, embedding_dim=dimension, feature_names=[ITEM, CANDIDATES]
+        )
+    ]
+    if features:
+        tables += [
+            EmbeddingConfig(
+                name=feature.name,
+                num_embeddings=feature.size,
+                embedding_dim=dimension,
+                feature_names=[feature.name],
+            )
+            for feature in manifest.features
+            if not feature.is_number
+        ]
+    return EmbeddingCollection(tables=tables, device=torch.device("meta"))
+
+
+def lookup_keys(manifest: Manifest, features: bool = True) -> list[str]:
+    """The features that `build_tables` knows, in the order of its tables."""
+    names = [feature.name for feature in manifest.features if not feature.is_number] if features else []
+    return [ITEM, CANDIDATES, *names]
+
+
+def lookup(keys: list[str], batch: Batch | None, candidates_C: Tensor) -> KeyedJaggedTensor:
+    """What to look up for `batch` (nothing where None) and for `candidates_C`, as one sample for each key."""
+    parts = []
+    empty = candidates_C.new_empty(0)
+    for key in keys:
+        if key == CANDIDATES:
+            parts.append(candidates_C)
+        elif batch is None:
+            parts.append(empty)
+        elif key == ITEM:
+            parts.append(batch.item_T)
+        else:
+            value = batch.features[key]
+            parts.append(value.values if isinstance(value, ingest_batch.JaggedTensor) else value)
+    lengths = torch.tensor([len(part) for part in parts], dtype=torch.int64, device=candidates_C.device)
+    return KeyedJaggedTensor(keys=keys, values=torch.cat(parts), lengths=lengths)
+
+
+def pooled(batch: Batch, embedded: dict[str, JaggedTensor], keys: list[str]) -> dict[str, Tensor]:
+    """The looked-up rows of `item` and of every feature as [T, D]: features of several values as their mean."""
+    vectors = {}
+    for key in keys:
+        if key == CANDIDATES:
+            continue
+        rows_ND = embedded[key].values()
+        value = None if key == ITEM else batch.features[key]
+        if isinstance(value, ingest_batch.JaggedTensor):
+            summed_TD = torch.segment_reduce(rows_ND, "sum", lengths=value.lengths, axis=0, unsafe=True)
+            rows_ND = summed_TD / value.lengths.clamp(min=1).unsqueeze(1)
+        vectors[key] = rows_ND
+    return vectors
+
+
+class Tables(nn.Module):
+    """Holds the EmbeddingCollection of a model; TorchRec replaces `collection` by its sharded form."""
+
+    def __init__(self, manifest: Manifest, dimension: int, features: bool = True) -> None:
+        super().__init__()
+        self.keys = lookup_keys(manifest, features)
+        self.collection = build_tables(manifest, dimension, features)
+
+    @property
+    def names(self) -> list[str]:
+        """The tables' names."""
+        return [key for key in self.keys if key != CANDIDATES]
+
+    def forward(self, batch: Batch, candidates_C: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Vectors of the inputs, each [T, D], and the item table's rows of the candidates, [C, D]."""
+        embedded = self.collection(lookup(self.keys, batch, candidates_C))
+        return pooled(batch, embedded, self.keys), embedded[CANDIDATES].values()
+
+    @torch.no_grad()
+    def item_rows(self, index_C: Tensor) -> Tensor:
+        """Rows of the item table, [C, D], wherever they are; every worker has to call it at the same time."""
+        rows: Tensor = self.collection(lookup(self.keys, None, index_C))[CANDIDATES].values()
+        return rows.detach()

@@ -1,0 +1,150 @@
+"""Ranks the whole catalogue, sharded: each worker scores its own slice of the items, and only counts and the best K
+travel. The result is that of sorting all scores in one place, with ties counted against the model.
+
+    Q  targets of this worker     A  targets of all workers     V  items     v  items of this worker's slice
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from evaluation.metrics import MISS
+from ingest.batch import Batch, JaggedTensor
+from ingest.schema import FIRST_VALUE
+from trainer.step import Step
+from trainer.workers import Worker, gather_rows
+
+SCORES_AT_ONCE = 2**24
+"""Scores in memory at a time."""
+
+
+class Scorer(Protocol):
+    """Anything that scores items for the targets of a batch."""
+
+    def queries(self, batch: Batch) -> Tensor:
+        """What is needed to score, one row a target: [Q, ...]. It travels to all workers."""
+        ...
+
+    def scores(self, queries: Tensor) -> Tensor:
+        """Scores of this worker's slice for any worker's queries: [A, ...] -> [A, v]."""
+        ...
+
+
+def own_slice(items: int, worker: Worker) -> tuple[int, int]:
+    """The first item of the worker's slice and the first after it."""
+    return items * worker.rank // worker.workers, items * (worker.rank + 1) // worker.workers
+
+
+class NeuralScorer:
+    """Dot products with the item table's rows. Every worker has to make its own at the same time."""
+
+    def __init__(self, step: Step, rows_at_once: int = 262_144) -> None:
+        self.step = step
+        worker, items = step.worker, step.manifest.items
+        begin, end = own_slice(items, worker)
+        largest = -(-items // worker.workers)
+        parts = []
+        for offset in range(0, largest, rows_at_once):
+            index = torch.arange(
+                min(begin + offset, end), min(begin + offset + rows_at_once, end), device=worker.device
+            )
+            parts.append(step.recommender.tables.item_rows(index))
+        self.rows_vD = torch.cat(parts)
+
+    def queries(self, batch: Batch) -> Tensor:
+        return self.step.predict(batch).query_QD
+
+    def scores(self, queries: Tensor) -> Tensor:
+        return queries @ self.rows_vD.T
+
+
+class CatalogueRanker:
+    """Ranks and top K of a `Scorer` over all items, unknown and padding left out."""
+
+    def __init__(self, scorer: Scorer, items: int, worker: Worker, filter_seen: bool) -> None:
+        self.scorer, self.items, self.worker, self.filter_seen = scorer, items, worker, filter_seen
+        self.begin, self.end = own_slice(items, worker)
+
+    def ranks(self, queries: Tensor, target_Q: Tensor, seen: JaggedTensor | None) -> Tensor:
+        """The rank of each target, from 1; `MISS` where it is unknown or filtered out. Every worker calls it: [Q].
+
+        Equal scores count as better than the target's. Raises `FloatingPointError` where a score is NaN.
+        """
+        target_A, sizes = gather_rows(target_Q)
+        better_A = torch.zeros(len(target_A), dtype=torch.int64, device=target_Q.device)
+        missed_A = target_A < FIRST_VALUE
+        for begin, scores_av in self._scored(queries, seen):
+            part = slice(begin, begin + len(scores_av))
+            own_a, column_a1 = self._own(target_A[part])
+            value_a = scores_av.gather(1, column_a1)[:, 0].masked_fill(~own_a, -torch.inf)
+            dist.all_reduce(value_a, op=dist.ReduceOp.MAX)
+            count_a = (scores_av >= value_a[:, None]).sum(dim=1) - own_a.long()
+            dist.all_reduce(count_a)
+            better_A[part] = count_a
+            missed_A[part] |= value_a == -torch.inf
+        rank_A = torch.where(missed_A, MISS, better_A + 1)
+        return rank_A.split(sizes)[self.worker.rank]
+
+    def top(self, queries: Tensor, seen: JaggedTensor | None, k: int) -> tuple[Tensor, Tensor]:
+        """The K best items of each query and their scores, best first; every worker calls it: two [Q, K].
+
+        Fewer than K items: the rest has item 0 and score -inf. Of equal scores the lower item index comes first.
+        """
+        parts = [self._best(scores_av, k) for _, scores_av in self._scored(queries, seen)]
+        sizes = gather_rows(queries)[1]
+        if not parts:
+            return queries.new_zeros(0, k, dtype=torch.int64), queries.new_zeros(0, k, dtype=torch.float32)
+        item_AK, score_AK = (torch.cat(columns).split(sizes)[self.worker.rank] for columns in zip(*parts, strict=True))
+        return item_AK, score_AK
+
+    def _best(self, scores_av: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The best K over all workers' slices of a chunk."""
+        kept = min(k, scores_av.shape[1])
+        score_ak, column_ak = scores_av.sort(dim=1, descending=True, stable=True)
+        item_ak = column_ak[:, :kept] + self.begin
+        pad = k - kept
+        score_ak = torch.nn.functional.pad(score_ak[:, :kept].float(), (0, pad), value=-torch.inf)
+        item_ak = torch.nn.functional.pad(item_ak, (0, pad))
+        scores = [torch.empty_like(score_ak) for _ in range(self.worker.workers)]
+        items = [torch.empty_like(item_ak) for _ in range(self.worker.workers)]
+        dist.all_gather(scores, score_ak.contiguous())
+        dist.all_gather(items, item_ak.contiguous())
+        merged, order = torch.cat(scores, dim=1).sort(dim=1, descending=True, stable=True)
+        chosen = torch.cat(items, dim=1).gather(1, order)[:, :k]
+        return chosen.masked_fill(merged[:, :k] == -torch.inf, 0), merged[:, :k]
+
+    def _own(self, target_a: Tensor) -> tuple[Tensor, Tensor]:
+        """Whether each target is in this worker's slice, and its column there (0 where it is not)."""
+        own_a = (target_a >= self.begin) & (target_a < self.end)
+        return own_a, torch.where(own_a, target_a - self.begin, 0)[:, None]
+
+    def _scored(self, queries: Tensor, seen: JaggedTensor | None) -> Iterator[tuple[int, Tensor]]:
+        """Chunks of all workers' queries: where the chunk begins, and its masked scores [a, v]."""
+        queries_A, _ = gather_rows(queries)
+        seen_rows = self._seen(seen, queries.device)
+        chunk = max(1, SCORES_AT_ONCE // max(-(-self.items // self.worker.workers), 1))
+        for begin in range(0, len(queries_A), chunk):
+            scores_av = self.scorer.scores(queries_A[begin : begin + chunk])
+            if torch.isnan(scores_av).any():
+                raise FloatingPointError("a score is NaN: the model has diverged")
+            scores_av[:, : max(FIRST_VALUE - self.begin, 0)] = -torch.inf
+            if seen_rows is not None:
+                values_N, row_N = seen_rows
+                here = (row_N >= begin) & (row_N < begin + len(scores_av))
+                scores_av[row_N[here] - begin, values_N[here] - self.begin] = -torch.inf
+            yield begin, scores_av
+
+    def _seen(self, seen: JaggedTensor | None, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        """Items of this slice that any worker's users have seen, and the query each belongs to."""
+        if seen is None or not self.filter_seen:
+            return None
+        lengths_A, _ = gather_rows(seen.lengths)
+        values_N, _ = gather_rows(seen.values)
+        row_N = torch.repeat_interleave(lengths_A)
+        own = (values_N >= self.begin) & (values_N < self.end)
+        return values_N[own].to(device), row_N[own].to(device)

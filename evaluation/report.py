@@ -1,0 +1,245 @@
+"""The report of a run: results.json for programs, report/index.html for people, a table for the terminal.
+
+The page is one file that needs no network: styles are inline, charts are SVG from charts.py, and all text that
+comes from data is escaped. It is written from `Results` alone, so it can be made again at any time.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from evaluation.charts import SERIES_COLOURS, interval_chart, line_chart, number, signed
+from evaluation.metrics import METRICS
+from evaluation.results import Comparison, ModelResults, Results
+from ingest.settings import build_settings
+from ingest.storage import join, write_text
+
+MAIN_METRICS = ("HR@1", "HR@5", "HR@10", "HR@20", "NDCG@5", "NDCG@10", "NDCG@20", "MRR")
+"""The columns of the first table; all metrics stand in a second one."""
+
+_HEADLINE = "NDCG@10"
+_HISTORY = 15
+_TOP_ITEMS = 10
+
+
+def write_report(results: dict[str, Any], destination: str) -> str:
+    """Write `destination`/results.json and `destination`/report/index.html, local or s3://; returns the page's path.
+
+    Raises `InputError` that names the key where `results` is not what `evaluation.results.Results` takes.
+    """
+    checked = build_settings(Results, results, "results")
+    write_text(join(destination, "results.json"), checked.model_dump_json(indent=2) + "\n")
+    page = join(destination, "report", "index.html")
+    write_text(page, render_report(checked))
+    return page
+
+
+def render_report(results: Results) -> str:
+    """The page's HTML."""
+    names = present_metrics(results)
+    first = leading_model(results)
+    return (
+        _environment()
+        .get_template("report.html")
+        .render(
+            r=results,
+            main_metrics=[name for name in MAIN_METRICS if name in names] or names,
+            all_metrics=names,
+            best={name: best_value(results, name) for name in names},
+            protocol=protocol_sentences(results),
+            headline=_headline(results, first),
+            leading=results.models[first],
+            colours={key: index % SERIES_COLOURS for index, key in enumerate(results.models)},
+            comparisons=[(*names, row, _relative(results, *names, row)) for names, row in _comparisons(results)],
+            interval_chart=interval_chart([(_pair(results, *names), row) for names, row in _comparisons(results)]),
+            intents=_intents(results),
+            loss_chart=_chart(results, "train", "step", "training loss"),
+            validation_chart=_chart(results, "validation", "epoch", results.protocol.validation_metric),
+            history=results.example.history[-_HISTORY:] if results.example else [],
+            top_items=results.example.top_items[:_TOP_ITEMS] if results.example else [],
+            facts=list(_facts(results.data)),
+        )
+    )
+
+
+def format_table(results: dict[str, Any]) -> str:
+    """The accuracy of all models as plain text, the best value of each column marked *; for the end of a run."""
+    checked = build_settings(Results, results, "results")
+    columns = [name for name in MAIN_METRICS if name in present_metrics(checked)]
+    rows = [["model", *columns]]
+    for model in checked.models.values():
+        rows.append([model.label, *(_starred(model.metrics.get(name), best_value(checked, name)) for name in columns)])
+    blocks = ["\n".join(protocol_sentences(checked)), _aligned(rows)]
+    blocks.append("\n".join(_comparison_sentence(checked, *names, row) for names, row in _comparisons(checked)))
+    intents = _intents(checked)
+    if intents:
+        speakers = [model for model in checked.models.values() if model.intents]
+        rows = [["intent accuracy", "majority", *(model.label for model in speakers)]]
+        for intent, majority, best in intents:
+            cells = [_starred(model.intents.get(intent), best) for model in speakers]
+            rows.append([intent, "-" if majority is None else f"{majority:.4f} ", *cells])
+        blocks.append(_aligned(rows))
+    return "\n\n".join(block for block in blocks if block)
+
+
+def present_metrics(results: Results) -> list[str]:
+    """The metrics that any model has, in the order of `METRICS`, then others as they come."""
+    found = dict.fromkeys(name for model in results.models.values() for name in model.metrics)
+    return [name for name in METRICS if name in found] + [name for name in found if name not in METRICS]
+
+
+def best_value(results: Results, metric: str) -> float:
+    """The highest value of `metric` over the models that have it."""
+    return max(model.metrics[metric] for model in results.models.values() if metric in model.metrics)
+
+
+def leading_model(results: Results) -> str:
+    """The model that the page speaks of: the first IntentRec, or else the best one."""
+    by_kind = [key for key, model in results.models.items() if model.kind == "intentrec"]
+    return by_kind[0] if by_kind else max(results.models, key=lambda key: _headline_value(results.models[key]))
+
+
+def protocol_sentences(results: Results) -> list[str]:
+    """How the numbers were made, in plain words."""
+    p = results.protocol
+    sentences = [
+        f"{p.targets:,} targets (split: {p.split.replace('_', ' ')}), each ranked among the whole catalogue of "
+        f"{p.catalogue_size:,} items, nothing sampled.",
+        "Items that the user has seen before are taken out of the ranking."
+        if p.filter_seen
+        else "Items that the user has seen before stay in the ranking.",
+        "Ties count against the model.",
+    ]
+    if p.unknown_targets:
+        sentences.append(f"{p.unknown_targets:,} targets are items that training never saw; they count as misses.")
+    if p.filtered_targets:
+        sentences.append(
+            f"{p.filtered_targets:,} targets had been seen before and were taken out; they count as misses."
+        )
+    return sentences
+
+
+def duration(seconds: float) -> str:
+    """0.8 s, 3 min 20 s, 2 h 05 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def p_value(p: float) -> str:
+    """p = 0.034, or p < 0.001."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+@functools.cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("evaluation", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(number=number, signed=signed, duration=duration, p_value=p_value, percent=_percent)
+    return environment
+
+
+def _percent(share: float, digits: int = 1) -> str:
+    return f"{100 * share:.{digits}f} %"
+
+
+def _headline_value(model: ModelResults) -> float:
+    return model.metrics.get(_HEADLINE, max(model.metrics.values(), default=0.0))
+
+
+def _headline(results: Results, first: str) -> str:
+    """What came out, in one sentence: the leading model against the best of the others."""
+    others = {key: model for key, model in results.models.items() if key != first}
+    best = max(others, key=lambda key: _headline_value(others[key]), default=None)
+    row = results.models[first].versus.get(best) if best is not None else None
+    if best is None or row is None:
+        return ""
+    relative = _relative(results, first, best, row)
+    size = "" if relative is None else f"{_percent(abs(relative))} "
+    relation = (
+        f"{size}better than" if row.low > 0 else f"{size}worse than" if row.high < 0 else "not clearly apart from"
+    )
+    label, other = results.models[first].label, results.models[best].label
+    return f"In {row.metric}, {label} is {relation} the best other model, {other} ({p_value(row.p)})."
+
+
+def _comparisons(results: Results) -> list[tuple[tuple[str, str], Comparison]]:
+    return [
+        ((key, other), row)
+        for key, model in results.models.items()
+        for other, row in model.versus.items()
+        if other in results.models
+    ]
+
+
+def _pair(results: Results, key: str, other: str) -> str:
+    several = sum(bool(model.versus) for model in results.models.values()) > 1
+    against = f"against {results.models[other].label}"
+    return f"{results.models[key].label} {against}" if several else against
+
+
+def _relative(results: Results, key: str, other: str, row: Comparison) -> float | None:
+    """The difference relative to the other model's value, or None where that is 0 or unknown."""
+    base = results.models[other].metrics.get(row.metric)
+    return row.difference / base if base else None
+
+
+def _comparison_sentence(results: Results, key: str, other: str, row: Comparison) -> str:
+    relative = _relative(results, key, other, row)
+    share = "" if relative is None else f" ({100 * relative:+.1f} %)"
+    return (
+        f"{results.models[key].label} against {results.models[other].label}: {row.metric} {signed(row.difference)}"
+        f"{share}, 95 % interval {signed(row.low)} to {signed(row.high)}, {p_value(row.p)}"
+    )
+
+
+def _intents(results: Results) -> list[tuple[str, float | None, float | None]]:
+    """Each intent with its majority baseline and the best model's accuracy, None where there is none."""
+    models = results.models.values()
+    names = dict.fromkeys([*results.majority, *(name for model in models for name in model.intents)])
+    return [
+        (name, results.majority.get(name), max((m.intents[name] for m in models if name in m.intents), default=None))
+        for name in names
+    ]
+
+
+def _chart(results: Results, curve: str, x_label: str, y_label: str) -> Markup:
+    series = {model.label: (index, getattr(model.curve, curve)) for index, model in enumerate(results.models.values())}
+    return line_chart(series, x_label, y_label)
+
+
+def _facts(data: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    """The data set's facts as (name, text); nested ones by "name: sub"; the warnings stand elsewhere."""
+    for key, value in data.items():
+        name = f"{prefix}{key.replace('_', ' ')}"
+        if isinstance(value, dict):
+            yield from _facts(value, f"{name}: ")
+        elif isinstance(value, list):
+            if key != "warnings":
+                yield name, ", ".join(value)
+        else:
+            yield name, value if isinstance(value, str) else number(value)
+
+
+def _starred(value: float | None, best: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}{'*' if value == best else ' '}"
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = []
+    for name, *cells in rows:
+        numbers = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+        lines.append("  ".join([name.ljust(widths[0]), *numbers]).rstrip())
+    return "\n".join([lines[0], "-" * max(len(line) for line in lines), *lines[1:]])

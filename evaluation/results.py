@@ -1,0 +1,123 @@
+"""The contract of results.json: what an evaluation hands to the report, checked at construction.
+
+Everything that the page, the table at the end of a run and a later comparison need is in this one file, so that
+a report can be written again without the models. Numbers are finite: results.json is valid JSON.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, FiniteFloat
+
+from ingest.settings import Settings
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class Protocol(Settings):
+    """How the targets were ranked; without it, a number of accuracy means nothing.
+
+    `targets` are the held-out interactions counted. `unknown_targets` of them have an item that is not in the
+    vocabulary (a miss), `filtered_targets` one that the user had seen and the filter took out (also a miss).
+    """
+
+    split: str
+    filter_seen: bool
+    catalogue_size: Count
+    targets: Count
+    unknown_targets: Count = 0
+    filtered_targets: Count = 0
+    validation_metric: str = "NDCG@10"
+
+
+class Comparison(Settings):
+    """The difference in `metric`, this model minus another on the same targets: 95 % interval and p-value."""
+
+    metric: str
+    difference: FiniteFloat
+    low: FiniteFloat
+    high: FiniteFloat
+    p: Probability
+
+
+class Curve(Settings):
+    """How a model learned: [step, training loss] and [epoch, validation metric]."""
+
+    train: list[tuple[Count, FiniteFloat]] = []
+    validation: list[tuple[Count, FiniteFloat]] = []
+
+
+class ModelResults(Settings):
+    """One model: `label` is its name in tables, `inputs` what it sees ("items", "items, features" ...).
+
+    `intents` is accuracy@1 and `attention` the mean weight, both by intent; `versus` compares with other models,
+    by their key; `parameters` counts the trained numbers; `seconds` is the time of training.
+    """
+
+    kind: str
+    label: str
+    metrics: dict[str, FiniteFloat]
+    inputs: str = ""
+    parameters: Count | None = None
+    intents: dict[str, Probability] = {}
+    attention: dict[str, FiniteFloat] = {}
+    best_epoch: Count | None = None
+    seconds: FiniteFloat | None = None
+    curve: Curve = Curve()
+    versus: dict[str, Comparison] = {}
+
+
+class Interaction(Settings):
+    """One row of the example's history; `time` and `features` are text that is ready to be shown."""
+
+    item: str | int
+    title: str
+    time: str
+    features: dict[str, str] = {}
+
+
+class Recommendation(Settings):
+    """One row of the example's top items. `seen`: the user had it before."""
+
+    item: str | int
+    title: str
+    score: FiniteFloat
+    is_next: bool = False
+    seen: bool = False
+
+
+class Example(Settings):
+    """One user of the test set: history oldest first, predicted intents as [label, probability], top items.
+
+    `next_item` is the title of what came next in truth, or None where that is not known.
+    """
+
+    user: str | int
+    history: list[Interaction]
+    top_items: list[Recommendation]
+    intents: dict[str, list[tuple[str, Probability]]] = {}
+    attention: dict[str, FiniteFloat] = {}
+    next_item: str | None = None
+
+
+class Results(Settings):
+    """The whole of results.json.
+
+    `majority` is, by intent, the accuracy of always predicting the most common label. `data` holds counts and
+    other facts of the data set, and `warnings`, a list of sentences. `seconds` is the time of each stage.
+    """
+
+    name: str
+    created: str
+    protocol: Protocol
+    models: dict[str, ModelResults] = Field(min_length=1)
+    command: str = ""
+    machine: str = ""
+    versions: dict[str, str] = {}
+    majority: dict[str, Probability] = {}
+    example: Example | None = None
+    data: dict[str, int | FiniteFloat | str | list[str] | dict[str, int | FiniteFloat | str]] = {}
+    config: str = ""
+    seconds: dict[str, FiniteFloat] = {}

@@ -1,0 +1,214 @@
+"""A batch: several users' sequences, jagged, with what each position has to predict.
+
+    B  sequences        T  input tokens (interactions) of all sequences        Q  positions with a target
+
+A sequence of n + 1 interactions gives n tokens; token k is to predict interaction k + 1. The last interaction is
+nobody's input, so its features can not leak. Sequences are sorted by length, so that those of similar length
+stand together and a kernel that wants padding pads little.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ingest.items import ItemTable
+from ingest.jagged import Jagged, offsets_of, ranges
+from ingest.manifest import Manifest, PreparedFeature
+from ingest.schema import PADDING, UNKNOWN
+
+
+@dataclass(frozen=True)
+class JaggedTensor:
+    """A list of values for each token or target: `values` [N] and `lengths` [T] or [Q]."""
+
+    values: Tensor
+    lengths: Tensor
+
+    def to(self, device: torch.device) -> JaggedTensor:
+        return JaggedTensor(self.values.to(device, non_blocking=True), self.lengths.to(device, non_blocking=True))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tensors of one batch; integers are int64."""
+
+    lengths_B: Tensor
+    item_T: Tensor
+    time_T: Tensor
+    position_T: Tensor
+    """Place of the token in its sequence, from 0."""
+    features: dict[str, Tensor | JaggedTensor]
+    """Every declared feature of the inputs: indices [T], numbers [T] or lists of indices."""
+    target_position_Q: Tensor
+    """The token from which each target is predicted."""
+    target_Q: Tensor
+    """The item of the next interaction."""
+    weight_Q: Tensor
+    """The weight of each target's loss: its duration over the training mean, 1 in a log without durations; 0 for
+    an unknown item."""
+    labels: dict[str, Tensor | JaggedTensor]
+    """The intents of the next interaction: indices [Q], or lists of indices."""
+    row_Q: Tensor
+    """The batch's row (user) of each target."""
+    users: list[object] = field(default_factory=list)
+    """The log's own ids of the batch's rows; given when evaluating."""
+    seen: JaggedTensor | None = None
+    """The items that the user had before each target; given when evaluating."""
+
+    @property
+    def tokens(self) -> int:
+        return len(self.item_T)
+
+    def to(self, device: torch.device) -> Batch:
+        if device.type == "cpu":
+            return self
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value.to(device)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor | JaggedTensor)
+        }
+        for group in ("features", "labels"):
+            moved[group] = {name: value.to(device) for name, value in getattr(self, group).items()}
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Users' rows as they are stored: `columns` holds a `Jagged` for each list column; R rows."""
+
+    user: list[object]
+    targets: NDArray[np.int64]
+    columns: dict[str, Jagged]
+    nested: dict[str, Jagged]
+    """For event features of kind categories: the lists of every interaction of these rows, one after the other."""
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+class BatchBuilder:
+    """Cuts rows into sequences and builds a `Batch` from them.
+
+    A row with more than `max_length` + 1 interactions is cut: with `windows` into several sequences that hold every
+    target once, each with at least half of `max_length` of history where there is one; without into its last.
+    """
+
+    def __init__(
+        self, manifest: Manifest, items: ItemTable, max_length: int, windows: bool, with_seen: bool = False
+    ) -> None:
+        self.manifest, self.items = manifest, items
+        self.max_length, self.windows, self.with_seen = max_length, windows, with_seen
+
+    def tokens_of(self, lengths: NDArray, targets: NDArray) -> NDArray[np.int64]:
+        """How many tokens each row gives: [R] interactions and targets -> [R]."""
+        rows, starts, ends, _ = self._sequences(lengths, targets)
+        return np.bincount(rows, weights=ends - starts - 1, minlength=len(lengths)).astype(np.int64)
+
+    def _sequences(self, lengths: NDArray, targets: NDArray) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+        """Row, start, end and number of targets of every sequence."""
+        span = self.max_length
+        stride = max(span // 2, 1)
+        count = np.ones(len(lengths), dtype=np.int64)
+        if self.windows:
+            until_whole = -(-np.maximum(lengths - span - 1, 0) // stride)
+            count = np.minimum(np.maximum(-(-targets // stride), 1), 1 + until_whole)
+        rows = np.repeat(np.arange(len(lengths)), count)
+        nth = ranges(np.zeros(len(count), dtype=np.int64), count)
+        ends = lengths[rows] - nth * stride
+        starts = np.maximum(ends - span - 1, 0)
+        limit = np.where(nth + 1 < count[rows], stride, ends - starts - 1)
+        return rows, starts, ends, np.minimum(targets[rows] - nth * stride, limit)
+
+    def build(self, rows: Rows) -> Batch:
+        """The batch of all sequences of `rows`."""
+        item = rows.columns["item"]
+        row_B, start_B, end_B, targets_B = self._sequences(item.lengths, rows.targets)
+        order = np.argsort(end_B - start_B, kind="stable")
+        row_B, start_B, end_B, targets_B = row_B[order], start_B[order], end_B[order], targets_B[order]
+        first = item.offsets[row_B] + start_B
+        length_B = end_B - start_B - 1
+        input_T = ranges(first, length_B)
+        target_Q = ranges(first + 1 + length_B - targets_B, targets_B)
+        token_offsets = offsets_of(length_B)
+        position_Q = ranges(token_offsets[1:] - targets_B, targets_B)
+        known = item.values[target_Q] > UNKNOWN
+        durations = rows.columns.get("duration")
+        weight_Q = (
+            np.ones(len(target_Q)) if durations is None else durations.values[target_Q] / self.manifest.mean_duration
+        )
+        return Batch(
+            lengths_B=_tensor(length_B),
+            item_T=_tensor(item.values[input_T]),
+            time_T=_tensor(rows.columns["time"].values[input_T]),
+            position_T=_tensor(ranges(np.zeros_like(length_B), length_B)),
+            features=self._features(rows, input_T, self.manifest.features),
+            target_position_Q=_tensor(position_Q),
+            target_Q=_tensor(item.values[target_Q]),
+            weight_Q=torch.from_numpy((weight_Q * known).astype(np.float32)),
+            labels=self._features(rows, target_Q, self.manifest.intents),
+            row_Q=_tensor(np.repeat(row_B, targets_B)),
+            users=rows.user if self.with_seen else [],
+            seen=self._seen(item, row_B, target_Q, targets_B) if self.with_seen else None,
+        )
+
+    def _features(
+        self, rows: Rows, index_N: NDArray, features: list[PreparedFeature]
+    ) -> dict[str, Tensor | JaggedTensor]:
+        item = rows.columns["item"].values[index_N]
+        time = rows.columns["time"].values[index_N]
+        values: dict[str, Tensor | JaggedTensor] = {}
+        for feature in features:
+            if feature.of == "item":
+                column = self.items.gather(feature, item, time)
+            elif feature.kind == "categories":
+                column = rows.nested[feature.name].take(index_N)
+            else:
+                column = rows.columns[feature.name].values[index_N]
+            values[feature.name] = _feature_tensor(column, feature)
+        return values
+
+    def _seen(self, item: Jagged, row_B: NDArray, target_Q: NDArray, targets_B: NDArray) -> JaggedTensor:
+        """Every item of the row before the target, those before the sequence included."""
+        begin = np.repeat(item.offsets[row_B], targets_B)
+        seen = item.slices(begin, target_Q - begin)
+        return JaggedTensor(_tensor(seen.values), _tensor(seen.lengths))
+
+    def empty(self) -> Batch:
+        """A batch of one padding token and no target, for a worker that has no more data while others have."""
+        zero = np.zeros(1, dtype=np.int64)
+        features: dict[str, Tensor | JaggedTensor] = {}
+        labels: dict[str, Tensor | JaggedTensor] = {}
+        for feature in self.manifest.features:
+            for values, length in ((features, zero), (labels, zero[:0])):
+                column = Jagged.from_lengths(zero[:0], length) if feature.kind == "categories" else length
+                if values is features or feature.intent:
+                    values[feature.name] = _feature_tensor(column, feature)
+        return Batch(
+            lengths_B=_tensor(zero + 1),
+            item_T=_tensor(zero + PADDING),
+            time_T=_tensor(zero + self.manifest.first_time),
+            position_T=_tensor(zero),
+            features=features,
+            target_position_Q=_tensor(zero[:0]),
+            target_Q=_tensor(zero[:0]),
+            weight_Q=torch.zeros(0),
+            labels=labels,
+            row_Q=_tensor(zero[:0]),
+            seen=JaggedTensor(_tensor(zero[:0]), _tensor(zero[:0])) if self.with_seen else None,
+        )
+
+
+def _feature_tensor(column: NDArray | Jagged, feature: PreparedFeature) -> Tensor | JaggedTensor:
+    if isinstance(column, Jagged):
+        return JaggedTensor(_tensor(column.values), _tensor(column.lengths))
+    return torch.from_numpy(column.astype(np.float32)) if feature.is_number else _tensor(column)
+
+
+def _tensor(values: NDArray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64))

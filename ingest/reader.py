@@ -1,0 +1,286 @@
+"""Streams a prepared data set's shards as batches, in an order that (seed, epoch, position) decides.
+
+An epoch's order: the row groups are shuffled with (seed, epoch), dealt to the workers so that each has about the
+same number of interactions, and grouped into units of about `shuffle_buffer` interactions. A unit's rows are
+shuffled together and cut into batches of about `tokens` tokens. A worker reads only its own row groups; one unit is
+in memory while the next is being read by a thread.
+
+The position is the list of units not yet consumed, with the number of rows consumed of the first: a compact form of
+the row intervals that are left. Restored on the same number of workers each goes on exactly where it was; on another
+number the units that are left are dealt anew, and each row still comes once.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pydantic import Field
+
+from ingest.batch import Batch, BatchBuilder, Rows
+from ingest.errors import InputError
+from ingest.items import ItemTable
+from ingest.jagged import Jagged, ranges
+from ingest.manifest import Manifest, Shard, SplitName
+from ingest.settings import Settings
+from ingest.storage import arrow_filesystem, join
+
+
+class ReaderConfig(Settings):
+    """How shards become batches; part of the `train` section."""
+
+    tokens: int = Field(default=8192, ge=1)
+    """Tokens in a worker's batch, about: a row is never cut."""
+    shuffle_buffer: int = Field(default=2_000_000, ge=1)
+    """Interactions of the row groups whose rows are shuffled together: bounds the memory."""
+    max_length: int = Field(default=200, ge=1)
+    """Tokens of a sequence at most."""
+    windows: bool = False
+    """Whether a training row longer than `max_length` gives several sequences, or only its last interactions."""
+    prefetch: int = Field(default=4, ge=1)
+    """Batches that the reading thread makes ahead."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Row groups (shard, row group) whose rows are shuffled together, and how many rows of them are consumed."""
+
+    row_groups: tuple[tuple[int, int], ...]
+    consumed: int = 0
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where an epoch stands: for each worker the units that are left, the one being read first."""
+
+    epoch: int
+    workers: tuple[tuple[Unit, ...], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        workers = [[[list(map(list, unit.row_groups)), unit.consumed] for unit in units] for units in self.workers]
+        return {"epoch": self.epoch, "workers": workers}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Position:
+        def unit(value: Any) -> Unit:
+            return Unit(tuple((int(shard), int(group)) for shard, group in value[0]), int(value[1]))
+
+        return cls(int(content["epoch"]), tuple(tuple(map(unit, units)) for units in content["workers"]))
+
+
+class Reader:
+    """One worker's stream of batches of one split.
+
+    `epoch` yields `(batch, units)`: the batch and this worker's units that are left once it is consumed.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        manifest: Manifest,
+        items: ItemTable,
+        split: SplitName,
+        config: ReaderConfig,
+        *,
+        rank: int = 0,
+        workers: int = 1,
+        seed: int = 0,
+        evaluate: bool = False,
+    ) -> None:
+        """`evaluate`: in the stored order, all targets of long rows, with users and seen items."""
+        self.url, self.manifest, self.config = url, manifest, config
+        self.shards: list[Shard] = manifest.shards[split]
+        self.split, self.rank, self.workers, self.seed, self.evaluate = split, rank, workers, seed, evaluate
+        self.builder = BatchBuilder(manifest, items, config.max_length, config.windows or evaluate, evaluate)
+        self.columns = ["user"] * evaluate + ["targets", "item", "time"] + ["duration"] * manifest.has_duration
+        self.columns += [feature.name for feature in manifest.features if feature.of == "event"]
+
+    def epoch(self, epoch: int, position: Position | None = None) -> Iterator[tuple[Batch, tuple[Unit, ...]]]:
+        """The batches of `epoch`, from its beginning or from `position`."""
+        units = deal(position, self.workers)[self.rank] if position is not None else self._units(epoch)
+        return _ahead(self._batches(epoch, units), self.config.prefetch)
+
+    def rows(self) -> Iterator[Rows]:
+        """The rows of every worker's units as they are stored, a unit at a time, in the stored order."""
+        groups = [((s, g), size[1]) for s, shard in enumerate(self.shards) for g, size in enumerate(shard.row_groups)]
+        for unit in _grouped(groups, self.config.shuffle_buffer):
+            yield self._read(unit)
+
+    def _units(self, epoch: int) -> tuple[Unit, ...]:
+        groups = [(s, g) for s, shard in enumerate(self.shards) for g in range(len(shard.row_groups))]
+        sizes = [self.shards[s].row_groups[g][1] for s, g in groups]
+        order = list(range(len(groups)))
+        if not self.evaluate:
+            np.random.default_rng([self.seed, epoch]).shuffle(order)
+        return _grouped([(groups[i], sizes[i]) for i in self._own(order, sizes)], self.config.shuffle_buffer)
+
+    def _own(self, order: Sequence[int], sizes: Sequence[int]) -> list[int]:
+        """This worker's share: each row group goes to the worker that has the fewest interactions so far."""
+        load = [0] * self.workers
+        own = []
+        for i in order:
+            worker = load.index(min(load))
+            load[worker] += sizes[i]
+            if worker == self.rank:
+                own.append(i)
+        return own
+
+    def _batches(self, epoch: int, units: tuple[Unit, ...]) -> Iterator[tuple[Batch, tuple[Unit, ...]]]:
+        for number, unit in enumerate(units):
+            rows = self._read(unit)
+            order = np.arange(len(rows))
+            if not self.evaluate:
+                np.random.default_rng([self.seed, epoch, *unit.row_groups[0]]).shuffle(order)
+            cuts = self._cuts(rows, order)
+            for begin, end in pairwise(cuts):
+                if begin < unit.consumed:
+                    continue
+                left = (Unit(unit.row_groups, end),) if end < len(rows) else ()
+                yield self.builder.build(_take(rows, order[begin:end])), left + units[number + 1 :]
+
+    def _cuts(self, rows: Rows, order: NDArray) -> list[int]:
+        """Row numbers at which the unit is cut into batches of about the same number of tokens."""
+        tokens = self.builder.tokens_of(rows.columns["item"].lengths, rows.targets)[order]
+        total = np.cumsum(tokens)
+        count = max(1, -(-int(total[-1]) // self.config.tokens))
+        inner = np.searchsorted(total, np.arange(1, count) * (total[-1] / count))
+        return np.unique([0, *np.clip(inner, 1, len(order) - 1), len(order)]).tolist()
+
+    def _read(self, unit: Unit) -> Rows:
+        tables = [self._row_group(shard, group) for shard, group in unit.row_groups]
+        return self._rows(pa.concat_tables(tables).combine_chunks(), unit)
+
+    def _row_group(self, shard: int, group: int) -> pa.Table:
+        path = join(self.url, self.shards[shard].path)
+        filesystem, inner = arrow_filesystem(path)
+        try:
+            with pq.ParquetFile(inner, filesystem=filesystem, page_checksum_verification=True) as file:
+                table = file.read_row_group(group, columns=self.columns)
+        except FileNotFoundError:
+            raise InputError(f"{path}: this shard of the manifest is not there") from None
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{path}: row group {group} is damaged: {' '.join(str(error).split())}") from error
+        missing = set(self.columns) - set(table.column_names)
+        if missing:
+            raise InputError(f"{path}: column {min(missing)!r} is missing, there are {', '.join(table.column_names)}")
+        self._check(table, path, group)
+        return table
+
+    def _check(self, table: pa.Table, path: str, group: int) -> None:
+        """Indices out of range and lists of unequal length never reach a table: TorchRec would read another row."""
+        sizes = {feature.name: feature.size for feature in self.manifest.features if not feature.is_number}
+        sizes["item"] = self.manifest.items
+        lengths = np.diff(table["item"].combine_chunks().offsets.to_numpy())
+        for name in self.columns:
+            if name in ("user", "targets"):
+                continue
+            column = Jagged.from_arrow(table[name].combine_chunks())
+            if not np.array_equal(column.lengths, lengths):
+                row = int(np.flatnonzero(column.lengths != lengths)[0])
+                raise InputError(
+                    f"{path}: row group {group}, row {row}: column {name!r} has {column.lengths[row]} values, "
+                    f"column 'item' has {lengths[row]}"
+                )
+            if name in sizes and column.values.dtype.kind in "iu" and len(column.values):
+                lowest, highest = int(column.values.min()), int(column.values.max())
+                if lowest < 0 or highest >= sizes[name]:
+                    wrong = lowest if lowest < 0 else highest
+                    raise InputError(
+                        f"{path}: row group {group}: column {name!r} has index {wrong}, "
+                        f"allowed are 0 to {sizes[name] - 1}"
+                    )
+
+    def _rows(self, table: pa.Table, unit: Unit) -> Rows:
+        columns: dict[str, Jagged] = {}
+        nested: dict[str, Jagged] = {}
+        multiple = {f.name for f in self.manifest.features if f.of == "event" and f.kind == "categories"}
+        for name in self.columns:
+            if name in ("user", "targets"):
+                continue
+            column = table[name].combine_chunks()
+            if name in multiple:
+                nested[name] = Jagged.from_arrow(column.flatten())
+            else:
+                columns[name] = Jagged.from_arrow(column)
+        users = table["user"].to_pylist() if self.evaluate else []
+        return Rows(users, table["targets"].to_numpy().astype(np.int64), columns, nested)
+
+
+def deal(position: Position, workers: int) -> tuple[tuple[Unit, ...], ...]:
+    """The units that are left, for each of `workers` workers: as they were if the number is the same."""
+    if len(position.workers) == workers:
+        return position.workers
+    left = [unit for units in position.workers for unit in units]
+    split = [
+        piece
+        for unit in left
+        for piece in ((unit,) if unit.consumed else (Unit((group,)) for group in unit.row_groups))
+    ]
+    return tuple(tuple(split[worker::workers]) for worker in range(workers))
+
+
+def _grouped(groups: list[tuple[tuple[int, int], int]], limit: int) -> tuple[Unit, ...]:
+    units: list[Unit] = []
+    current: list[tuple[int, int]] = []
+    size = 0
+    for group, interactions in groups:
+        if current and size + interactions > limit:
+            units.append(Unit(tuple(current)))
+            current, size = [], 0
+        current.append(group)
+        size += interactions
+    return (*units, Unit(tuple(current))) if current else tuple(units)
+
+
+def _take(rows: Rows, index: NDArray) -> Rows:
+    item = rows.columns["item"]
+    interactions = item.offsets[index], item.lengths[index]
+    nested = {}
+    if rows.nested:
+        flat = ranges(*interactions)
+        nested = {name: values.take(flat) for name, values in rows.nested.items()}
+    columns = {name: column.take(index) for name, column in rows.columns.items()}
+    return Rows([rows.user[i] for i in index] if rows.user else [], rows.targets[index], columns, nested)
+
+
+def _ahead(batches: Iterator[tuple[Batch, tuple[Unit, ...]]], depth: int) -> Iterator[tuple[Batch, tuple[Unit, ...]]]:
+    """Run `batches` in a thread, up to `depth` ahead of the consumer; its errors come up here."""
+    ready: queue.Queue[Any] = queue.Queue(maxsize=depth)
+    stopped = threading.Event()
+
+    def put(value: Any) -> bool:
+        while not stopped.is_set():
+            try:
+                ready.put(value, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def produce() -> None:
+        try:
+            for value in batches:
+                if not put(value):
+                    return
+            put(None)
+        except BaseException as error:
+            put(error)
+
+    thread = threading.Thread(target=produce, name="reader", daemon=True)
+    thread.start()
+    try:
+        while (value := ready.get()) is not None:
+            if isinstance(value, BaseException):
+                raise value
+            yield value
+    finally:
+        stopped.set()
+        thread.join()

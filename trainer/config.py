@@ -1,0 +1,42 @@
+"""The `train` section: batches, tables, loss, optimizer, epochs, checkpoints."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from embeddings.tables import TableConfig
+from ingest.reader import ReaderConfig
+from ingest.settings import Settings
+from trainer.losses import LossConfig
+
+__all__ = ["LossConfig", "ReaderConfig", "TableConfig", "TrainConfig"]
+
+
+class TrainConfig(Settings):
+    """How a neural model is trained. A model's own `train` keys are laid over these."""
+
+    epochs: int = Field(default=10, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Of AdamW for the dense part; the tables have their own."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps over which the dense learning rate rises from 0."""
+    clip_norm: float = Field(default=1.0, gt=0)
+    """The dense gradient's norm is cut to this."""
+    seed: int = Field(default=0, ge=0)
+    metric: Literal["NDCG@10", "HR@10", "MRR", "MRR@10"] = "MRR"
+    """The validation metric that chooses the best epoch."""
+    patience: int = Field(default=3, ge=1)
+    """Epochs without a better validation metric after which training stops."""
+    checkpoint_steps: int | None = Field(default=None, ge=1)
+    """Steps between checkpoints inside an epoch; at its end there is one always."""
+    keep: int = Field(default=1, ge=1)
+    """Checkpoints kept besides the best one."""
+    log_steps: int = Field(default=10, ge=1)
+    duration_weights: bool = True
+    """Whether a target's loss is weighted by its duration, where the log has one."""
+    reader: ReaderConfig = ReaderConfig()
+    tables: TableConfig = TableConfig()
+    loss: LossConfig = LossConfig()

@@ -1,0 +1,161 @@
+"""The parts that the models share: input vectors, the timestamp's encoding, the causal Transformer.
+
+T  tokens     D  model dimension     n  numeric features
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ingest.manifest import Manifest
+from ingest.schema import parse_duration
+from trainer.attention import CausalAttention, Layout
+
+_HOUR, _DAY = parse_duration("1h"), parse_duration("1d")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a model reads of a batch."""
+
+    vectors: dict[str, Tensor]
+    """`item` and every category feature, each [T, D]."""
+    numbers_Tn: Tensor
+    time_T: Tensor
+    position_T: Tensor
+    layout: Layout
+
+
+class TimestampEncoding(nn.Module):
+    """The embedding of the timestamp that all Transformers take as positional encoding: [T] -> [T, D].
+
+    Sines and cosines of the time, at the day and the week with their harmonics and at periods spread evenly in the
+    logarithm up to the log's span, and of the time since the interaction before, then a linear layer. The paper names
+    the encoding and leaves its form open: this form is ours. Times count from the log's first.
+    """
+
+    def __init__(self, manifest: Manifest, dimension: int, waves: int = 12) -> None:
+        super().__init__()
+        span = max(manifest.last_time - manifest.first_time, 2)
+        self.origin = manifest.first_time
+        if manifest.time_unit == "time":
+            calendar = [_DAY, _DAY / 2, _DAY / 3, 7 * _DAY, 3.5 * _DAY]
+            shortest = min(_HOUR, span)
+        else:
+            calendar, shortest = [], 2
+        ratio = (4 * span / shortest) ** (1 / (waves - 1))
+        periods = [*calendar, *(shortest * ratio**i for i in range(waves))]
+        frequency_w = 2 * math.pi / torch.tensor(periods, dtype=torch.float64)
+        self.frequency_w: Tensor
+        self.register_buffer("frequency_w", frequency_w, persistent=False)
+        self.linear = nn.Linear(2 * len(periods) + 2, dimension)
+        self.gap_scale = math.log1p(span)
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        since_T = (inputs.time_T - self.origin).double()
+        phase_Tw = (since_T[:, None] * self.frequency_w).remainder(2 * math.pi).float()
+        gap_T = F.pad((inputs.time_T[1:] - inputs.time_T[:-1]), (1, 0)).clamp(min=0)
+        first_T = (inputs.position_T == 0).float()
+        gap_T = torch.log1p(gap_T.float()) / self.gap_scale * (1 - first_T)
+        waves = torch.cat([phase_Tw.sin(), phase_Tw.cos(), gap_T[:, None], first_T[:, None]], dim=1)
+        encoded: Tensor = self.linear(waves)
+        return encoded
+
+
+class Positions(nn.Module):
+    """What tells a Transformer's tokens apart: the timestamp's encoding, a learned place, or both. [T] -> [T, D]."""
+
+    def __init__(self, manifest: Manifest, dimension: int, max_length: int, timestamp: bool) -> None:
+        super().__init__()
+        self.place = nn.Embedding(max_length, dimension)
+        nn.init.normal_(self.place.weight, std=0.02)
+        self.timestamp = TimestampEncoding(manifest, dimension) if timestamp else None
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        place_TD: Tensor = self.place(inputs.position_T)
+        return place_TD if self.timestamp is None else place_TD + self.timestamp(inputs)
+
+
+class Block(nn.Module):
+    """A pre-norm Transformer block: attention and a feed-forward layer, each added to its input."""
+
+    def __init__(self, dimension: int, heads: int, dropout: float, expansion: int) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(dimension)
+        self.attention = CausalAttention(dimension, heads, dropout)
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(dimension),
+            nn.Linear(dimension, expansion * dimension),
+            nn.GELU(),
+            nn.Linear(expansion * dimension, dimension),
+            nn.Dropout(dropout),
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_TD: Tensor, layout: Layout) -> Tensor:
+        x_TD = x_TD + self.dropout(self.attention(self.attention_norm(x_TD), layout))
+        after: Tensor = x_TD + self.feed_forward(x_TD)
+        return after
+
+
+class Transformer(nn.Module):
+    """Causal blocks with a final norm, [T, D] -> [T, D]."""
+
+    def __init__(self, dimension: int, layers: int, heads: int, dropout: float, expansion: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(dimension, heads, dropout, expansion) for _ in range(layers))
+        self.norm = nn.LayerNorm(dimension)
+
+    def forward(self, x_TD: Tensor, layout: Layout) -> Tensor:
+        for block in self.blocks:
+            x_TD = block(x_TD, layout)
+        out: Tensor = self.norm(x_TD)
+        return out
+
+
+class Joined(nn.Module):
+    """{a (+) b (+) ...} -> linear + norm: vectors of the given widths to [T, D]."""
+
+    def __init__(self, widths: list[int], dimension: int, dropout: float) -> None:
+        super().__init__()
+        self.linear = nn.Linear(sum(widths), dimension)
+        self.norm = nn.LayerNorm(dimension)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, *parts: Tensor) -> Tensor:
+        joined: Tensor = self.dropout(self.norm(self.linear(torch.cat(parts, dim=1))))
+        return joined
+
+
+class FeatureVector(nn.Module):
+    """F_k: the item's vector (+) those of all features (+) normalised numbers, [T, `width`]."""
+
+    def __init__(self, manifest: Manifest, dimension: int) -> None:
+        super().__init__()
+        numbers = sum(feature.is_number for feature in manifest.features)
+        self.width = dimension * (1 + len(manifest.features) - numbers) + numbers
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        return torch.cat([*inputs.vectors.values(), inputs.numbers_Tn], dim=1)
+
+
+class ShortTerm(nn.Module):
+    """S_k: one causal attention layer over F_j with T_k - T_j <= `window`, [T, width] -> [T, D]."""
+
+    def __init__(self, width: int, dimension: int, heads: int, dropout: float, window: int) -> None:
+        super().__init__()
+        self.window = window
+        self.join = Joined([width], dimension, dropout)
+        self.attention = CausalAttention(dimension, heads, dropout)
+        self.norm = nn.LayerNorm(dimension)
+
+    def forward(self, features_TW: Tensor, encoded_TD: Tensor, inputs: Inputs) -> Tensor:
+        x_TD = self.join(features_TW) + encoded_TD
+        masks = inputs.layout.window_masks(inputs.time_T, self.window)
+        short_TD: Tensor = self.norm(x_TD + self.attention(x_TD, inputs.layout, masks))
+        return short_TD

@@ -1,0 +1,211 @@
+"""The training of one neural model: epochs of steps, validation, checkpoints, early stop; it goes on where it stood.
+
+All workers take the same number of steps: one that has run out of data goes on with empty batches until all have.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from embeddings.sharding import describe_plan
+from ingest.batch import Batch
+from ingest.errors import InputError
+from ingest.items import load_items
+from ingest.manifest import Manifest, load_manifest
+from ingest.reader import Position, Reader, Unit
+from ingest.storage import join
+from trainer.checkpoint import Checkpoints, Progress
+from trainer.config import TrainConfig
+from trainer.monitor import Monitor
+from trainer.recommender import NeuralConfig
+from trainer.step import Losses, Step
+from trainer.workers import Worker, gather_objects, total
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What validating gives: `metrics` by name, accuracy and mean attention weight by intent."""
+
+    metrics: Mapping[str, float]
+    intents: Mapping[str, float]
+    attention: Mapping[str, float]
+
+
+Validate = Callable[[Step], Validation]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model's training: what, from which data, and where to."""
+
+    name: str
+    model: NeuralConfig
+    train: TrainConfig
+    data: str
+    """Folder of the prepared data set."""
+    folder: str
+    """Where checkpoints and TensorBoard go."""
+    description: str = ""
+    """The config as text, for TensorBoard."""
+
+    @property
+    def checkpoints(self) -> str:
+        return join(self.folder, "checkpoints")
+
+
+class Trainer:
+    """Trains one model in every worker of the process group.
+
+    `validate` ranks the catalogue for the validation split; it is called by all workers at the end of each epoch.
+    """
+
+    def __init__(self, run: Run, worker: Worker, validate: Validate) -> None:
+        self.run, self.worker, self.validate, self.config = run, worker, validate, run.train
+        self.manifest: Manifest = load_manifest(run.data)
+        self.items = load_items(run.data, self.manifest)
+        self.step = Step(run.model, run.train, self.manifest, worker)
+        self.checkpoints = Checkpoints(run.checkpoints, run.train.keep, worker)
+        self.reader = Reader(
+            run.data,
+            self.manifest,
+            self.items,
+            "train",
+            run.train.reader,
+            rank=worker.rank,
+            workers=worker.workers,
+            seed=run.train.seed,
+        )
+        self.progress = Progress()
+        self.saved_config = {"model": run.model.model_dump(), "train": run.train.model_dump()}
+
+    def fit(self) -> Progress:
+        """Train to the last epoch or the early stop, from the newest complete checkpoint on if there is one."""
+        latest = self.checkpoints.latest()
+        if latest is not None:
+            self.checkpoints.load(self.step, latest)
+            self.progress = self.checkpoints.progress(latest)
+        if self.progress.finished:
+            return self.progress
+        self.monitor = Monitor(join(self.run.folder, "tensorboard"), self.worker)
+        self.monitor.text("config", f"```yaml\n{self.run.description}\n```")
+        self.monitor.text("plan", describe_plan(self.step.parallel))
+        try:
+            while not self.progress.finished:
+                self._epoch()
+        finally:
+            self.monitor.close()
+        return self.progress
+
+    def _epoch(self) -> None:
+        began = time.perf_counter()
+        before, epoch = self.progress.seconds, self.progress.epoch
+        bar = self._bar(epoch)
+        self.monitor.reset()
+        self._loss_sum, self._weight_sum, self._parts = 0.0, 0.0, dict[str, float]()
+        for batch, left in self._batches():
+            self._train_step(batch, bar)
+            self.progress.seconds = before + time.perf_counter() - began
+            every = self.config.checkpoint_steps
+            if every and self.progress.step % every == 0:
+                self.progress.position = Position(epoch, tuple(gather_objects(left))).to_json()
+                self.checkpoints.save(self.step, self.progress, self.saved_config)
+                self.monitor.reset()
+        if bar is not None:
+            bar.close()
+        self._end_epoch(epoch, began, before)
+
+    def _batches(self) -> Any:
+        """This worker's batches with what is left after each, and empty ones until all workers are through."""
+        position = Position.from_json(self.progress.position) if self.progress.position else None
+        stream = self.reader.epoch(self.progress.epoch, position)
+        empty = self.reader.builder.empty()
+        left: tuple[Unit, ...] = ()
+        while True:
+            began = time.perf_counter()
+            found = next(stream, None)
+            batch, left = found if found is not None else (empty, ())
+            self.monitor.waiting += time.perf_counter() - began
+            batch = batch.to(self.worker.device)
+            counts = torch.tensor(
+                [float(found is not None), float(batch.weight_Q.sum()), float(batch.tokens * (found is not None))],
+                dtype=torch.float64,
+                device=self.worker.device,
+            )
+            active, self._global_weight, self._global_tokens = total(counts).tolist()
+            if not active:
+                return
+            yield batch, left
+
+    def _train_step(self, batch: Batch, bar: Any) -> None:
+        losses, norm = self.step.train(batch, self.progress.step, self._global_weight)
+        self.progress.step += 1
+        self.monitor.tokens += int(self._global_tokens)
+        self.monitor.steps += 1
+        loss, parts = self._global_losses(losses)
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise InputError(
+                f"model {self.run.name}: the loss is {loss} and the gradient's norm {norm} "
+                f"at step {self.progress.step} of epoch {self.progress.epoch}, so training stops before anything is "
+                "saved: try a lower train.learning_rate or train.tables.learning_rate"
+            )
+        self._loss_sum += loss
+        self._weight_sum += self._global_weight
+        for name, value in parts.items():
+            self._parts[name] = self._parts.get(name, 0.0) + value
+        if bar is not None:
+            bar.update(int(self._global_tokens))
+        if self.progress.step % self.config.log_steps == 0:
+            self._log(norm, bar)
+
+    def _global_losses(self, losses: Losses) -> tuple[float, dict[str, float]]:
+        sums = total(torch.stack([losses.item, *losses.intents.values()]).double()).tolist()
+        parts = dict(zip(["item", *losses.intents], sums, strict=True))
+        return sums[0] + self.step.intent_weight * sum(sums[1:]), parts
+
+    def _log(self, norm: float, bar: Any) -> None:
+        weight = max(self._weight_sum, 1e-12)
+        loss = self._loss_sum / weight
+        parts = {name: value / weight for name, value in self._parts.items()}
+        learning_rate = self.step.optimizer.param_groups[0]["lr"]
+        throughput = self.monitor.point(self.progress.step, loss, parts, norm, learning_rate)
+        self.progress.train_curve.append((self.progress.step, loss))
+        self._loss_sum, self._weight_sum, self._parts = 0.0, 0.0, {}
+        if bar is not None:
+            bar.set_description(self._caption(loss, throughput))
+
+    def _caption(self, loss: float | None = None, throughput: float = 0.0) -> str:
+        caption = f"{self.run.name} epoch {self.progress.epoch + 1}/{self.config.epochs}"
+        return caption if loss is None else f"{caption} loss {loss:.3f} {throughput:,.0f} tokens/s"
+
+    def _bar(self, epoch: int) -> Any:
+        if self.worker.bar is None or not self.worker.first:
+            return None
+        rows = [group for shard in self.manifest.shards["train"] for group in shard.row_groups]
+        tokens = sum(interactions - rows_ for rows_, interactions in rows)
+        return self.worker.bar(total=tokens, desc=self._caption(), unit="tokens")
+
+    def _end_epoch(self, epoch: int, began: float, before: float) -> None:
+        progress = self.progress
+        validation = self.validate(self.step)
+        value = validation.metrics[self.config.metric]
+        progress.seconds = before + time.perf_counter() - began
+        progress.epoch, progress.position = epoch + 1, None
+        progress.validation_curve.append((epoch + 1, value))
+        better = progress.best is None or value > progress.best
+        if better:
+            progress.best, progress.best_epoch = value, epoch + 1
+        progress.since_best = 0 if better else progress.since_best + 1
+        progress.finished = progress.epoch >= self.config.epochs or progress.since_best >= self.config.patience
+        self.checkpoints.save(self.step, progress, self.saved_config, best=better)
+        scalars = {f"validation_metrics/{name}": number for name, number in validation.metrics.items()}
+        scalars |= {f"validation_metrics/intent_accuracy/{name}": number for name, number in validation.intents.items()}
+        scalars |= {f"intent_attention/{name}": number for name, number in validation.attention.items()}
+        self.monitor.scalars(progress.step, scalars)
+        self.monitor.flush()
+        self.worker.report({"model": self.run.name, "epoch": epoch + 1, **validation.metrics})

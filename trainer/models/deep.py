@@ -1,0 +1,48 @@
+"""Deep: the same short-term encoder, two Transformers and features as IntentRec, and no intents.
+
+The control that tells the hierarchy of intents from mere depth: where IntentRec puts the aggregated intent
+predictions Z, Deep puts a projection of the first Transformer's output through a bottleneck of the same size.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import nn
+
+from ingest.manifest import Manifest
+from ingest.schema import FIRST_VALUE
+from trainer.layers import FeatureVector, Inputs, Joined, Positions, ShortTerm, Transformer
+from trainer.models.base import Output, WindowConfig
+
+
+class DeepConfig(WindowConfig):
+    kind: Literal["deep"] = "deep"
+
+
+class Deep(nn.Module):
+    """A network of IntentRec's depth and parameters without its intents."""
+
+    reads_features = True
+
+    def __init__(self, config: DeepConfig, manifest: Manifest, dimension: int, max_length: int) -> None:
+        super().__init__()
+        self.features = FeatureVector(manifest, dimension)
+        self.positions = nn.ModuleList(Positions(manifest, dimension, max_length, timestamp=True) for _ in range(3))
+        width, heads, dropout = self.features.width, config.heads, config.dropout
+        self.short_term = ShortTerm(width, dimension, heads, dropout, config.window_span)
+        self.first_input = Joined([width, dimension], dimension, dropout)
+        self.first_encoder = Transformer(dimension, config.intent_layers, heads, dropout, config.expansion)
+        bottleneck = sum(feature.size - FIRST_VALUE for feature in manifest.intents) or dimension
+        self.bridge = nn.Sequential(nn.Linear(dimension, bottleneck), nn.GELU(), nn.Linear(bottleneck, dimension))
+        self.second_input = Joined([width, dimension, dimension], dimension, dropout)
+        self.second_encoder = Transformer(dimension, config.item_layers, heads, dropout, config.expansion)
+
+    def forward(self, inputs: Inputs) -> Output:
+        features_TW = self.features(inputs)
+        window_TD, first_TD, second_TD = (positions(inputs) for positions in self.positions)
+        short_TD = self.short_term(features_TW, window_TD, inputs)
+        x_TD = self.first_input(features_TW, short_TD) + first_TD
+        bridge_TD = self.bridge(self.first_encoder(x_TD, inputs.layout))
+        x_TD = self.second_input(features_TW, short_TD, bridge_TD) + second_TD
+        return Output(self.second_encoder(x_TD, inputs.layout))

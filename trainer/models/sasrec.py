@@ -1,0 +1,39 @@
+"""SASRec (Kang and McAuley, arXiv 1808.09781): one causal Transformer over item ids and learned places.
+
+With the loss that the config names (sampled or full softmax) instead of the paper's one BCE negative; see
+arXiv 2309.07602 for what that is worth.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import Field
+from torch import nn
+
+from ingest.manifest import Manifest
+from trainer.layers import Inputs, Positions, Transformer
+from trainer.models.base import EncoderConfig, Output
+
+
+class SASRecConfig(EncoderConfig):
+    kind: Literal["sasrec"] = "sasrec"
+    layers: int = Field(default=2, ge=1)
+
+
+class SASRec(nn.Module):
+    """Items and their places only: no features, no times."""
+
+    reads_features = False
+
+    def __init__(self, config: SASRecConfig, manifest: Manifest, dimension: int, max_length: int) -> None:
+        super().__init__()
+        self.scale = math.sqrt(dimension)
+        self.positions = Positions(manifest, dimension, max_length, timestamp=False)
+        self.dropout = nn.Dropout(config.dropout)
+        self.encoder = Transformer(dimension, config.layers, config.heads, config.dropout, config.expansion)
+
+    def forward(self, inputs: Inputs) -> Output:
+        x_TD = self.dropout(inputs.vectors["item"] * self.scale + self.positions(inputs))
+        return Output(self.encoder(x_TD, inputs.layout))

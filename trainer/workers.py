@@ -1,0 +1,87 @@
+"""The group of worker processes that train together, and the few exchanges between them.
+
+One process is a group of one: the same code runs with and without Ray.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Worker:
+    """This process among the `workers` that train together."""
+
+    rank: int = 0
+    workers: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    report: Callable[[dict[str, Any]], None] = field(default=lambda metrics: None)
+    """Called by all workers at the end of every epoch."""
+    bar: Callable[..., Any] | None = None
+    """Makes a progress bar, as `tqdm.tqdm` does; only the first worker has one."""
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+
+@contextmanager
+def single_process(device: torch.device) -> Iterator[None]:
+    """A process group of this process alone, for a run without Ray."""
+    if dist.is_initialized():
+        yield
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, init_method=f"file://{folder}/store", rank=0, world_size=1)
+        environment = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
+            for name, value in environment.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+
+
+def total(value: Tensor) -> Tensor:
+    """The sum of `value` over all workers."""
+    summed = value.clone()
+    dist.all_reduce(summed)
+    return summed
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Every worker's `value`, by rank, on every worker."""
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def gather_rows(rows_NX: Tensor) -> tuple[Tensor, list[int]]:
+    """All workers' rows, those of rank 0 first, and how many each has; their numbers may differ.
+
+    Shapes: [N, ...] -> [sum of N over the workers, ...].
+    """
+    workers = dist.get_world_size()
+    own = torch.tensor([len(rows_NX)], device=rows_NX.device)
+    counts = [torch.zeros_like(own) for _ in range(workers)]
+    dist.all_gather(counts, own)
+    sizes = [int(count) for count in counts]
+    padded = rows_NX.new_zeros((max(sizes), *rows_NX.shape[1:]))
+    padded[: len(rows_NX)] = rows_NX
+    parts = [torch.empty_like(padded) for _ in range(workers)]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]), sizes
