@@ -9,41 +9,16 @@ do not care about sequences, and the stride stays 1 on every worker however many
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
-from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torchrec import EmbeddingCollection, EmbeddingConfig, JaggedTensor, KeyedJaggedTensor
 
+from embeddings.config import ITEM
 from ingest import batch as ingest_batch
 from ingest.batch import Batch
 from ingest.manifest import Manifest
-from ingest.settings import Settings
 
-ITEM, CANDIDATES = "item", "candidates"
-Sharding = Literal["data_parallel", "table_wise", "row_wise", "column_wise", "table_row_wise", "grid_shard"]
-
-
-class TableConfig(Settings):
-    """The `tables` section: dimension, sharding and optimizer of the embedding tables."""
-
-    dimension: int = Field(default=64, ge=4)
-    sharding: dict[str, Sharding] = {ITEM: "row_wise"}
-    """Table (`item` or a feature) -> how it is sharded; tables not named are left to TorchRec's planner. A
-    data_parallel table is trained by the dense optimizer, the others by the fused one below."""
-    optimizer: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = "rowwise_adagrad"
-    """The fused optimizer, applied in the backward pass. `adam` runs on GPU only."""
-    learning_rate: float = Field(default=0.05, gt=0)
-    initial_deviation: float = Field(default=0.05, gt=0)
-    """Standard deviation of the normal distribution that rows are drawn from."""
-
-    @field_validator("dimension")
-    @classmethod
-    def _aligned(cls, value: int) -> int:
-        if value % 4:
-            raise ValueError("takes a multiple of 4: fbgemm reads rows in groups of four floats")
-        return value
+CANDIDATES = "candidates"
 
 
 def build_tables(manifest: Manifest, dimension: int, features: bool = True) -> EmbeddingCollection:

@@ -5,8 +5,6 @@ Q  targets     V  items     v  items of this worker's slice
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,16 +15,7 @@ from ingest.items import ItemTable
 from ingest.jagged import Jagged, ranges
 from ingest.reader import Reader
 from ingest.schema import FIRST_VALUE
-from ingest.settings import Settings
 from trainer.workers import Worker
-
-
-class PopularityConfig(Settings):
-    kind: Literal["popularity"] = "popularity"
-
-
-class MarkovConfig(Settings):
-    kind: Literal["markov"] = "markov"
 
 
 class Popularity:

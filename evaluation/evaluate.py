@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from evaluation.ranking import CatalogueRanker, NeuralScorer, Scorer
 from ingest.batch import Batch, JaggedTensor
 from ingest.reader import Reader
 from ingest.schema import FIRST_VALUE
-from ingest.settings import Settings
 from trainer.loop import Validation
 from trainer.losses import intent_hits
 from trainer.recommender import Prediction
@@ -27,21 +26,9 @@ from trainer.step import Step
 from trainer.workers import Worker, gather_objects, total
 
 
-class EvaluateConfig(Settings):
-    """The `evaluate` section."""
-
-    filter_seen: bool = True
-    """Whether items that the user had before are left out of the ranking. A target that the user had before is then a
-    miss: take false for a log in which people come back to items."""
-    metric: Literal["NDCG@10", "HR@10", "MRR", "MRR@10"] = "MRR"
-    """The metric that models are compared by."""
-    resamples: int = 10_000
-    """Of the paired bootstrap and the randomisation test."""
-
-
 @dataclass
 class Evaluation:
-    """What one model did on a split. After `merged` it holds all workers' targets, in the same order for every model."""
+    """What one model did on a split. After `merged`: all workers' targets, in the same order for every model."""
 
     ranks: list[np.ndarray] = field(default_factory=list)
     users: list[object] = field(default_factory=list)

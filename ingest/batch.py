@@ -38,6 +38,8 @@ class JaggedTensor:
 class Batch:
     """Tensors of one batch; integers are int64."""
 
+    rows: int
+    """Users' rows that it was made from."""
     lengths_B: Tensor
     item_T: Tensor
     time_T: Tensor
@@ -143,6 +145,7 @@ class BatchBuilder:
             np.ones(len(target_Q)) if durations is None else durations.values[target_Q] / self.manifest.mean_duration
         )
         return Batch(
+            rows=len(rows),
             lengths_B=_tensor(length_B),
             item_T=_tensor(item.values[input_T]),
             time_T=_tensor(rows.columns["time"].values[input_T]),
@@ -190,6 +193,7 @@ class BatchBuilder:
                 if values is features or feature.intent:
                     values[feature.name] = _feature_tensor(column, feature)
         return Batch(
+            rows=0,
             lengths_B=_tensor(zero + 1),
             item_T=_tensor(zero + PADDING),
             time_T=_tensor(zero + self.manifest.first_time),

@@ -23,30 +23,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import Field
 
 from ingest.batch import Batch, BatchBuilder, Rows
+from ingest.config import ReaderConfig
 from ingest.errors import InputError
 from ingest.items import ItemTable
 from ingest.jagged import Jagged, ranges
 from ingest.manifest import Manifest, Shard, SplitName
-from ingest.settings import Settings
 from ingest.storage import arrow_filesystem, join
-
-
-class ReaderConfig(Settings):
-    """How shards become batches; part of the `train` section."""
-
-    tokens: int = Field(default=8192, ge=1)
-    """Tokens in a worker's batch, about: a row is never cut."""
-    shuffle_buffer: int = Field(default=2_000_000, ge=1)
-    """Interactions of the row groups whose rows are shuffled together: bounds the memory."""
-    max_length: int = Field(default=200, ge=1)
-    """Tokens of a sequence at most."""
-    windows: bool = False
-    """Whether a training row longer than `max_length` gives several sequences, or only its last interactions."""
-    prefetch: int = Field(default=4, ge=1)
-    """Batches that the reading thread makes ahead."""
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ class Rule(Settings):
     )
     carry_days: float = Field(default=3.0, gt=0, description="days after which `carry` has fallen to 1/e")
     follow: float = Field(
-        default=0.5, ge=0, le=1, description="share of kept discover/kids intents that follow the franchise"
+        default=0.4, ge=0, le=1, description="share of kept discover/kids intents that follow the franchise"
     )
     trending_exponent: float = Field(default=1.6, gt=0, le=4, description="popularity is raised to it when trending")
     recency: float = Field(
@@ -77,19 +77,19 @@ class Rule(Settings):
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Items in the order of release: attributes that the log shows, and hidden ones (weight, franchise, episodes)."""
+    """N items in the order of release: what the log shows, and what it does not (weight, franchise, episodes)."""
 
-    genres: Array  # bool
-    content_type: Array  # 0 film, 1 series
-    release_day: Array  # days since 1970, not decreasing
-    weight: Array  # float64 > 0
-    franchise: Array
-    episodes: Array  # 1 for a film
+    genres: Array  # (N, G) bool
+    content_type: Array  # (N,) 0 film, 1 series
+    release_day: Array  # (N,) days since 1970, not decreasing
+    weight: Array  # (N,) float64 > 0
+    franchise: Array  # (N,)
+    episodes: Array  # (N,) 1 for a film
 
 
 @dataclass
 class States:
-    """All that the next item depends on, for Q events."""
+    """All that the next item depends on, for Q events: (Q,) each, but for the two lists."""
 
     action: Array
     genre: Array
@@ -98,8 +98,8 @@ class States:
     kept: Array  # bool: the intent is that of the event before
     day: Array  # days since 1970
     last: Array  # item watched before, or -1
-    begun: Array  # begun series, most recent first, -1 behind
-    films: Array  # films watched, most recent first, -1 behind
+    begun: Array  # (Q, B) begun series, most recent first, -1 behind
+    films: Array  # (Q, F) films watched, most recent first, -1 behind
 
     def take(self, rows: Array) -> States:
         return States(**{name: values[rows] for name, values in vars(self).items()})

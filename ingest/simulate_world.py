@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from ingest.settings import Settings
-from ingest.simulate_rule import ACTIONS, AGES, FILM, GENRES, KIDS, PARTS_OF_DAY, SERIES, Catalogue
+from ingest.simulate_rule import FILM, GENRES, KIDS, PARTS_OF_DAY, SERIES, Catalogue
 
 Array = NDArray[Any]
 
@@ -62,7 +62,7 @@ class UserSettings(Settings):
 def make_catalogue(settings: CatalogueSettings, items: int, first_day: int, days: int, rng: Generator) -> Catalogue:
     """Draw `items` items, some released before `first_day` (days since 1970), the rest in the `days` from it on."""
     before = min(items, max(2, round(settings.released_before * items)))
-    old = first_day - 1 - rng.integers(0, 2 ** rng.uniform(0, 13, before) + 1)
+    old = first_day - 1 - rng.integers(0, (2 ** rng.uniform(0, 13, before)).astype(np.int64) + 1)
     release_day_N = np.sort(np.concatenate([old, first_day + rng.integers(0, days, items - before)]))
     franchises = max(1, round(items / settings.franchise_size))
     franchise_N = rng.integers(0, franchises, items)
@@ -101,13 +101,13 @@ def make_titles(items: int) -> list[str]:
 class Users:
     """Hidden parameters of U users; each row of probabilities sums to 1."""
 
-    sessions: Array  # the expected number
-    taste: Array  # of genres
-    actions: Array
-    series_share: Array
-    ages: Array  # new, recent, evergreen
-    devices: Array
-    parts: Array  # of the day
+    sessions: Array  # (U,) the expected number
+    taste: Array  # (U, GENRES)
+    actions: Array  # (U, ACTIONS)
+    series_share: Array  # (U,)
+    ages: Array  # (U, AGES)
+    devices: Array  # (U, DEVICES)
+    parts: Array  # (U, PARTS_OF_DAY)
 
 
 def make_users(settings: UserSettings, users: int, rng: Generator) -> Users:
@@ -136,7 +136,7 @@ def _rows_around(shares: Array, concentration: float, rows: int, rng: Generator)
 
 @dataclass(frozen=True)
 class Timeline:
-    """When U users watch: E events by user, then by time."""
+    """When U users watch: E events by user, then by time; (U,) for `first` and `events`, else (E,)."""
 
     first: Array  # index of the user's first event
     events: Array

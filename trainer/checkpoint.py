@@ -93,6 +93,18 @@ class Checkpoints:
         path = join(self.folder, "best.json")
         return str(json.loads(read_text(path))["checkpoint"]) if exists(path) else None
 
+    def require_best(self, model: str) -> str:
+        """The best checkpoint's name; `InputError` where the model has none yet."""
+        name = self.best()
+        if name is None:
+            raise InputError(f"{self.folder}: no checkpoint of model {model} there; `intentrec train` makes one")
+        return name
+
+    def config(self, name: str) -> dict[str, Any]:
+        """The config that checkpoint `name` was trained with, as its marker says."""
+        config: dict[str, Any] = json.loads(read_text(join(self.folder, name, "complete.json")))["config"]
+        return config
+
     def progress(self, name: str) -> Progress:
         """What the marker of checkpoint `name` says."""
         return Progress(**json.loads(read_text(join(self.folder, name, "complete.json")))["progress"])

@@ -1,4 +1,4 @@
-"""The `train` section: batches, tables, loss, optimizer, epochs, checkpoints."""
+"""The `train` section: batches, tables, loss, optimizer, epochs, checkpoints. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,12 +6,21 @@ from typing import Literal
 
 from pydantic import Field
 
-from embeddings.tables import TableConfig
-from ingest.reader import ReaderConfig
+from embeddings.config import TableConfig
+from ingest.config import ReaderConfig
 from ingest.settings import Settings
-from trainer.losses import LossConfig
 
-__all__ = ["LossConfig", "ReaderConfig", "TableConfig", "TrainConfig"]
+
+class LossConfig(Settings):
+    """The `loss` section of a model's training."""
+
+    kind: Literal["sampled", "full"] = "sampled"
+    """Softmax over negatives shared by the batch, or over the whole catalogue."""
+    negatives: int = Field(default=512, ge=1)
+    sampling: Literal["uniform", "log_uniform"] = "log_uniform"
+    """Item indices fall with the items' popularity, so `log_uniform` draws popular items more often."""
+    chunk: int = Field(default=1024, ge=1)
+    """Targets whose scores of the whole catalogue are in memory at once, for the full softmax."""
 
 
 class TrainConfig(Settings):

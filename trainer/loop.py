@@ -22,8 +22,8 @@ from ingest.reader import Position, Reader, Unit
 from ingest.storage import join
 from trainer.checkpoint import Checkpoints, Progress
 from trainer.config import TrainConfig
+from trainer.models.config import NeuralConfig
 from trainer.monitor import Monitor
-from trainer.recommender import NeuralConfig
 from trainer.step import Losses, Step
 from trainer.workers import Worker, gather_objects, total
 
@@ -36,6 +36,12 @@ class Validation:
     intents: Mapping[str, float]
     attention: Mapping[str, float]
 
+
+MAY_CHANGE = {
+    ("train", key)
+    for key in ("epochs", "patience", "keep", "log_steps", "checkpoint_steps", "learning_rate", "clip_norm")
+}
+"""What may be other than in the checkpoint that training goes on from."""
 
 Validate = Callable[[Step], Validation]
 
@@ -82,16 +88,22 @@ class Trainer:
             seed=run.train.seed,
         )
         self.progress = Progress()
-        self.saved_config = {"model": run.model.model_dump(), "train": run.train.model_dump()}
+        self.saved_config: dict[str, Any] = {
+            "model": run.model.model_dump(exclude={"train"}),
+            "train": run.train.model_dump(),
+            "data": self.manifest.fingerprint,
+        }
 
     def fit(self) -> Progress:
         """Train to the last epoch or the early stop, from the newest complete checkpoint on if there is one."""
         latest = self.checkpoints.latest()
         if latest is not None:
-            self.checkpoints.load(self.step, latest)
+            self._check_same(self.checkpoints.config(latest))
             self.progress = self.checkpoints.progress(latest)
-        if self.progress.finished:
-            return self.progress
+            self.progress.finished = self._is_finished()
+            if self.progress.finished:
+                return self.progress
+            self.checkpoints.load(self.step, latest)
         self.monitor = Monitor(join(self.run.folder, "tensorboard"), self.worker)
         self.monitor.text("config", f"```yaml\n{self.run.description}\n```")
         self.monitor.text("plan", describe_plan(self.step.parallel))
@@ -102,10 +114,28 @@ class Trainer:
             self.monitor.close()
         return self.progress
 
+    def _is_finished(self) -> bool:
+        return self.progress.epoch >= self.config.epochs or self.progress.since_best >= self.config.patience
+
+    def _check_same(self, before: dict[str, Any]) -> None:
+        """Refuse to go on from a checkpoint that was trained with another config, but for `MAY_CHANGE`."""
+        for section in ("model", "train"):
+            for key, value in self.saved_config[section].items():
+                if (section, key) not in MAY_CHANGE and before[section].get(key) != value:
+                    raise InputError(
+                        f"{self.run.checkpoints}: was trained with {section}.{key} = {before[section].get(key)!r}, the "
+                        f"config has {value!r}: take another name for the run, or remove that folder"
+                    )
+        if before["data"] != self.saved_config["data"]:
+            raise InputError(
+                f"{self.run.checkpoints}: was trained on other prepared data than {self.run.data} now holds: take "
+                "another name for the run, or remove that folder"
+            )
+
     def _epoch(self) -> None:
         began = time.perf_counter()
         before, epoch = self.progress.seconds, self.progress.epoch
-        bar = self._bar(epoch)
+        bar = self._bar()
         self.monitor.reset()
         self._loss_sum, self._weight_sum, self._parts = 0.0, 0.0, dict[str, float]()
         for batch, left in self._batches():
@@ -133,11 +163,16 @@ class Trainer:
             self.monitor.waiting += time.perf_counter() - began
             batch = batch.to(self.worker.device)
             counts = torch.tensor(
-                [float(found is not None), float(batch.weight_Q.sum()), float(batch.tokens * (found is not None))],
+                [
+                    float(found is not None),
+                    float(batch.weight_Q.sum()),
+                    float(batch.tokens * (found is not None)),
+                    float(batch.rows),
+                ],
                 dtype=torch.float64,
                 device=self.worker.device,
             )
-            active, self._global_weight, self._global_tokens = total(counts).tolist()
+            active, self._global_weight, self._global_tokens, self._global_rows = total(counts).tolist()
             if not active:
                 return
             yield batch, left
@@ -159,7 +194,7 @@ class Trainer:
         for name, value in parts.items():
             self._parts[name] = self._parts.get(name, 0.0) + value
         if bar is not None:
-            bar.update(int(self._global_tokens))
+            bar.update(int(self._global_rows))
         if self.progress.step % self.config.log_steps == 0:
             self._log(norm, bar)
 
@@ -183,12 +218,11 @@ class Trainer:
         caption = f"{self.run.name} epoch {self.progress.epoch + 1}/{self.config.epochs}"
         return caption if loss is None else f"{caption} loss {loss:.3f} {throughput:,.0f} tokens/s"
 
-    def _bar(self, epoch: int) -> Any:
+    def _bar(self) -> Any:
         if self.worker.bar is None or not self.worker.first:
             return None
-        rows = [group for shard in self.manifest.shards["train"] for group in shard.row_groups]
-        tokens = sum(interactions - rows_ for rows_, interactions in rows)
-        return self.worker.bar(total=tokens, desc=self._caption(), unit="tokens")
+        rows = sum(shard.rows for shard in self.manifest.shards["train"])
+        return self.worker.bar(total=rows, desc=self._caption(), unit="users")
 
     def _end_epoch(self, epoch: int, began: float, before: float) -> None:
         progress = self.progress
@@ -201,7 +235,7 @@ class Trainer:
         if better:
             progress.best, progress.best_epoch = value, epoch + 1
         progress.since_best = 0 if better else progress.since_best + 1
-        progress.finished = progress.epoch >= self.config.epochs or progress.since_best >= self.config.patience
+        progress.finished = self._is_finished()
         self.checkpoints.save(self.step, progress, self.saved_config, best=better)
         scalars = {f"validation_metrics/{name}": number for name, number in validation.metrics.items()}
         scalars |= {f"validation_metrics/intent_accuracy/{name}": number for name, number in validation.intents.items()}

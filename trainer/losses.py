@@ -6,28 +6,15 @@ Q  targets     D  dimension     N  negatives, shared by the whole global batch  
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 
 from ingest.batch import JaggedTensor
 from ingest.schema import FIRST_VALUE
-from ingest.settings import Settings
-
-
-class LossConfig(Settings):
-    """The `loss` section of a model's training."""
-
-    kind: Literal["sampled", "full"] = "sampled"
-    """Softmax over negatives shared by the batch, or over the whole catalogue."""
-    negatives: int = Field(default=512, ge=1)
-    sampling: Literal["uniform", "log_uniform"] = "log_uniform"
-    """Item indices fall with the items' popularity, so `log_uniform` draws popular items more often."""
-    chunk: int = Field(default=1024, ge=1)
-    """Targets whose scores of the whole catalogue are in memory at once, for the full softmax."""
+from trainer.config import LossConfig
 
 
 class NegativeSampler:

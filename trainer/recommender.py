@@ -16,11 +16,10 @@ from ingest.manifest import Manifest
 from trainer.attention import Layout
 from trainer.config import TrainConfig
 from trainer.layers import Inputs
-from trainer.models.deep import Deep, DeepConfig
-from trainer.models.intentrec import IntentRec, IntentRecConfig
-from trainer.models.sasrec import SASRec, SASRecConfig
-
-NeuralConfig = IntentRecConfig | DeepConfig | SASRecConfig
+from trainer.models.config import DeepConfig, IntentRecConfig, NeuralConfig
+from trainer.models.deep import Deep
+from trainer.models.intentrec import IntentRec
+from trainer.models.sasrec import SASRec
 
 
 @dataclass(frozen=True)

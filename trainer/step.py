@@ -16,8 +16,8 @@ from ingest.batch import Batch
 from ingest.manifest import Manifest
 from trainer.config import TrainConfig
 from trainer.losses import NegativeSampler, full_softmax, intent_loss, sampled_softmax
-from trainer.models.intentrec import IntentRecConfig
-from trainer.recommender import NeuralConfig, Prediction, Recommender, build
+from trainer.models.config import IntentRecConfig, NeuralConfig
+from trainer.recommender import Prediction, Recommender, build
 from trainer.workers import Worker
 
 

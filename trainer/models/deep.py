@@ -6,18 +6,13 @@ predictions Z, Deep puts a projection of the first Transformer's output through 
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import nn
 
 from ingest.manifest import Manifest
 from ingest.schema import FIRST_VALUE
 from trainer.layers import FeatureVector, Inputs, Joined, Positions, ShortTerm, Transformer
-from trainer.models.base import Output, WindowConfig
-
-
-class DeepConfig(WindowConfig):
-    kind: Literal["deep"] = "deep"
+from trainer.models.base import Output
+from trainer.models.config import DeepConfig
 
 
 class Deep(nn.Module):

@@ -14,23 +14,15 @@ them into the intent encoder.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from ingest.errors import InputError
 from ingest.manifest import Manifest
 from ingest.schema import FIRST_VALUE
 from trainer.layers import FeatureVector, Inputs, Joined, Positions, ShortTerm, Transformer
-from trainer.models.base import Output, WindowConfig
-
-
-class IntentRecConfig(WindowConfig):
-    kind: Literal["intentrec"] = "intentrec"
-    intent_weight: float = Field(default=1.0, ge=0)
-    """lambda: the weight of the sum of the intents' losses."""
+from trainer.models.base import Output
+from trainer.models.config import IntentRecConfig
 
 
 class IntentRec(nn.Module):

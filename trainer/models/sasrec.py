@@ -7,19 +7,13 @@ arXiv 2309.07602 for what that is worth.
 from __future__ import annotations
 
 import math
-from typing import Literal
 
-from pydantic import Field
 from torch import nn
 
 from ingest.manifest import Manifest
 from trainer.layers import Inputs, Positions, Transformer
-from trainer.models.base import EncoderConfig, Output
-
-
-class SASRecConfig(EncoderConfig):
-    kind: Literal["sasrec"] = "sasrec"
-    layers: int = Field(default=2, ge=1)
+from trainer.models.base import Output
+from trainer.models.config import SASRecConfig
 
 
 class SASRec(nn.Module):

@@ -1,0 +1,96 @@
+"""The command line: one verb for each stage, one YAML config with `key.sub=value` overrides.
+
+Bad input ends with one sentence and status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from cluster.config import Config
+from ingest.errors import InputError
+from ingest.settings import load_settings
+
+VERBS = {
+    "simulate": "make a log like a streaming service's (the config's section simulate)",
+    "import": "turn a public data set into events and items (the config's section import)",
+    "prepare": "events and items -> vocabularies, split, per-user sequences in shards",
+    "train": "shards -> checkpoints and TensorBoard; goes on where an earlier run of this name stood",
+    "evaluate": "checkpoints -> accuracy against baselines: results.json and report/index.html",
+    "run": "all of these; what is done already is not done again",
+    "submit": "any of these as a job on a Ray cluster",
+}
+_RAY_VERBS = ("train", "evaluate", "run")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of `intentrec`."""
+    main_parser = argparse.ArgumentParser(prog="intentrec", description="Train intent-aware recommenders (IntentRec).")
+    verbs = main_parser.add_subparsers(dest="verb", required=True, metavar="verb")
+    for verb, text in VERBS.items():
+        sub = verbs.add_parser(verb, help=text, description=text)
+        sub.add_argument("config", help="a YAML file, such as configs/demo.yaml")
+        sub.add_argument("overrides", nargs="*", metavar="key.sub=value", help="values that replace the config's")
+        if verb in _RAY_VERBS:
+            sub.add_argument("--workers", type=int, help="the same as cluster.workers=N")
+            sub.add_argument("--address", help="a Ray cluster, the same as cluster.address=...")
+            sub.add_argument("--no-ray", action="store_true", help="one process, this one, for a debugger")
+        if verb == "submit":
+            sub.add_argument("--address", required=True, help="the cluster's dashboard, http://host:8265")
+            sub.add_argument("--verb", default="run", choices=[v for v in VERBS if v != "submit"], dest="submitted")
+            sub.add_argument("--no-wait", action="store_true", help="do not follow the job's output until it ends")
+    return main_parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; gives the exit status."""
+    options, unknown = parser().parse_known_args(arguments)
+    overrides = [*options.overrides, *unknown]
+    flags = [word for word in unknown if word.startswith("-")]
+    if flags:
+        parser().error(f"unrecognized arguments: {' '.join(flags)}")
+    try:
+        return _dispatch(options, overrides)
+    except InputError as error:
+        print(f"intentrec: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("intentrec: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def _dispatch(options: argparse.Namespace, overrides: list[str]) -> int:
+    for name in ("workers", "address"):
+        value = getattr(options, name, None)
+        if value is not None and options.verb in _RAY_VERBS:
+            overrides.append(f"cluster.{name}={value}")
+    config = load_settings(Config, options.config, overrides)
+    if options.verb == "submit":
+        return _submit(options, overrides)
+    if getattr(options, "no_ray", False) and (options.workers or 1) != 1:
+        raise InputError(f"--no-ray runs one process, got --workers {options.workers}")
+    from cluster.stages import Stages
+
+    stages = Stages(config, ray=not getattr(options, "no_ray", False))
+    if options.verb in ("simulate", "import"):
+        section = config.simulate if options.verb == "simulate" else config.import_
+        if section is None:
+            raise InputError(f"{options.config}: has no section {options.verb}")
+        stages.make_log()
+    else:
+        getattr(stages, options.verb)()
+    return 0
+
+
+def _submit(options: argparse.Namespace, overrides: list[str]) -> int:
+    from cluster.submit import submit
+
+    command = [options.submitted, options.config, *overrides]
+    submit(command, options.address, working_dir=".", env={}, follow=not options.no_wait)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""One run's whole configuration: the sections that the stages own, put together and checked against each other.
+
+Reading it imports neither torch nor TorchRec, so that a mistake is told at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from evaluation.config import EvaluateConfig, MarkovConfig, PopularityConfig
+from ingest.schema import DataConfig
+from ingest.settings import Settings, build_settings
+from ingest.simulate import SimulateConfig
+from ingest.storage import is_remote, join
+from trainer.config import TrainConfig
+from trainer.models.config import DeepConfig, IntentRecConfig, NeuralConfig, SASRecConfig
+
+ModelConfig = Annotated[
+    IntentRecConfig | DeepConfig | SASRecConfig | PopularityConfig | MarkovConfig, Field(discriminator="kind")
+]
+
+
+class ImportConfig(Settings):
+    """The `import` section: a public data set as its owner ships it."""
+
+    kind: Literal["movielens"] = "movielens"
+    source: str
+    """A folder or a .zip."""
+    interactions: str = "interactions.parquet"
+    """Which file, where the source is a folder of Parquet."""
+
+
+class ClusterConfig(Settings):
+    """The `cluster` section: the workers that Ray starts."""
+
+    workers: int = Field(default=2, ge=1)
+    gpus: bool | None = None
+    """Whether each worker takes a GPU; by default they do where the cluster has enough of them."""
+    cpus_per_worker: float = Field(default=1, gt=0)
+    threads: int | None = Field(default=None, ge=1)
+    """Threads of a worker's tensor operations; by default its CPUs."""
+    address: str | None = None
+    """A Ray cluster; by default RAY_ADDRESS, or one that is started on this machine for the run."""
+    max_failures: int = Field(default=3, ge=0)
+    """How often training starts again from the last checkpoint after a worker or a node was lost."""
+
+
+class Config(Settings):
+    """A config file. `models` names what is trained and compared; the first is the one that is compared with others."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    storage: str = "runs"
+    """Folder or s3:// prefix under which the run's folder `name` lies."""
+    simulate: SimulateConfig | None = None
+    import_: ImportConfig | None = Field(default=None, alias="import")
+    data: DataConfig
+    train: TrainConfig = TrainConfig()
+    models: dict[str, ModelConfig] = Field(min_length=1)
+    evaluate: EvaluateConfig = EvaluateConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    @field_validator("storage")
+    @classmethod
+    def _anywhere(cls, value: str) -> str:
+        """The same place in every process, whatever folder that runs in."""
+        return value if is_remote(value) else str(Path(value).expanduser().absolute())
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        if self.simulate is not None and self.import_ is not None:
+            raise ValueError("takes one of simulate and import, not both")
+        made = self.simulate is not None or self.import_ is not None
+        if made and (self.data.events or self.data.items):
+            raise ValueError("data.events and data.items are made by simulate or import: leave them out")
+        if not made and self.data.events is None:
+            raise ValueError("data.events is missing: name the log, or take a section simulate or import")
+        for name, model in self.models.items():
+            if isinstance(model, NeuralConfig):
+                self.train_config(name)
+            if isinstance(model, IntentRecConfig) and not self.data.intents:
+                raise ValueError(
+                    f"models.{name} of kind intentrec needs a feature with `intent: true` in data.features"
+                )
+            if isinstance(model, IntentRecConfig | DeepConfig):
+                positions = self.data.time_unit == "position"
+                if positions != isinstance(model.window, int):
+                    takes = "a number of positions such as 20" if positions else "a span of time such as 7d"
+                    raise ValueError(f"models.{name}.window: with this data.time_unit it takes {takes}")
+        return self
+
+    def train_config(self, model: str) -> TrainConfig:
+        """The `train` section with the model's own keys laid over it."""
+        settings = self.models[model]
+        own = settings.train if isinstance(settings, NeuralConfig) else {}
+        merged = _laid_over(self.train.model_dump(), own)
+        return build_settings(TrainConfig, merged, f"models.{model}.train")
+
+    @property
+    def folder(self) -> str:
+        """Everything of this run is below it."""
+        return join(self.storage, self.name)
+
+    @property
+    def log_folder(self) -> str:
+        return join(self.folder, "log")
+
+    @property
+    def data_folder(self) -> str:
+        return join(self.folder, "data")
+
+    def model_folder(self, model: str) -> str:
+        return join(self.folder, "models", model)
+
+    @property
+    def neural(self) -> list[str]:
+        """The models that are trained, in the order of the config."""
+        return [name for name, model in self.models.items() if isinstance(model, NeuralConfig)]
+
+    def prepared_input(self) -> DataConfig:
+        """The data section with the paths of the log that simulate or import made."""
+        if self.simulate is None and self.import_ is None:
+            return self.data
+        if self.simulate is not None:
+            made = {"events": join(self.log_folder, "events"), "items": join(self.log_folder, "items")}
+        else:
+            made = {
+                "events": join(self.log_folder, "events.parquet"),
+                "items": join(self.log_folder, "items.parquet"),
+            }
+        return build_settings(DataConfig, self.data.model_dump() | made, "data")
+
+
+def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict) and key not in ("sharding",)
+        merged[key] = _laid_over(merged[key], value) if both else value
+    return merged

@@ -1,0 +1,95 @@
+"""A worker's progress bar on the driver: the worker posts its state to a small Ray actor, a thread here draws it.
+
+Workers' other output stays in Ray's own log files, so that what a person sees is the bar and nothing else.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+import tqdm
+
+_SECONDS = 0.5
+
+
+@ray.remote(num_cpus=0)
+class Board:
+    """Holds the states of bars: number -> (description, total, done, unit, closed)."""
+
+    def __init__(self) -> None:
+        self.bars: dict[int, tuple[str, int, int, str, bool]] = {}
+
+    def post(self, number: int, state: tuple[str, int, int, str, bool]) -> None:
+        self.bars[number] = state
+
+    def read(self) -> dict[int, tuple[str, int, int, str, bool]]:
+        """All bars; closed ones are given once more and then forgotten."""
+        bars = dict(self.bars)
+        self.bars = {number: bar for number, bar in bars.items() if not bar[4]}
+        return bars
+
+
+class RemoteBar:
+    """The worker's end, with the calls of `tqdm.tqdm` that the trainer makes; posts twice a second at most."""
+
+    number = 0
+
+    def __init__(self, board: Any, total: int, desc: str, unit: str) -> None:
+        RemoteBar.number += 1
+        self.board, self.total, self.description, self.unit = board, total, desc, unit
+        self.number, self.done, self.posted = RemoteBar.number, 0, 0.0
+
+    def update(self, done: int) -> None:
+        self.done += done
+        self._post()
+
+    def set_description(self, description: str) -> None:
+        self.description = description
+        self._post()
+
+    def close(self) -> None:
+        self._post(closed=True)
+
+    def _post(self, closed: bool = False) -> None:
+        if closed or time.monotonic() - self.posted >= _SECONDS:
+            self.posted = time.monotonic()
+            self.board.post.remote(self.number, (self.description, self.total, self.done, self.unit, closed))
+
+
+@contextmanager
+def drawn() -> Iterator[Any]:
+    """A board whose bars are drawn on this process's stderr while the block runs."""
+    board = Board.remote()  # type: ignore[attr-defined]
+    stopped = threading.Event()
+    thread = threading.Thread(target=_draw, args=(board, stopped), name="progress", daemon=True)
+    thread.start()
+    try:
+        yield board
+    finally:
+        stopped.set()
+        thread.join()
+        ray.kill(board)
+
+
+def _draw(board: Any, stopped: threading.Event) -> None:
+    bars: dict[int, tqdm.tqdm] = {}
+    last = False
+    while not last:
+        last = stopped.wait(_SECONDS)
+        try:
+            states = ray.get(board.read.remote(), timeout=5)
+        except (ray.exceptions.RayError, TimeoutError):
+            continue
+        for number, (description, total, done, unit, closed) in sorted(states.items()):
+            bar = bars.get(number) or bars.setdefault(number, tqdm.tqdm(total=total, unit=unit, mininterval=_SECONDS))
+            bar.set_description(description, refresh=False)
+            bar.update(done - bar.n)
+            if closed:
+                bar.close()
+    for bar in bars.values():
+        bar.close()

@@ -1,0 +1,170 @@
+"""Submit an `intentrec ...` command to a running Ray cluster as a Ray job, and follow it.
+
+The job runs on the cluster's head and goes on when this process ends. The working directory travels with it,
+without data, runs and environments. Credentials do not: whatever is submitted can be read on the cluster's dashboard
+and in its logs, so they belong in the cluster's own environment (a Kubernetes Secret in ray_job.yaml), and a
+command or a variable that carries one is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shlex
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import aiohttp
+import requests
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from ingest.errors import InputError
+
+EXCLUDES = (".git/", ".venv/", "/data/", "/runs/", ".env", "__pycache__/", ".*_cache/", ".hypothesis/", "*.egg-info/")
+"""What of the working directory stays at home, in the form of .gitignore; the folder's own .gitignore counts too."""
+
+_SECRET_NAME = re.compile(r"SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIAL|PRIVATE_KEY|API_KEY|ACCESS_KEY", re.IGNORECASE)
+_USER_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
+_NETWORK_ERRORS = (RuntimeError, OSError, requests.RequestException, aiohttp.ClientError)
+_PATIENCE = 120.0
+"""Seconds for which a cluster that was there may be silent before following is given up."""
+
+T = TypeVar("T")
+
+
+def submit(command: list[str], address: str, working_dir: str | None, env: dict[str, str], follow: bool = True) -> str:
+    """Run `command` as a Ray job on the cluster whose dashboard is at `address` ("http://head:8265", "head:8265").
+
+    `working_dir` is uploaded and is the job's current folder (None: the cluster has all it needs, as in our image);
+    `env` is added to the job's environment. With `follow` the job's output goes to stdout until it ends.
+    Returns the job's status: "SUCCEEDED", or, without `follow`, that of this moment ("PENDING" ...).
+
+    Raises `InputError` where the address does not answer, the job is refused, does not succeed, or would carry a
+    credential. An interrupt (Ctrl-C) stops the following and not the job.
+    """
+    secrets = _secrets()
+    _refuse_secrets(command, env, secrets)
+    client = _connect(address)
+    runtime_env: dict[str, object] = {"env_vars": env}
+    if working_dir is not None:
+        runtime_env |= {"working_dir": working_dir, "excludes": list(EXCLUDES)}
+    with _refusals(f"{_public(address)}: the job was refused"):
+        job = client.submit_job(entrypoint=shlex.join(command), runtime_env=runtime_env)
+    hint = f"ray job logs --address {_public(client.get_address())} --follow {job}"
+    print(f"submitted {job}; its output: {hint}", flush=True)
+    if not follow:
+        return str(_patiently(lambda: client.get_job_status(job), address).value)
+    try:
+        status = asyncio.run(_follow(client, job, address, secrets))
+    except KeyboardInterrupt:
+        print(f"\nno longer following; the job goes on: {hint}", flush=True)
+        raise
+    if status != JobStatus.SUCCEEDED:
+        message = _patiently(lambda: client.get_job_info(job).message, address) or "no reason given"
+        reason = _hidden(" ".join(message.split()), secrets)
+        raise InputError(f"job {job} ended as {status.value}: {reason}")
+    return str(status.value)
+
+
+def _connect(address: str) -> JobSubmissionClient:
+    """A client for the dashboard at `address`, after a probe: the client itself would wait without a limit."""
+    url = (address if "://" in address else f"http://{address}").rstrip("/")
+    takes = "takes the address of a Ray dashboard, such as http://127.0.0.1:8265"
+    try:
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+            raise ValueError
+    except ValueError:
+        raise InputError(f"address {_public(address)!r}: {takes}") from None
+    try:
+        urllib.request.urlopen(f"{url}/api/version", timeout=10).close()
+    except urllib.error.HTTPError:
+        pass
+    except (OSError, ValueError, urllib.error.URLError) as error:
+        reason = getattr(error, "reason", error)
+        raise InputError(f"address {_public(address)!r}: no Ray dashboard answers there ({reason}); {takes}") from None
+    with _refusals(f"address {_public(address)!r}: not a Ray dashboard that takes jobs"):
+        return JobSubmissionClient(url)
+
+
+async def _follow(client: JobSubmissionClient, job: str, address: str, secrets: list[str]) -> JobStatus:
+    """Print the job's output until it ends. After a broken connection it goes on where it was."""
+    printed, last_answer = 0, time.monotonic()
+    while True:
+        try:
+            seen = 0
+            async for chunk in client.tail_job_logs(job):
+                last_answer = time.monotonic()
+                new = chunk[max(0, printed - seen) :]
+                seen += len(chunk)
+                printed = max(printed, seen)
+                sys.stdout.write(_hidden(new, secrets))
+                sys.stdout.flush()
+        except _NETWORK_ERRORS as error:
+            if time.monotonic() - last_answer > _PATIENCE:
+                raise _silent(address, error) from None
+        status = await asyncio.to_thread(_patiently, lambda: client.get_job_status(job), address)
+        if status.is_terminal():
+            return status
+        await asyncio.sleep(1)
+
+
+def _patiently(ask: Callable[[], T], address: str) -> T:
+    """The answer of `ask`, asked again while the cluster does not answer, for as long as `_PATIENCE`."""
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return ask()
+        except _NETWORK_ERRORS as error:
+            if time.monotonic() > deadline:
+                raise _silent(address, error) from None
+            time.sleep(2)
+
+
+def _silent(address: str, error: BaseException) -> InputError:
+    return InputError(f"{_public(address)}: the cluster no longer answers ({type(error).__name__}); the job may go on")
+
+
+@contextmanager
+def _refusals(context: str) -> Iterator[None]:
+    """Ray's errors, which hold a server's traceback, as one sentence."""
+    try:
+        yield
+    except (*_NETWORK_ERRORS, ValueError, TypeError) as error:
+        lines = [line.strip() for line in str(error).replace("\\n", "\n").splitlines() if line.strip(" \".'")]
+        reason = lines[-1] if lines else type(error).__name__
+        raise InputError(f"{context}: {_hidden(reason, _secrets())}") from None
+
+
+def _secrets() -> list[str]:
+    """The values of this process's environment that are credentials, by the names of their variables."""
+    found = {value for name, value in os.environ.items() if _SECRET_NAME.search(name) and len(value) >= 8}
+    return sorted(found, key=len, reverse=True)
+
+
+def _refuse_secrets(command: list[str], env: dict[str, str], secrets: list[str]) -> None:
+    where = "the cluster takes credentials from its own environment (a Secret in ray_job.yaml)"
+    for name, value in env.items():
+        if _SECRET_NAME.search(name) or any(secret in value for secret in secrets):
+            raise InputError(f"variable {name}: would show a credential in the cluster's logs; {where}")
+    for position, argument in enumerate(command):
+        if _USER_IN_URL.search(argument) or any(secret in argument for secret in secrets):
+            raise InputError(f"argument {position} of the command holds a credential; {where}")
+
+
+def _hidden(text: str, secrets: list[str]) -> str:
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return text
+
+
+def _public(address: str) -> str:
+    """`address` without a user and password."""
+    return _USER_IN_URL.sub("", address if "://" in address else f"http://{address}")

@@ -1,0 +1,189 @@
+"""What runs inside the workers: training every model of a config, and evaluating them.
+
+The one place where data, models, trainer and evaluation meet. Both functions are called by all workers with the
+config as JSON, and give JSON.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+import yaml
+
+from cluster.config import Config
+from cluster.example import example_of, show
+from evaluation.baselines import Markov, Popularity
+from evaluation.config import MarkovConfig, PopularityConfig
+from evaluation.evaluate import Evaluation, evaluate, label_counts, majority_labels, validate
+from evaluation.ranking import NeuralScorer, Scorer
+from evaluation.significance import compare
+from ingest.config import ReaderConfig
+from ingest.items import ItemTable, load_items
+from ingest.manifest import Manifest, SplitName, load_manifest
+from ingest.reader import Reader
+from trainer.checkpoint import Checkpoints
+from trainer.loop import Run, Trainer
+from trainer.models.config import NeuralConfig
+from trainer.step import Step
+from trainer.workers import Worker, gather_objects
+
+
+def train_models(arguments: dict[str, Any], worker: Worker) -> dict[str, Any]:
+    """Train the models of `arguments["config"]` that `arguments["models"]` names, one after the other."""
+    config = Config.model_validate(arguments["config"])
+    manifest = load_manifest(config.data_folder)
+    items = load_items(config.data_folder, manifest)
+    best = {}
+    for name in arguments["models"]:
+        train = config.train_config(name)
+        reader = _reader(config, manifest, items, "validation", train.reader, worker, True)
+        model = config.models[name]
+        assert isinstance(model, NeuralConfig)
+        run = Run(name, model, train, config.data_folder, config.model_folder(name), arguments["text"])
+        check = functools.partial(validate, reader=reader, worker=worker, filter_seen=config.evaluate.filter_seen)
+        best[name] = Trainer(run, worker, check).fit().best
+    return best
+
+
+def _reader(
+    config: Config,
+    manifest: Manifest,
+    items: ItemTable,
+    split: SplitName,
+    settings: ReaderConfig,
+    worker: Worker,
+    evaluating: bool,
+) -> Reader:
+    return Reader(
+        config.data_folder,
+        manifest,
+        items,
+        split,
+        settings,
+        rank=worker.rank,
+        workers=worker.workers,
+        evaluate=evaluating,
+    )
+
+
+class _Evaluating:
+    """The evaluation of every model of a config on the test split."""
+
+    def __init__(self, config: Config, worker: Worker) -> None:
+        self.config, self.worker = config, worker
+        self.manifest = load_manifest(config.data_folder)
+        self.items = load_items(config.data_folder, self.manifest)
+        self.filter_seen = config.evaluate.filter_seen
+        train = Reader(config.data_folder, self.manifest, self.items, "train", config.train.reader,
+                       rank=worker.rank, workers=worker.workers)  # fmt: skip
+        own = label_counts(train)
+        parts = gather_objects(own)
+        self.majority = majority_labels({name: sum(part[name] for part in parts) for name in own})
+
+    def run(self) -> dict[str, Any]:
+        evaluations: dict[str, Evaluation] = {}
+        models: dict[str, dict[str, Any]] = {}
+        example = None
+        for name, model in self.config.models.items():
+            facts: dict[str, Any]
+            if isinstance(model, NeuralConfig):
+                step, facts = self._restored(name, model)
+                scorer: Scorer = NeuralScorer(step)
+                reader = self._test(self.config.train_config(name).reader)
+                if example is None and facts["kind"] == "intentrec":
+                    example = example_of(scorer, reader, self.worker, self.filter_seen)
+            else:
+                scorer, facts = self._counted(model), {"inputs": "items", "parameters": None}
+                reader = self._test(self.config.train.reader)
+            evaluation = evaluate(scorer, reader, self.worker, self.filter_seen, self.majority).merged()
+            evaluations[name] = evaluation
+            models[name] = self._facts(name, facts, evaluation)
+        first = next(iter(evaluations.values()))
+        return {
+            "models": self._compared(models, evaluations),
+            "majority": {name: hits / max(known, 1) for name, (hits, known) in first.majority.items()},
+            "example": show(example, self.config.data_folder, self.manifest) if self.worker.first and example else None,
+            "protocol": {
+                "split": self.config.data.split.kind,
+                "filter_seen": self.filter_seen,
+                "catalogue_size": self.manifest.items - 2,
+                "targets": len(first.users),
+                "unknown_targets": first.unknown,
+                "filtered_targets": first.filtered,
+                "validation_metric": self.config.train.metric,
+            },
+        }
+
+    def _test(self, settings: ReaderConfig) -> Reader:
+        return _reader(self.config, self.manifest, self.items, "test", settings, self.worker, True)
+
+    def _restored(self, name: str, model: NeuralConfig) -> tuple[Step, dict[str, Any]]:
+        """The model's best checkpoint, and what the report says of its training."""
+        train = self.config.train_config(name)
+        checkpoints = Checkpoints(
+            Run(name, model, train, "", self.config.model_folder(name)).checkpoints, 1, self.worker
+        )
+        best = checkpoints.require_best(name)
+        step = Step(model, train, self.manifest, self.worker)
+        checkpoints.load(step, best)
+        progress = checkpoints.progress(checkpoints.latest() or best)
+        rows = self.manifest.items + sum(f.size for f in self.manifest.features if step.recommender.reads_features)
+        parameters = rows * train.tables.dimension + sum(p.numel() for p in step.recommender.network.parameters())
+        return step, {
+            "kind": model.kind,
+            "inputs": "items, features, times" if step.recommender.reads_features else "items",
+            "parameters": parameters,
+            "best_epoch": progress.best_epoch,
+            "seconds": progress.seconds,
+            "curve": {"train": progress.train_curve, "validation": progress.validation_curve},
+        }
+
+    def _counted(self, model: PopularityConfig | MarkovConfig) -> Scorer:
+        if isinstance(model, PopularityConfig):
+            return Popularity(self.items, self.worker)
+        reader = _reader(self.config, self.manifest, self.items, "train", self.config.train.reader, self.worker, False)
+        return Markov(self.items, reader, self.worker)
+
+    def _facts(self, name: str, facts: dict[str, Any], evaluation: Evaluation) -> dict[str, Any]:
+        return {
+            "kind": self.config.models[name].kind,
+            "label": name,
+            "metrics": evaluation.metrics(),
+            "intents": evaluation.intents(),
+            "attention": evaluation.mean_attention(),
+            **{key: value for key, value in facts.items() if key != "kind"},
+        }
+
+    def _compared(self, models: dict[str, Any], evaluations: dict[str, Evaluation]) -> dict[str, Any]:
+        """Adds to the config's first model how it compares with every other, on the same targets."""
+        if not self.worker.first:
+            return models
+        first, *others = evaluations
+        users: dict[object, int] = {}
+        index = [users.setdefault(user, len(users)) for user in evaluations[first].users]
+        settings = self.config.evaluate
+        user_N = torch.tensor(index, dtype=torch.int64).numpy()
+        models[first]["versus"] = {
+            other: compare(
+                evaluations[first].rank,
+                evaluations[other].rank,
+                settings.metric,
+                seed=self.config.train.seed,
+                users=user_N,
+                resamples=settings.resamples,
+            ).model_dump()
+            for other in others
+        }
+        return models
+
+
+def evaluate_models(arguments: dict[str, Any], worker: Worker) -> dict[str, Any]:
+    """Evaluate all models of `arguments["config"]` on the test split: the parts of results.json that need them."""
+    return _Evaluating(Config.model_validate(arguments["config"]), worker).run()
+
+
+def config_text(config: Config) -> str:
+    """The config as YAML, with every default."""
+    return yaml.safe_dump(config.model_dump(mode="json", by_alias=True), sort_keys=False)

@@ -1,0 +1,22 @@
+"""How shards become batches. Apart from the reader, so that reading a config does not import torch."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from ingest.settings import Settings
+
+
+class ReaderConfig(Settings):
+    """How shards become batches; part of the `train` section."""
+
+    tokens: int = Field(default=8192, ge=1)
+    """Tokens in a worker's batch, about: a row is never cut."""
+    shuffle_buffer: int = Field(default=2_000_000, ge=1)
+    """Interactions of the row groups whose rows are shuffled together: bounds the memory."""
+    max_length: int = Field(default=200, ge=1)
+    """Tokens of a sequence at most."""
+    windows: bool = False
+    """Whether a training row longer than `max_length` gives several sequences, or only its last interactions."""
+    prefetch: int = Field(default=4, ge=1)
+    """Batches that the reading thread makes ahead."""

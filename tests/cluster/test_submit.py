@@ -1,0 +1,177 @@
+"""Submitting to a real Ray head on this machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.submit import submit
+from ingest.errors import InputError
+
+SECRET = "abcdefgh-not-for-logs"
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [int(each.getsockname()[1]) for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+@pytest.fixture(scope="module")
+def dashboard() -> Iterator[str]:
+    """The address of a Ray head that runs for this module alone, in a temporary folder of its own."""
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    port, dashboard_port, client, agent_http, agent_grpc = free_ports(5)
+    command = [
+        *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=2"),
+        *("--include-dashboard=true", "--disable-usage-stats", f"--temp-dir={folder}", "--node-ip-address=127.0.0.1"),
+        *(f"--port={port}", f"--dashboard-port={dashboard_port}", f"--ray-client-server-port={client}"),
+        *(f"--dashboard-agent-listen-port={agent_http}", f"--dashboard-agent-grpc-port={agent_grpc}"),
+        f"--object-store-memory={100 * 2**20}",
+    ]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    env |= {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "PYTHONPATH": ""}
+    with Path(folder, "head.log").open("w") as log:
+        head = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+    try:
+        wait_for(f"http://127.0.0.1:{dashboard_port}/api/version", head, Path(folder, "head.log"))
+        yield f"http://127.0.0.1:{dashboard_port}"
+    finally:
+        head.send_signal(signal.SIGTERM)
+        try:
+            head.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(head.pid, signal.SIGKILL)
+            head.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def wait_for(url: str, head: subprocess.Popen[bytes], log: Path, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and head.poll() is None:
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        except OSError:
+            time.sleep(0.5)
+    pytest.fail(f"the Ray head did not start: {log.read_text()[-2000:]}")
+
+
+@pytest.fixture
+def working_dir(tmp_path: Path) -> str:
+    """A project with a module to run, and data and an environment that must not travel."""
+    (tmp_path / "hello.py").write_text(
+        "import os, sys\n"
+        "print('hello', os.environ['GREETING'], *sys.argv[1:])\n"
+        "print('here:', sorted(name for name in os.listdir() if not name.startswith('__')))\n"
+        "print('ray:', bool(os.environ.get('RAY_ADDRESS')))\n"
+    )
+    for name in (".venv", "data", "runs", ".git"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "big.bin").write_text("x")
+    return str(tmp_path)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_job_runs_with_its_folder_and_is_followed(
+    dashboard: str, working_dir: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = [sys.executable, "-m", "hello", "two words", "a.b=[1, 2]"]
+    assert submit(command, dashboard, working_dir, {"GREETING": "there"}) == "SUCCEEDED"
+    output = capfd.readouterr().out
+    assert "hello there two words a.b=[1, 2]" in output
+    assert "here: ['hello.py']" in output
+    assert "ray: True" in output
+    assert "submitted raysubmit_" in output
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_failing_job_is_one_sentence_and_its_output_is_shown(
+    dashboard: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = [sys.executable, "-c", "print('before the end'); raise SystemExit(3)"]
+    with pytest.raises(InputError, match=r"ended as FAILED.*exit code 3") as error:
+        submit(command, dashboard, None, {})
+    assert "\n" not in str(error.value)
+    assert "before the end" in capfd.readouterr().out
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_job_that_is_not_followed_returns_at_once(dashboard: str) -> None:
+    started = time.monotonic()
+    status = submit([sys.executable, "-c", "import time; time.sleep(15)"], dashboard, None, {}, follow=False)
+    assert status in ("PENDING", "RUNNING")
+    assert time.monotonic() - started < 30
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_credentials_do_not_reach_the_output(
+    dashboard: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    first, second = SECRET[:9], SECRET[9:]
+    submit([sys.executable, "-c", f"print('key', '{first}' + '{second}')"], dashboard, None, {})
+    output = capfd.readouterr()
+    assert "key ***" in output.out
+    assert SECRET not in output.out + output.err
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_missing_folder_is_refused(dashboard: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="the job was refused"):
+        submit(["true"], dashboard, str(tmp_path / "nowhere"), {})
+
+
+@pytest.mark.parametrize("prefix", ["http://", ""])
+def test_a_dead_address_is_refused_in_one_sentence(prefix: str) -> None:
+    address = f"{prefix}127.0.0.1:{free_ports(1)[0]}"
+    with pytest.raises(InputError, match="no Ray dashboard answers there") as error:
+        submit(["true"], address, None, {})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "http://", "http://host:port", "auto:x"])
+def test_what_is_no_dashboard_address_is_refused(address: str) -> None:
+    with pytest.raises(InputError, match="takes the address of a Ray dashboard"):
+        submit(["true"], address, None, {})
+
+
+def test_credentials_are_refused_before_anything_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    cases: list[tuple[list[str], dict[str, str]]] = [
+        (["true"], {"AWS_SECRET_ACCESS_KEY": "any"}),
+        (["true"], {"HARMLESS": f"x{SECRET}"}),
+        (["intentrec", "run", f"storage={SECRET}"], {}),
+        (["intentrec", "run", "storage=s3://key:word@host/bucket"], {}),
+    ]
+    for command, env in cases:
+        with pytest.raises(InputError, match="credential") as error:
+            submit(command, "127.0.0.1:1", None, env)
+        assert SECRET not in str(error.value)
+        assert "word" not in str(error.value)
+
+
+def test_an_error_does_not_show_the_password_of_an_address() -> None:
+    with pytest.raises(InputError) as error:
+        submit(["true"], f"http://me:password@127.0.0.1:{free_ports(1)[0]}", None, {})
+    assert "password" not in str(error.value)
