@@ -9,10 +9,11 @@ import os
 import platform
 import sys
 import time
+from contextlib import nullcontext
 from typing import Any
 
 from cluster.config import Config
-from cluster.launch import Work, run_here, run_on_workers
+from cluster.launch import Work, ray_cluster, run_here, run_on_workers
 from ingest.errors import InputError
 from ingest.manifest import load_manifest
 from ingest.prepare import prepare
@@ -88,11 +89,12 @@ class Stages:
         return self._show(self._results(found, mark))
 
     def run(self) -> dict[str, Any]:
-        """All stages."""
+        """All stages, the last two on one Ray cluster."""
         self.make_log()
         self.prepare()
-        self.train()
-        return self.evaluate()
+        with ray_cluster(self.config.cluster) if self.ray else nullcontext():
+            self.train()
+            return self.evaluate()
 
     def _run(self, function: str, arguments: dict[str, Any]) -> Any:
         from cluster import work

@@ -23,6 +23,7 @@ from typing import TypeVar
 
 import aiohttp
 import requests
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from ingest.errors import InputError
@@ -137,6 +138,9 @@ def _refusals(context: str) -> Iterator[None]:
     """Ray's errors, which hold a server's traceback, as one sentence."""
     try:
         yield
+    except AuthenticationError:
+        takes = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's own"
+        raise InputError(f"{context}: it asks for a token that this process lacks or has wrong; {takes}") from None
     except (*_NETWORK_ERRORS, ValueError, TypeError) as error:
         lines = [line.strip() for line in str(error).replace("\\n", "\n").splitlines() if line.strip(" \".'")]
         reason = lines[-1] if lines else type(error).__name__

@@ -129,11 +129,12 @@ class _Evaluating:
         step = Step(model, train, self.manifest, self.worker)
         checkpoints.load(step, best)
         progress = checkpoints.progress(checkpoints.latest() or best)
-        rows = self.manifest.items + sum(f.size for f in self.manifest.features if step.recommender.reads_features)
+        tables = step.recommender.tables
+        rows = sum(config.num_embeddings for config in tables.configs)
         parameters = rows * train.tables.dimension + sum(p.numel() for p in step.recommender.network.parameters())
         return step, {
             "kind": model.kind,
-            "inputs": "items, features, times" if step.recommender.reads_features else "items",
+            "inputs": "items, features, times" if len(tables.configs) > 1 else "items",
             "parameters": parameters,
             "best_epoch": progress.best_epoch,
             "seconds": progress.seconds,

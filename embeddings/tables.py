@@ -91,6 +91,7 @@ class Tables(nn.Module):
         super().__init__()
         self.keys = lookup_keys(manifest, features)
         self.collection = build_tables(manifest, dimension, features)
+        self.configs: list[EmbeddingConfig] = list(self.collection.embedding_configs())
 
     @property
     def names(self) -> list[str]:

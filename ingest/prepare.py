@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -84,26 +85,38 @@ class _Preparation:
         encoded = self._encode(events, item_vocabulary, fitted)
         self._count(split, item_vocabulary, training, encoded["item"].to_numpy(), len(users))
 
+        described = self._describe(training, item_vocabulary, fitted)
+
         for name in CONTENT:
             remove(join(self.destination, name))
         self._write_vocabularies(item_vocabulary, fitted, item_table)
-        shards = self._write_shards(split, users, encoded)
         manifest = Manifest(
-            items=item_vocabulary.size,
-            features=[fitted[feature.name].prepared for feature in config.features],
-            time_unit="position" if config.time_unit == "position" else "time",
-            first_time=int(training["time"].min()),  # type: ignore[arg-type]
-            last_time=int(training["time"].max()),  # type: ignore[arg-type]
-            has_duration=config.duration is not None,
-            mean_duration=self._mean_duration(training),
-            split=config.split.model_dump(),
-            counts=counts,
-            fingerprint=mark,
-            shards=shards,
+            fingerprint=mark, counts=counts, shards=self._write_shards(split, users, encoded), **described
         )
         save_manifest(manifest, self.destination)
         self.log(f"{self.destination}: " + ", ".join(f"{name} {count:,}" for name, count in counts.items()))
         return manifest
+
+    def _describe(
+        self, training: pl.DataFrame, item_vocabulary: Vocabulary, fitted: dict[str, FittedFeature]
+    ) -> dict[str, Any]:
+        """What the manifest says of the training data."""
+        config = self.config
+        mean_duration = 1.0
+        if config.duration is not None:
+            mean_duration = float(training["duration"].to_numpy().mean())
+            if mean_duration == 0:
+                raise InputError(f"{config.events}: column {config.duration!r} is 0 in every training event")
+        return {
+            "items": item_vocabulary.size,
+            "features": [fitted[feature.name].prepared for feature in config.features],
+            "time_unit": "position" if config.time_unit == "position" else "time",
+            "first_time": training["time"].min(),
+            "last_time": training["time"].max(),
+            "has_duration": config.duration is not None,
+            "mean_duration": mean_duration,
+            "split": config.split.model_dump(),
+        }
 
     def _count_unknown_items(self, events: pl.DataFrame, items: pl.DataFrame | None) -> None:
         self.counts["unknown_item_events"] = 0
@@ -183,9 +196,6 @@ class _Preparation:
                 self.config.shard_interactions,
             )
         return shards
-
-    def _mean_duration(self, training: pl.DataFrame) -> float:
-        return float(training["duration"].to_numpy().mean()) if self.config.duration else 1.0
 
 
 def fingerprint(config: DataConfig, files: list[str]) -> str:

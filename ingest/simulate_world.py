@@ -1,7 +1,7 @@
 """The made world: a catalogue of items, users with lasting tastes, and when each of them watches.
 
 All of it is drawn at once for a catalogue or a block of users; nothing here depends on what is watched.
-Cost: some 150 bytes an item, 600 bytes a user of the block and 60 bytes an event of the block.
+Cost: linear in items, in events, and in users x days (a number for each quarter of a day of each user of the block).
 
 Shapes: N items, G genres, U users of the block, S their sessions, E their events (by user, then by time).
 """
