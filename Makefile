@@ -15,7 +15,7 @@ else ifeq ($(ACCELERATOR),cpu)
   INDEX := --index $(TORCH_CPU_INDEX) --index-strategy unsafe-best-match
 endif
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint lock clean
 
 setup: $(VENV)/.installed-$(ACCELERATOR)
 
@@ -37,6 +37,15 @@ lint: setup
 
 test: lint
 	$(BIN)/pytest
+
+# Writes the versions that requirements/ pins anew, from a fresh environment and from the index.
+lock:
+	rm -rf build/lock && $(PYTHON) -m venv build/lock && build/lock/bin/python -m pip install --quiet uv
+	build/lock/bin/uv pip install --python build/lock/bin/python $(INDEX) --overrides requirements/overrides-cpu.txt '.[cpu,dev]'
+	(echo '# Locked with: make lock'; build/lock/bin/uv pip freeze --python build/lock/bin/python | grep -v -e '^uv==' -e '^intentrec') \
+	  > requirements/cpu.txt
+	(echo '# Locked with: make lock'; UV_FIND_LINKS= build/lock/bin/uv pip compile pyproject.toml --extra cuda --extra dev \
+	  --python-version 3.11 --no-header --no-annotate --quiet) > requirements/cuda.txt
 
 clean:
 	rm -rf $(VENV) runs
