@@ -87,7 +87,7 @@ def _dispatch(options: argparse.Namespace, overrides: list[str]) -> int:
 def _submit(options: argparse.Namespace, overrides: list[str]) -> int:
     from cluster.submit import submit
 
-    command = [options.submitted, options.config, *overrides]
+    command = ["python", "-m", "cluster.cli", options.submitted, options.config, *overrides]
     submit(command, options.address, working_dir=".", env={}, follow=not options.no_wait)
     return 0
 

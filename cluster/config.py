@@ -90,7 +90,9 @@ class Config(Settings):
                 positions = self.data.time_unit == "position"
                 if positions != isinstance(model.window, int):
                     takes = "a number of positions such as 20" if positions else "a span of time such as 7d"
-                    raise ValueError(f"models.{name}.window: with this data.time_unit it takes {takes}")
+                    raise ValueError(
+                        f"models.{name}.window: with this data.time_unit it takes {takes}, got {model.window!r}"
+                    )
         return self
 
     def train_config(self, model: str) -> TrainConfig:

@@ -137,7 +137,6 @@ class Stages:
             "seconds": self.seconds,
             **{key: value for key, value in found.items() if value is not None},
         }
-        write_text(join(self.config.folder, RESULTS), json.dumps(results, indent=1, allow_nan=False))
         return results
 
     def _show(self, results: dict[str, Any]) -> dict[str, Any]:

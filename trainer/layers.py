@@ -133,15 +133,20 @@ class Joined(nn.Module):
 
 
 class FeatureVector(nn.Module):
-    """F_k: the item's vector (+) those of all features (+) normalised numbers, [T, `width`]."""
+    """F_k: the item's vector (+) those of all features (+) normalised numbers, [T, `width`].
+
+    Rows are drawn small, for the output layer; as inputs they are scaled by sqrt(D), as in the Transformer and SASRec.
+    """
 
     def __init__(self, manifest: Manifest, dimension: int) -> None:
         super().__init__()
         numbers = sum(feature.is_number for feature in manifest.features)
+        self.scale = math.sqrt(dimension)
         self.width = dimension * (1 + len(manifest.features) - numbers) + numbers
 
     def forward(self, inputs: Inputs) -> Tensor:
-        return torch.cat([*inputs.vectors.values(), inputs.numbers_Tn], dim=1)
+        vectors_TW = torch.cat(list(inputs.vectors.values()), dim=1) * self.scale
+        return torch.cat([vectors_TW, inputs.numbers_Tn], dim=1)
 
 
 class ShortTerm(nn.Module):

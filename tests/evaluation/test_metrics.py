@@ -7,7 +7,7 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluation.metrics import METRICS, MISS, IntentAccuracy, RankMetrics, target_values
@@ -41,17 +41,20 @@ def test_the_names_are_those_of_the_tables() -> None:
     assert len(METRICS) == 13
 
 
+@settings(deadline=None)
 @given(RANKS)
 def test_metrics_are_those_of_the_loop(ranks: list[int]) -> None:
     assert accumulate(ranks).compute() == pytest.approx(reference(ranks), abs=1e-12)
 
 
+@settings(deadline=None)
 @given(RANKS, st.sampled_from(METRICS))
 def test_values_of_single_targets_are_those_of_the_loop(ranks: list[int], metric: str) -> None:
     values = target_values(np.array(ranks), metric)
     assert values.tolist() == pytest.approx([reference_value(rank, metric) for rank in ranks])
 
 
+@settings(deadline=None)
 @given(RANKS, RANKS)
 def test_merged_is_the_same_as_counted_together(first: list[int], second: list[int]) -> None:
     merged = accumulate(first)
@@ -100,6 +103,7 @@ def test_unknown_metrics_and_broken_ranks_are_refused() -> None:
         RankMetrics().update(np.array([1.0]))  # type: ignore[arg-type]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 4), st.lists(st.integers(0, 4), max_size=4)), max_size=30))
 def test_intent_accuracy_is_that_of_the_loop(rows: list[tuple[int, list[int]]]) -> None:
     accuracy = IntentAccuracy()

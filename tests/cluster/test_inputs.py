@@ -1,0 +1,184 @@
+"""Odd and bad inputs through the command line: each either works or gives the one clear sentence."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.cli import main
+from tests.cluster.conftest import SHOP, shop_log
+
+Table = dict[str, list]
+QUICK = ["train.epochs=1", "models={intentrec: {kind: intentrec, window: 1h}}", "evaluate.resamples=50", "--no-ray"]
+
+
+def shop_with(tmp_path: Path, change: Callable[[Table], Table]) -> Path:
+    rows = shop_log(tmp_path, users=12)
+    pq.write_table(pa.table(change(rows)), tmp_path / "clicks.parquet")
+    config = tmp_path / "shop.yaml"
+    config.write_text(SHOP.format(folder=tmp_path, storage=tmp_path / "runs"))
+    return config
+
+
+def counts(config: Path) -> dict[str, int]:
+    return json.loads((config.parent / "runs" / "shop" / "data" / "manifest.json").read_text())["counts"]
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> None:
+    lines = capsys.readouterr().err.strip().splitlines()
+    sentence = lines[-1]
+    assert sentence.startswith("intentrec: ")
+    for word in words:
+        assert word in sentence
+    assert not any("Traceback" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.epoch=3", ["unknown key 'train.epoch'", "epochs"]),
+        ("models.intentrec.widnow=1h", ["widnow", "window"]),
+        ("train.epochs=many", ["train.epochs", "'many'"]),
+        ("train.epochs=0", ["train.epochs", "greater than or equal to 1"]),
+        ("data.split.kind=random", ["data.split.kind", "leave_one_out", "'random'"]),
+        ("models.intentrec.train={tables: {dimension: 3}}", ["dimension"]),
+        ("models.intentrec.window=10", ["models.intentrec.window", "10"]),
+        ("data.features.0.kind=colour", ["data.features.0.kind", "'colour'", "category"]),
+        ("train.epochs", ["key.sub=value"]),
+        ("name=a/b", ["name", "'a/b'"]),
+        ("models.x={kind: gru}", ["models.x", "gru", "sasrec"]),
+    ],
+)
+def test_a_bad_config_is_refused_with_the_key(
+    override: str, words: list[str], shop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", str(shop), override]) == 2
+    refused(capsys, *words)
+
+
+def test_a_missing_config_file_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "configs/nowhere.yaml"]) == 2
+    refused(capsys, "configs/nowhere.yaml")
+
+
+def without(column: str) -> Callable[[Table], Table]:
+    return lambda rows: {name: values for name, values in rows.items() if name != column}
+
+
+def with_value(column: str, row: int, value: object) -> Callable[[Table], Table]:
+    return lambda rows: rows | {column: [value if n == row else old for n, old in enumerate(rows[column])]}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (without("sku"), ["clicks.parquet", "sku", "customer"]),
+        (without("what"), ["clicks.parquet", "what"]),
+        (with_value("customer", 7, None), ["clicks.parquet", "customer", "no value", "row 7"]),
+        (with_value("sku", 7, None), ["clicks.parquet", "sku", "no value", "row 7"]),
+        (with_value("at", 7, int(time.time()) + 90 * 86_400), ["clicks.parquet", "at", "to now", "row 7"]),
+        (
+            lambda rows: {name: pa.array(values[:0], pa.array(values).type) for name, values in rows.items()},
+            ["no event"],
+        ),
+        (
+            lambda rows: rows | {"sku": list(range(len(rows["sku"])))},
+            ["products.parquet", "sku", "strings", "integers"],
+        ),
+    ],
+    ids=["no item column", "no feature column", "null user", "null item", "future", "empty log", "other id type"],
+)
+def test_a_bad_log_is_refused_with_file_column_and_value(
+    change: Callable[[Table], Table], words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", str(shop_with(tmp_path, change)), *QUICK]) == 2
+    refused(capsys, *words)
+
+
+def test_an_event_of_an_unknown_item_is_kept_and_counted(tmp_path: Path) -> None:
+    config = shop_with(tmp_path, with_value("sku", 0, "sku-of-another-shop"))
+    assert main(["run", str(config), *QUICK]) == 0
+    assert counts(config)["unknown_item_events"] == 1
+
+
+def test_an_event_of_an_unknown_item_is_refused_where_the_config_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = shop_with(tmp_path, with_value("sku", 0, "sku-of-another-shop"))
+    assert main(["run", str(config), *QUICK, "data.unknown_items=error"]) == 2
+    refused(capsys, "sku-of-another-shop")
+
+
+def one_user(rows: Table) -> Table:
+    first = [n for n, user in enumerate(rows["customer"]) if user == rows["customer"][0]]
+    return {name: [values[n] for n in first] for name, values in rows.items()}
+
+
+def test_a_log_with_one_user_works(tmp_path: Path) -> None:
+    config = shop_with(tmp_path, lambda rows: {name: values * 3 for name, values in one_user(rows).items()})
+    assert main(["run", str(config), *QUICK]) == 0
+    assert counts(config)["users"] == 1
+
+
+def test_a_history_of_one_event_is_counted_and_left_out(tmp_path: Path) -> None:
+    config = shop_with(
+        tmp_path,
+        lambda rows: {
+            "customer": [*rows["customer"], "lonely"],
+            "sku": [*rows["sku"], "sku-1"],
+            "at": [*rows["at"], rows["at"][0]],
+            "what": [*rows["what"], "view"],
+        },
+    )
+    assert main(["run", str(config), *QUICK]) == 0
+    assert counts(config)["users_without_target"] == 1
+
+
+@pytest.mark.parametrize("what", ["keep", "drop"])
+def test_duplicate_events_are_kept_or_dropped_and_counted(what: str, tmp_path: Path) -> None:
+    config = shop_with(tmp_path, lambda rows: {name: [*values, values[0]] for name, values in rows.items()})
+    before = len(pq.read_table(tmp_path / "clicks.parquet"))
+    assert main(["prepare", str(config), f"data.duplicates={what}"]) == 0
+    assert counts(config)["duplicates"] == 1
+    assert counts(config)["events"] == before - (what == "drop")
+
+
+def test_integer_ids_work(tmp_path: Path) -> None:
+    config = shop_with(
+        tmp_path,
+        lambda rows: (
+            rows | {"customer": [int(c[1:]) for c in rows["customer"]], "sku": [int(s[4:]) for s in rows["sku"]]}
+        ),
+    )
+    products = pq.read_table(tmp_path / "products.parquet")
+    numbers = pa.array([int(s[4:]) for s in products["sku"].to_pylist()])
+    pq.write_table(products.set_column(0, "sku", numbers), tmp_path / "products.parquet")
+    assert main(["run", str(config), *QUICK]) == 0
+
+
+def test_no_ray_takes_one_worker(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(shop), "--no-ray", "--workers", "2"]) == 2
+    refused(capsys, "--no-ray", "2")
+
+
+def test_training_without_prepared_data_says_what_to_run(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(shop), "--no-ray"]) == 2
+    refused(capsys, "manifest.json", "intentrec prepare")
+
+
+def test_evaluating_without_a_checkpoint_says_what_to_run(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prepare", str(shop)]) == 0
+    assert main(["evaluate", str(shop), "--no-ray"]) == 2
+    refused(capsys, "checkpoint", "intentrec train")
+
+
+def test_another_config_on_the_same_run_name_is_refused(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", str(shop), *QUICK]) == 0
+    assert main(["train", str(shop), *QUICK, "train.tables.dimension=32"]) == 2
+    refused(capsys, "train.tables", "16", "32")
