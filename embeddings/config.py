@@ -19,7 +19,7 @@ class TableConfig(Settings):
     dimension: int = Field(default=64, ge=4)
     sharding: dict[str, Sharding] = {ITEM: "row_wise"}
     """Table (`item` or a feature) -> how it is sharded; tables not named are left to TorchRec's planner. A
-    data_parallel table is trained by the dense optimizer, the others by the fused one below."""
+    data_parallel table (GPU only) is trained by the dense optimizer, the others by the fused one below."""
     optimizer: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = "rowwise_adagrad"
     """The fused optimizer, applied in the backward pass. `adam` runs on GPU only."""
     learning_rate: float = Field(default=0.05, gt=0)

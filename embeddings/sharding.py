@@ -48,6 +48,11 @@ def shard(
         raise InputError(f"tables.sharding: no table {unknown[0]!r}; allowed: {', '.join(tables)}")
     if config.optimizer == "adam" and device.type == "cpu":
         raise InputError("tables.optimizer: fbgemm has no fused adam on CPU; allowed: rowwise_adagrad, adagrad, sgd")
+    if "data_parallel" in config.sharding.values() and device.type == "cpu":
+        raise InputError(
+            "tables.sharding: fbgemm's dense kernel, which data_parallel takes, sums a sample's rows on CPU; "
+            "allowed: table_wise, row_wise, column_wise"
+        )
     sharders = [EmbeddingCollectionSharder()]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -44,6 +44,8 @@ class Progress:
     """Epochs since the best one."""
     finished: bool = False
     seconds: float = 0.0
+    sums: dict[str, Any] = field(default_factory=dict)
+    """Losses and weight since the curve's last point, within an epoch."""
     train_curve: list[tuple[int, float]] = field(default_factory=list)
     validation_curve: list[tuple[int, float]] = field(default_factory=list)
 

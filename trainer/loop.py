@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from ingest.errors import InputError
 from ingest.items import load_items
 from ingest.manifest import Manifest, load_manifest
 from ingest.reader import Position, Reader, Unit
+from ingest.schema import UNKNOWN
 from ingest.storage import join
 from trainer.checkpoint import Checkpoints, Progress
 from trainer.config import TrainConfig
@@ -41,7 +42,7 @@ MAY_CHANGE = {
     ("train", key)
     for key in ("epochs", "patience", "keep", "log_steps", "checkpoint_steps", "learning_rate", "clip_norm")
 }
-"""What may be other than in the checkpoint that training goes on from."""
+"""What may be other than in the checkpoint that training goes on from; the tables' sharding may, too."""
 
 Validate = Callable[[Step], Validation]
 
@@ -90,7 +91,7 @@ class Trainer:
         self.progress = Progress()
         self.saved_config: dict[str, Any] = {
             "model": run.model.model_dump(exclude={"train"}),
-            "train": run.train.model_dump(),
+            "train": run.train.model_dump(exclude={"tables": {"sharding"}}),
             "data": self.manifest.fingerprint,
         }
 
@@ -137,13 +138,16 @@ class Trainer:
         before, epoch = self.progress.seconds, self.progress.epoch
         bar = self._bar()
         self.monitor.reset()
-        self._loss_sum, self._weight_sum, self._parts = 0.0, 0.0, dict[str, float]()
+        sums = self.progress.sums if self.progress.position else {}
+        self._loss_sum, self._weight_sum = sums.get("loss", 0.0), sums.get("weight", 0.0)
+        self._parts: dict[str, float] = dict(sums.get("parts", {}))
         for batch, left in self._batches():
             self._train_step(batch, bar)
             self.progress.seconds = before + time.perf_counter() - began
             every = self.config.checkpoint_steps
             if every and self.progress.step % every == 0:
                 self.progress.position = Position(epoch, tuple(gather_objects(left))).to_json()
+                self.progress.sums = {"loss": self._loss_sum, "weight": self._weight_sum, "parts": dict(self._parts)}
                 self.checkpoints.save(self.step, self.progress, self.saved_config)
                 self.monitor.reset()
         if bar is not None:
@@ -161,6 +165,8 @@ class Trainer:
             found = next(stream, None)
             batch, left = found if found is not None else (empty, ())
             self.monitor.waiting += time.perf_counter() - began
+            if not self.config.duration_weights:
+                batch = replace(batch, weight_Q=(batch.target_Q > UNKNOWN).float())
             batch = batch.to(self.worker.device)
             counts = torch.tensor(
                 [
@@ -229,7 +235,7 @@ class Trainer:
         validation = self.validate(self.step)
         value = validation.metrics[self.config.metric]
         progress.seconds = before + time.perf_counter() - began
-        progress.epoch, progress.position = epoch + 1, None
+        progress.epoch, progress.position, progress.sums = epoch + 1, None, {}
         progress.validation_curve.append((epoch + 1, value))
         better = progress.best is None or value > progress.best
         if better:

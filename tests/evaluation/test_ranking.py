@@ -1,0 +1,79 @@
+"""Sharded, chunked ranking against brute force in one place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from evaluation.metrics import MISS
+from evaluation.ranking import CatalogueRanker, own_slice
+from tests.scenarios import SCENARIOS, MatrixScorer, TwoWorkers, neural, ranking, ranking_case
+from tests.small import Data
+from trainer.workers import Worker
+
+pytestmark = pytest.mark.usefixtures("alone")
+CASES = [name for name in SCENARIOS if name.startswith(("ranking", "top"))]
+
+
+def brute_force(filtered: bool, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ranks with ties against the model, and the K best with ties for the lower index."""
+    scores, targets, seen = ranking_case()
+    ranks, items, values = [], np.zeros((len(targets), k), np.int64), np.full((len(targets), k), -np.inf, np.float32)
+    for q, target in enumerate(targets):
+        allowed = [item for item in range(2, scores.shape[1]) if not (filtered and item in seen[q])]
+        better = sum(scores[q, item] >= scores[q, target] for item in allowed if item != target)
+        ranks.append(better + 1 if target in allowed else MISS)
+        for place, item in enumerate(sorted(allowed, key=lambda item, q=q: (-scores[q, item], item))[:k]):
+            items[q, place], values[q, place] = item, scores[q, item]
+    return np.array(ranks), items, values
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_ranks_and_top_items_equal_brute_force_on_one_and_two_workers(
+    name: str, data: Data, two_workers: TwoWorkers
+) -> None:
+    """Uneven numbers of targets, none on one worker, small chunks; unknown and filtered targets are misses."""
+    arguments = SCENARIOS[name][2]
+    expected = brute_force(arguments["filtered"], arguments.get("k", 5))
+    one = ranking(data, Path(), Worker(), **arguments)
+    two = [np.concatenate(parts) for parts in zip(*two_workers.result(name), strict=True)]
+    for ours, sharded, reference in zip(one, two, expected, strict=True):
+        np.testing.assert_array_equal(ours, reference)
+        np.testing.assert_array_equal(sharded, reference)
+    ranks = expected[0]
+    assert ranks[0] == ranks[1] == MISS
+    assert (ranks[5] == MISS) == arguments["filtered"]
+
+
+def test_a_score_that_is_nan_is_told() -> None:
+    scores = np.zeros((1, 5), dtype=np.float32)
+    scores[0, 3] = np.nan
+    ranker = CatalogueRanker(MatrixScorer(scores, Worker()), 5, Worker(), False)
+    with pytest.raises(FloatingPointError, match="NaN"):
+        ranker.ranks(torch.zeros(1, 1, dtype=torch.int64), torch.tensor([2]), None)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 8])
+def test_slices_cover_every_item_once(workers: int) -> None:
+    slices = [own_slice(29, Worker(rank, workers)) for rank in range(workers)]
+    assert [item for begin, end in slices for item in range(begin, end)] == list(range(29))
+
+
+def test_the_neural_scorer_has_every_row_of_the_item_table_once(data: Data, two_workers: TwoWorkers) -> None:
+    one, table, _ = neural(data, Path(), Worker())
+    np.testing.assert_array_equal(one, table)
+    (first, whole, _), (second, _, _) = two_workers.result("neural")
+    np.testing.assert_array_equal(np.concatenate([first, second]), whole)
+    np.testing.assert_array_equal(whole, table)
+    assert abs(len(first) - len(second)) <= 1
+
+
+def test_validation_is_the_same_on_two_workers(data: Data, two_workers: TwoWorkers) -> None:
+    reference = neural(data, Path(), Worker())[2]
+    for _, _, validation in two_workers.result("neural"):
+        assert validation.metrics == pytest.approx(reference.metrics)
+        assert validation.intents == pytest.approx(reference.intents)
+        assert validation.attention == pytest.approx(reference.attention, rel=1e-5)

@@ -1,0 +1,243 @@
+"""What tests run on two real processes: all scenarios in one start, because importing TorchRec takes seconds.
+
+A scenario is a function of the data, a folder and the worker that gives something to pickle. The same function run in
+one process, or a plain computation, is what a test compares with.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import time
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+
+import embeddings.sharding
+import evaluation.ranking
+from evaluation.baselines import Markov, Popularity
+from evaluation.evaluate import validate
+from evaluation.ranking import CatalogueRanker, NeuralScorer, own_slice
+from ingest.batch import JaggedTensor
+from tests.small import Data, Stopped, dense, inputs_of, make_step, make_trainer, watched, weights
+from trainer.checkpoint import Checkpoints, Progress
+from trainer.workers import Worker, total
+
+ALL = ["item", "action", "tags", "genres", "content_type", "release_age"]
+SETTINGS: dict[str, dict[str, Any]] = {
+    "row_wise": {"tables": {"sharding": dict.fromkeys(ALL, "row_wise"), "optimizer": "rowwise_adagrad"}},
+    "table_wise": {"tables": {"sharding": dict.fromkeys(ALL, "table_wise")}},
+    "column_wise": {"tables": {"sharding": dict.fromkeys(ALL, "column_wise"), "dimension": 256}},
+    "planner": {"tables": {"sharding": {"item": "row_wise"}, "optimizer": "sgd"}},
+    "sampled": {"tables": {"optimizer": "rowwise_adagrad"}, "loss": {"kind": "sampled", "negatives": 16}},
+}
+STEPS = [[range(9), range(9, 12)], [[], range(12, 20)], [range(20, 29), range(29, 32)]]
+"""Rows of each worker in three steps: uneven, and one of them empty."""
+BLOCK_ROWS = 16
+"""Rows that are drawn at once, so that the small tables have several blocks."""
+
+
+def take(step: Any, data: Data, worker: Worker, number: int) -> tuple[float, float]:
+    """Take step `number` of STEPS on this worker's part: the global loss, and the gradient's norm."""
+    parts = STEPS[number]
+    whole = [row for part in parts for row in part]
+    batch = data.batch(whole if worker.workers == 1 else parts[worker.rank])
+    losses, norm = step.train(batch, number, float(data.batch(whole).weight_Q.sum()))
+    return float(total(losses.item)) + sum(float(total(value)) for value in losses.intents.values()), norm
+
+
+def steps(data: Data, folder: Path, worker: Worker, setting: str) -> dict[str, Any]:
+    step = make_step(data.manifest, worker, **SETTINGS[setting])
+    before = weights(step)
+    losses = [take(step, data, worker, 0)]
+    first, gradients = weights(step), dense(step, gradients=True)
+    losses += [take(step, data, worker, number) for number in (1, 2)]
+    plan = {t: p.sharding_type for part in step.parallel.plan.plan.values() for t, p in part.items()}
+    return {"before": before, "first": first, "gradients": gradients, "third": weights(step), "losses": losses,
+            "plan": plan}  # fmt: skip
+
+
+def save(data: Data, folder: Path, worker: Worker) -> list[dict[str, Any]]:
+    """Two steps, a checkpoint, a third step: the weights at both places."""
+    step = make_step(data.manifest, worker, tables={"sharding": dict.fromkeys(ALL, "row_wise")})
+    for number in (0, 1):
+        take(step, data, worker, number)
+    Checkpoints(str(folder / f"made-by-{worker.workers}"), 1, worker).save(step, Progress(step=2), {})
+    saved = weights(step)
+    take(step, data, worker, 2)
+    return [saved, weights(step)]
+
+
+def load(data: Data, folder: Path, worker: Worker, made_by: int, sharding: str) -> list[dict[str, Any]]:
+    """The same two places, coming from the checkpoint that `made_by` workers wrote."""
+    step = make_step(data.manifest, worker, seed=1, tables={"sharding": dict.fromkeys(ALL, sharding)})
+    checkpoints = Checkpoints(str(folder / f"made-by-{made_by}"), 1, worker)
+    checkpoints.load(step, checkpoints.latest() or "")
+    loaded = weights(step)
+    take(step, data, worker, 2)
+    return [loaded, weights(step)]
+
+
+def train(data: Data, folder: Path, worker: Worker) -> dict[str, Any]:
+    """Two epochs: the steps taken, the batches there were, and the end."""
+    reader = data.reader(worker=worker)
+    batches = [len(list(reader.epoch(epoch))) for epoch in (0, 1)]
+    trainer = make_trainer(data.url, folder / f"{Path(data.url).parent.name}-{worker.workers}", worker)
+    with watched() as taken:
+        progress = trainer.fit()
+    return {"batches": batches, "steps": len(taken), "inputs": inputs_of(taken), "progress": progress,
+            "weights": weights(trainer.step)}  # fmt: skip
+
+
+def interrupt(data: Data, folder: Path, worker: Worker) -> list[tuple[int, int]]:
+    """Die in the fourth step of an epoch; what the two steps before the last checkpoint were trained on."""
+    trainer = make_trainer(data.url, folder / "interrupted", worker, epochs=1, checkpoint_steps=2)
+    with watched(stop_after=3) as taken:
+        try:
+            trainer.fit()
+        except Stopped:
+            return inputs_of(taken[:2])
+    raise AssertionError("was not interrupted")
+
+
+class MatrixScorer:
+    """Scores that are given: a query is a row of the matrix."""
+
+    def __init__(self, scores: np.ndarray, worker: Worker) -> None:
+        begin, end = own_slice(scores.shape[1], worker)
+        self.scores_av = torch.from_numpy(scores[:, begin:end].copy())
+
+    def queries(self, batch: Any) -> Any:
+        raise NotImplementedError
+
+    def scores(self, queries: Any) -> Any:
+        return self.scores_av[queries[:, 0]]
+
+
+def ranking_case() -> tuple[np.ndarray, np.ndarray, list[list[int]]]:
+    """Scores with many ties, targets (some unknown, some seen) and seen items of 23 queries over 31 items."""
+    rng = np.random.default_rng(3)
+    scores = rng.integers(0, 6, (23, 31)).astype(np.float32)
+    targets = rng.integers(0, 31, 23)
+    targets[:3] = [0, 1, 2]
+    seen = [rng.integers(0, 31, rng.integers(0, 9)).tolist() for _ in range(23)]
+    seen[5].append(int(targets[5]))
+    return scores, targets, seen
+
+
+def ranking(data: Data, folder: Path, worker: Worker, share: float, filtered: bool, k: int = 5) -> Any:
+    """Ranks and top K of this worker's queries: the first `share` of them for rank 0, the rest for rank 1."""
+    scores, targets, seen = ranking_case()
+    cut = round(share * len(targets)) if worker.workers == 2 else len(targets)
+    own = range(cut) if worker.first else range(cut, len(targets))
+    jagged = JaggedTensor(
+        torch.tensor([item for q in own for item in seen[q]], dtype=torch.int64),
+        torch.tensor([len(seen[q]) for q in own], dtype=torch.int64),
+    )
+    ranker = CatalogueRanker(MatrixScorer(scores, worker), scores.shape[1], worker, filtered)
+    queries = torch.tensor(list(own), dtype=torch.int64)[:, None]
+    before, evaluation.ranking.SCORES_AT_ONCE = evaluation.ranking.SCORES_AT_ONCE, 70
+    try:
+        ranks = ranker.ranks(queries, torch.from_numpy(targets[own.start : own.stop]), jagged)
+        item_QK, score_QK = ranker.top(queries, jagged, k)
+    finally:
+        evaluation.ranking.SCORES_AT_ONCE = before
+    return ranks.numpy(), item_QK.numpy(), score_QK.numpy()
+
+
+def baselines(data: Data, folder: Path, worker: Worker) -> list[np.ndarray]:
+    """This worker's slice of the scores of Popularity and Markov after each item."""
+    last = torch.arange(data.manifest.items)[:, None]
+    reader = data.reader(worker=worker)
+    scorers = [Popularity(data.items, worker), Markov(data.items, reader, worker)]
+    return [scorer.scores(last).numpy() for scorer in scorers]
+
+
+def neural(data: Data, folder: Path, worker: Worker) -> Any:
+    """This worker's item rows, fetched in pieces, the whole table, and the validation of the model as it begins."""
+    step = make_step(data.manifest, worker)
+    rows = NeuralScorer(step, rows_at_once=7).rows_vD
+    reader = data.reader("validation", worker, evaluate=True)
+    validation = validate(step, reader, worker, filter_seen=True)
+    return rows.numpy(), weights(step)["item"].numpy(), validation
+
+
+Scenario = Callable[..., Any]
+SCENARIOS: dict[str, tuple[Scenario, str, dict[str, Any]]] = {
+    **{f"steps/{name}": (steps, "data", {"setting": name}) for name in SETTINGS},
+    "save": (save, "data", {}),
+    "load": (load, "data", {"made_by": 1, "sharding": "table_wise"}),
+    "train": (train, "data", {}),
+    "train/one has no data": (train, "one group", {}),
+    "interrupt": (interrupt, "data", {}),
+    **{
+        f"ranking/{share}/{filtered}": (ranking, "data", {"share": share, "filtered": filtered})
+        for share, filtered in ((0.3, True), (0.0, True), (1.0, False))
+    },
+    "top/many": (ranking, "data", {"share": 0.7, "filtered": True, "k": 28}),
+    "baselines": (baselines, "data", {}),
+    "neural": (neural, "data", {}),
+}
+"""Function, data set and arguments, by name."""
+
+
+def run(name: str, urls: dict[str, str], folder: Path, worker: Worker) -> Any:
+    function, data, arguments = SCENARIOS[name]
+    embeddings.sharding.BLOCK_ROWS = BLOCK_ROWS
+    return function(Data(urls[data]), folder, worker, **arguments)
+
+
+def _work(rank: int, urls: dict[str, str], folder: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+    )
+    for name in SCENARIOS:
+        began = time.perf_counter()
+        try:
+            result: Any = run(name, urls, folder, Worker(rank, 2))
+        except Exception:
+            result = traceback.format_exc()
+        seconds = time.perf_counter() - began
+        path = folder / f"{name.replace('/', '_')}.{rank}"
+        path.write_bytes(pickle.dumps((seconds, result)))
+    dist.destroy_process_group()
+
+
+class TwoWorkers:
+    """Two processes at work on all scenarios; a test waits for the scenario that it needs."""
+
+    def __init__(self, urls: dict[str, str], folder: Path) -> None:
+        self.urls, self.folder = urls, folder
+        self.processes = torch.multiprocessing.start_processes(
+            _work, (urls, folder), nprocs=2, join=False, start_method="spawn"
+        )
+
+    def result(self, name: str, limit: float = 240) -> list[Any]:
+        """What the scenario gave on rank 0 and on rank 1."""
+        files = [self.folder / f"{name.replace('/', '_')}.{rank}" for rank in (0, 1)]
+        deadline = time.monotonic() + limit
+        while True:
+            dead = all(not process.is_alive() for process in self.processes.processes)
+            if dead or all(file.exists() for file in files):
+                break
+            assert time.monotonic() < deadline, f"{name}: the two workers hang"
+            time.sleep(0.05)
+        time.sleep(0.1)
+        results = [pickle.loads(file.read_bytes())[1] for file in files]
+        for rank, result in enumerate(results):
+            assert not isinstance(result, str), f"{name}, rank {rank}: {result}"
+        return results
+
+    def close(self) -> None:
+        for process in self.processes.processes:
+            process.join(60)
+            process.kill()

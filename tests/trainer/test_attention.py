@@ -1,0 +1,62 @@
+"""Jagged attention against each sequence alone, with explicit masks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from trainer.attention import CausalAttention, Layout
+
+LENGTHS = [1, 1, 3, 4, 4, 12, 15, 40]
+D, HEADS = 8, 2
+
+
+def alone(attention: CausalAttention, x_LD: Tensor, allowed_LL: Tensor) -> Tensor:
+    """One sequence in plain formulas: query i sees key j where `allowed_LL`."""
+    q, k, v = attention.qkv(x_LD).split(D, dim=1)
+    size = D // HEADS
+    heads = []
+    for head in range(HEADS):
+        part = slice(head * size, (head + 1) * size)
+        scores = (q[:, part] @ k[:, part].T / size**0.5).masked_fill(~allowed_LL, -torch.inf)
+        heads.append(scores.softmax(dim=1) @ v[:, part])
+    return attention.out(torch.cat(heads, dim=1))
+
+
+@pytest.mark.parametrize("window", [None, 0, 5])
+@pytest.mark.parametrize(("growth", "slack"), [(1.25, 8), (1.0, 0), (100.0, 100)])
+def test_a_batch_equals_each_sequence_alone(window: int | None, growth: float, slack: int) -> None:
+    torch.manual_seed(0)
+    attention = CausalAttention(D, HEADS, 0.0).double()
+    x_TD = torch.randn(sum(LENGTHS), D, dtype=torch.float64, requires_grad=True)
+    time_T = torch.cat([torch.randint(0, 4, (length,)).cumsum(0) for length in LENGTHS])
+    layout = Layout(torch.tensor(LENGTHS), growth, slack)
+    masks = None if window is None else layout.window_masks(time_T, window)
+    ours = attention(x_TD, layout, masks)
+    parts = []
+    for x_LD, time_L in zip(x_TD.split(LENGTHS), time_T.split(LENGTHS), strict=True):
+        index = torch.arange(len(x_LD))
+        allowed = index[None] <= index[:, None]
+        if window is not None:
+            allowed = allowed & (time_L[:, None] - time_L[None] <= window)
+        parts.append(alone(attention, x_LD, allowed))
+    theirs = torch.cat(parts)
+    torch.testing.assert_close(ours, theirs)
+    weight = torch.randn_like(theirs)
+    wanted = [x_TD, *attention.parameters()]
+    for a, b in zip(
+        torch.autograd.grad((ours * weight).sum(), wanted),
+        torch.autograd.grad((theirs * weight).sum(), wanted),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+
+
+def test_groups_hold_every_token_once_and_pad_little() -> None:
+    layout = Layout(torch.tensor(LENGTHS))
+    assert [group.begin for group in layout.groups] == [0, *(group.end for group in layout.groups[:-1])]
+    assert layout.groups[-1].end == sum(LENGTHS)
+    x_TD = torch.randn(sum(LENGTHS), 3)
+    for group in layout.groups:
+        assert torch.equal(layout.unpad(layout.pad(x_TD, group), group), x_TD[group.begin : group.end])

@@ -1,0 +1,129 @@
+"""The models: nothing of the future leaks, batches do not mix, and IntentRec's formulas are those of the paper."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from ingest.batch import Batch, Rows
+from ingest.errors import InputError
+from ingest.jagged import Jagged
+from ingest.reader import _take
+from tests.small import HOUR, MODEL, Data, make_step, train_config
+from trainer.attention import Layout
+from trainer.layers import Inputs, ShortTerm
+from trainer.models.config import DeepConfig, IntentRecConfig, NeuralConfig, SASRecConfig
+from trainer.recommender import Prediction, build
+from trainer.step import Step
+
+MODELS = {
+    "intentrec": MODEL,
+    "deep": DeepConfig(heads=2, dropout=0.0, window="8h"),
+    "sasrec": SASRecConfig(heads=2, dropout=0.0),
+}
+
+
+def changed(rows: Rows, data: Data, at: int) -> Rows:
+    """One row whose interaction `at` has another item, a later time, and other event features."""
+    rows = copy.deepcopy(rows)
+    columns = {name: Jagged(column.values.copy(), column.offsets) for name, column in rows.columns.items()}
+    columns["item"].values[at] = 2 + (columns["item"].values[at] + 5) % (data.manifest.items - 2)
+    columns["time"].values[at:] += 100 * HOUR
+    columns["action"].values[at] = 2 + (columns["action"].values[at] + 1) % 3
+    columns["scroll"].values[at] += 3.0
+    lengths = rows.nested["tags"].lengths.copy()
+    tags = [values for values in np.split(rows.nested["tags"].values, rows.nested["tags"].offsets[1:-1])]
+    tags[at] = np.array([2, 3, 4, 4], dtype=tags[at].dtype)
+    lengths[at] = 4
+    return Rows(rows.user, rows.targets, columns, {"tags": Jagged.from_lengths(np.concatenate(tags), lengths)})
+
+
+def outputs(step: Step, batch: Batch) -> torch.Tensor:
+    """Queries and intents side by side, by position."""
+    prediction: Prediction = step.predict(batch)
+    return torch.cat([prediction.query_QD, *prediction.intents.values()], dim=1)
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_the_future_and_the_target_change_no_earlier_prediction(model: NeuralConfig, data: Data) -> None:
+    step = make_step(data.manifest, model=model)
+    lengths = data.rows.columns["item"].lengths
+    row = _take(data.rows, np.array([int(np.flatnonzero((lengths > 8) & (lengths <= 20))[0])]))
+    n = int(row.columns["item"].lengths[0])
+    before = outputs(step, data.builder.build(row))
+    assert len(before) == n - 1
+    for at in (1, n // 2, n - 2, n - 1):
+        after = outputs(step, data.builder.build(changed(row, data, at)))
+        torch.testing.assert_close(after[:at], before[:at], rtol=1e-6, atol=1e-6)
+        if at < n - 1:
+            assert (after[at:] - before[at:]).abs().amax(dim=1).min() > 1e-5
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_a_sequence_alone_is_predicted_as_in_a_batch(model: NeuralConfig, data: Data) -> None:
+    step = make_step(data.manifest, model=model)
+    batch = data.batch(range(25))
+    together = outputs(step, batch)
+    for row in range(25):
+        alone = outputs(step, data.batch([row]))
+        torch.testing.assert_close(together[batch.row_Q == row], alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("alone")
+def test_attention_over_intents_sums_to_one(data: Data) -> None:
+    prediction = make_step(data.manifest).predict(data.batch(range(9)))
+    assert prediction.attention_QM is not None
+    assert prediction.attention_QM.shape[1] == len(prediction.intents) == 4
+    torch.testing.assert_close(prediction.attention_QM.sum(dim=1), torch.ones(len(prediction.query_QD)))
+    assert prediction.attention_QM.min() > 0
+
+
+def test_the_aggregation_equals_the_papers_formulas(data: Data) -> None:
+    network = build(MODEL, train_config(), data.manifest).network
+    torch.manual_seed(2)
+    intents = {name: torch.randn(5, head.out_features) for name, head in network.intent_heads.items()}
+    ours_TD, attention_TM = network.aggregate(intents)
+    for k in range(5):
+        projected = [network.projections[name](logits[k].softmax(0)) for name, logits in intents.items()]
+        scores = torch.stack([network.attention(vector)[0] for vector in projected])
+        weights = scores.exp() / scores.exp().sum()
+        torch.testing.assert_close(attention_TM[k], weights)
+        torch.testing.assert_close(ours_TD[k], sum(w * v for w, v in zip(weights, projected, strict=True)))
+
+
+def test_short_term_interest_sees_the_window_and_no_more() -> None:
+    """A token reaches those that come up to H after it, H included."""
+    torch.manual_seed(0)
+    window, width = 10, 6
+    short_term = ShortTerm(width, 8, 2, 0.0, window).eval()
+    time = torch.tensor([0, 0, 4, 10, 11, 14, 20, 21, 50])
+    n = len(time)
+    features, encoded = torch.randn(n, width), torch.randn(n, 8)
+    inputs = Inputs({}, torch.zeros(n, 0), time, torch.arange(n), Layout(torch.tensor([n])))
+    before = short_term(features, encoded, inputs)
+    for j in range(n):
+        other = features.clone()
+        other[j] = torch.randn(width)
+        moved = (short_term(other, encoded, inputs) - before).abs().amax(dim=1) > 1e-7
+        assert moved.tolist() == [k >= j and int(time[k] - time[j]) <= window for k in range(n)]
+
+
+def test_intentrec_needs_an_intent(data: Data) -> None:
+    features = [feature.model_copy(update={"intent": False}) for feature in data.manifest.features]
+    with pytest.raises(InputError, match="at least one feature with `intent: true`"):
+        build(IntentRecConfig(), train_config(), data.manifest.model_copy(update={"features": features}))
+
+
+@pytest.mark.usefixtures("alone")
+def test_the_empty_batch_gives_no_target_and_finite_gradients(data: Data) -> None:
+    step = make_step(data.manifest)
+    losses, norm = step.train(data.builder.empty(), 0, 3.0)
+    assert losses.item == 0
+    assert norm == 0
+    assert outputs(step, replace(data.builder.empty())).shape[0] == 0

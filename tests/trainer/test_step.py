@@ -1,0 +1,161 @@
+"""A training step against plain torch, and on two workers against one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from evaluation.evaluate import validate
+from ingest.batch import Batch, JaggedTensor
+from tests.scenarios import SETTINGS, TwoWorkers, steps
+from tests.small import MODEL, Data, dense, make_step, same, train_config, weights
+from trainer.attention import Layout
+from trainer.layers import Inputs
+from trainer.models.config import IntentRecConfig
+from trainer.recommender import build
+from trainer.workers import Worker
+
+pytestmark = pytest.mark.usefixtures("alone")
+
+
+def plain_loss(
+    network: Any, tables: dict[str, Tensor], batch: Batch, negative: Tensor | None, log_expected: Tensor | None
+) -> Tensor:
+    """IntentRec's loss with dense tables, F.cross_entropy and loops over the labels."""
+    vectors = {}
+    for name, table in tables.items():
+        value = batch.item_T if name == "item" else batch.features[name]
+        if isinstance(value, JaggedTensor):
+            lists = value.values.split(value.lengths.tolist())
+            vectors[name] = torch.stack([table[v].sum(dim=0) / max(len(v), 1) for v in lists])
+        else:
+            vectors[name] = table[value]
+    numbers = batch.features["scroll"][:, None]  # type: ignore[index]
+    output = network(Inputs(vectors, numbers, batch.time_T, batch.position_T, Layout(batch.lengths_B)))
+    at, target, item = batch.target_position_Q, batch.target_Q, tables["item"]
+    query = output.query_TD[at]
+    if negative is None:
+        losses = F.cross_entropy((query @ item.T)[:, 2:], target - 2, reduction="none")
+    else:
+        logits = query @ item[negative].T - log_expected
+        logits = logits.masked_fill(target[:, None] == negative, -torch.inf)
+        positive = (query * item[target]).sum(dim=1, keepdim=True)
+        losses = F.cross_entropy(torch.cat([positive, logits], dim=1), torch.zeros_like(target), reduction="none")
+    for name, logits_TL in output.intents.items():
+        log_p = logits_TL[at].log_softmax(dim=1)
+        label = batch.labels[name]
+        lists = label.values.split(label.lengths.tolist()) if isinstance(label, JaggedTensor) else label[:, None]
+        for q, values in enumerate(lists):
+            known = [value - 2 for value in values.tolist() if value >= 2]
+            if known:
+                losses = losses - torch.eye(len(losses))[q] * log_p[q, known].mean()
+    return (batch.weight_Q * losses).sum() / batch.weight_Q.sum()
+
+
+@pytest.mark.parametrize("kind", ["full", "sampled"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "rowwise_adagrad"])
+def test_one_step_equals_plain_torch(data: Data, kind: str, optimizer: str) -> None:
+    """Dense gradients, AdamW's weights, and table rows that are read both as inputs and as candidates."""
+    changes: dict[str, Any] = {
+        "tables": {"optimizer": optimizer, "learning_rate": 0.3},
+        "loss": {"kind": kind, "negatives": 20},
+        "clip_norm": 1e9,
+    }
+    step, batch = make_step(data.manifest, **changes), data.batch(range(8))
+    tables = {name: weights(step)[name].requires_grad_() for name in step.recommender.tables.names}
+    network = build(MODEL, train_config(**changes), data.manifest).network
+    negative = step.sampler.draw(0) if kind == "sampled" else None
+    log_expected = None if negative is None else step.sampler.log_expected(negative)
+    loss = plain_loss(network, tables, batch, negative, log_expected)
+    loss.backward()
+    losses, norm = step.train(batch, 0, float(batch.weight_Q.sum()))
+    ours = (losses.item + sum(losses.intents.values())) / batch.weight_Q.sum()
+    torch.testing.assert_close(ours, loss.detach())
+
+    parameters = dict(network.named_parameters())
+    gradients = {name.replace("module.", "").removeprefix("network."): p.grad for name, p in step.dense.items()}
+    assert gradients.keys() == parameters.keys()
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-6, msg=name)
+    assert norm == pytest.approx(float(torch.nn.utils.get_total_norm(p.grad for p in parameters.values())), rel=1e-4)
+    torch.optim.AdamW(network.parameters(), lr=1e-2, weight_decay=0.0).step()
+    after = weights(step)
+    for name, parameter in dense(step).items():
+        short = name.removeprefix("network.")
+        settled = parameters[short].grad.abs() > 1e-5
+        torch.testing.assert_close(parameter[settled], parameters[short][settled].detach(), rtol=1e-4, atol=1e-4)
+    for name, table in tables.items():
+        gradient = table.grad
+        scale = {
+            "sgd": torch.ones(()),
+            "adagrad": gradient.abs() + 1e-8,
+            "rowwise_adagrad": gradient.pow(2).mean(dim=1, keepdim=True).sqrt() + 1e-8,
+        }[optimizer]
+        expected = table.detach() - 0.3 * gradient / scale
+        settled = gradient.abs() > 1e-5 if optimizer == "adagrad" else torch.ones_like(gradient, dtype=torch.bool)
+        torch.testing.assert_close(after[name][settled], expected[settled], rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_two_workers_take_the_steps_of_one(setting: str, data: Data, two_workers: TwoWorkers) -> None:
+    """Uneven parts, and one worker with an empty batch: gradients after one step, weights after one and three."""
+    one = steps(data, Path(), Worker(), setting)
+    for result in two_workers.result(f"steps/{setting}"):
+        same(result["gradients"], one["gradients"], 2e-5)
+        same(result["first"], one["first"], 5e-4)
+        same(result["third"], one["third"], 2e-3)
+        for ours, theirs in zip(result["losses"], one["losses"], strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-4)
+    moved = [name for name, value in one["third"].items() if not torch.equal(value, one["before"][name])]
+    assert len(moved) > len(one["third"]) - 3
+
+
+def test_an_evaluation_between_two_steps_changes_neither(data: Data) -> None:
+    model = IntentRecConfig(heads=2, dropout=0.3, window="8h")
+    results = []
+    for evaluating in (False, True):
+        step = make_step(data.manifest, model=model)
+        for number in range(3):
+            batch = data.batch(range(4 * number, 4 * number + 4))
+            step.train(batch, number, float(batch.weight_Q.sum()))
+            before = weights(step)
+            if evaluating:
+                validate(step, data.reader("validation", evaluate=True), Worker(), True)
+                step.predict(batch)
+            same(weights(step), before)
+        results.append(weights(step))
+    same(*results)
+
+
+def test_an_unknown_target_trains_nothing(data: Data) -> None:
+    step, batch = make_step(data.manifest, tables={"optimizer": "sgd"}), data.batch(range(4))
+    before = weights(step)
+    unknown = replace(batch, target_Q=torch.ones_like(batch.target_Q), weight_Q=torch.zeros_like(batch.weight_Q))
+    losses, norm = step.train(unknown, 0, 0.0)
+    assert losses.item == 0
+    assert norm == 0
+    same(weights(step), before)
+
+
+def test_the_item_loss_reaches_the_intent_heads(data: Data) -> None:
+    model = IntentRecConfig(heads=2, dropout=0.0, window="8h", intent_weight=0.0)
+    step, batch = make_step(data.manifest, model=model), data.batch(range(6))
+    step.train(batch, 0, float(batch.weight_Q.sum()))
+    gradients = {name: value for name, value in dense(step, gradients=True).items() if "intent_heads" in name}
+    assert len(gradients) == 2 * 4
+    assert all(value.abs().max() > 1e-8 for value in gradients.values())
+
+
+def test_the_learning_rate_warms_up(data: Data) -> None:
+    step, batch = make_step(data.manifest, warmup_steps=4), data.batch(range(2))
+    rates = []
+    for number in range(5):
+        step.train(batch, number, float(batch.weight_Q.sum()))
+        rates.append(step.optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01])
