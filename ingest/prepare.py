@@ -6,6 +6,7 @@ is not complete and is prepared anew, one whose manifest has the input's fingerp
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 from collections.abc import Callable
@@ -63,6 +64,7 @@ class _Preparation:
 
     def run(self, events: pl.DataFrame, items: pl.DataFrame | None, mark: str) -> Manifest:
         config, counts = self.config, self.counts
+        events = self._until(events)
         last_time = int(events["time"].max())  # type: ignore[arg-type]
         self._count_unknown_items(events, items)
         events = self._sort(self._drop(events))
@@ -96,6 +98,18 @@ class _Preparation:
         save_manifest(manifest, self.destination)
         self.log(f"{self.destination}: " + ", ".join(f"{name} {count:,}" for name, count in counts.items()))
         return manifest
+
+    def _until(self, events: pl.DataFrame) -> pl.DataFrame:
+        """The events before `data.until`; the others are counted."""
+        end = self.config.until
+        if end is None:
+            return events
+        end = end.replace(tzinfo=end.tzinfo or datetime.UTC)
+        kept = events.filter(pl.col("time") < round(end.timestamp() * 1000))
+        self.counts["events_left_out_by_until"] = events.height - kept.height
+        if kept.is_empty():
+            raise InputError(f"{self.config.events}: no event is before data.until {end.isoformat()}")
+        return kept
 
     def _describe(
         self, training: pl.DataFrame, item_vocabulary: Vocabulary, fitted: dict[str, FittedFeature]

@@ -6,6 +6,7 @@ names. `DataConfig` is the `data` section of a config; `parse_duration` reads it
 
 from __future__ import annotations
 
+import datetime
 import itertools
 import re
 from typing import Literal
@@ -156,6 +157,8 @@ class DataConfig(Settings):
     """A column of the item table that the report shows."""
     features: list[Feature] = []
     split: Split = Split()
+    until: datetime.datetime | None = None
+    """Events at or after this moment (UTC) are left out, and counted: for a log with a few stray last events."""
     min_item_count: int = Field(default=1, ge=1)
     """Items that the training data have less often than this are unknown."""
     min_user_events: int = Field(default=1, ge=1)
@@ -174,6 +177,8 @@ class DataConfig(Settings):
         if twice:
             raise ValueError(f"feature {twice[0]!r} is declared twice")
         if self.time_unit == "position":
+            if self.until is not None:
+                raise ValueError("a log with time_unit position has no moments: leave out data.until")
             if self.split.kind == "point_in_time":
                 raise ValueError("a log with time_unit position has no point in time: take split leave_one_out")
             elapsed = [feature.name for feature in self.features if feature.kind == "elapsed"]

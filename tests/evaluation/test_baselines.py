@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def counted(data: Data) -> tuple[Counter[int], Counter[tuple[int, int]]]:
     for shard in data.manifest.shards["train"]:
         for row in pq.read_table(Path(data.url) / shard.path, columns=["item"])["item"].to_pylist():
             items.update(row)
-            pairs.update(zip(row, row[1:], strict=False))
+            pairs.update(itertools.pairwise(row))
     return items, pairs
 
 

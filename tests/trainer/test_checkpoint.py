@@ -88,7 +88,7 @@ def test_a_damaged_marker_is_told_with_its_path(data: Data, tmp_path: Path) -> N
     checkpoints = save(data, tmp_path, 1)
     (tmp_path / "step-0000000001/complete.json").write_text('{"progress": ')
     for read in (checkpoints.progress, checkpoints.config):
-        with pytest.raises(InputError, match="step-0000000001/complete.json"):
+        with pytest.raises(InputError, match=r"step-0000000001/complete\.json"):
             read("step-0000000001")
 
 

@@ -36,7 +36,7 @@ def changed(rows: Rows, data: Data, at: int) -> Rows:
     columns["action"].values[at] = 2 + (columns["action"].values[at] + 1) % 3
     columns["scroll"].values[at] += 3.0
     lengths = rows.nested["tags"].lengths.copy()
-    tags = [values for values in np.split(rows.nested["tags"].values, rows.nested["tags"].offsets[1:-1])]
+    tags = list(np.split(rows.nested["tags"].values, rows.nested["tags"].offsets[1:-1]))
     tags[at] = np.array([2, 3, 4, 4], dtype=tags[at].dtype)
     lengths[at] = 4
     return Rows(rows.user, rows.targets, columns, {"tags": Jagged.from_lengths(np.concatenate(tags), lengths)})
