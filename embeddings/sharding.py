@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
-from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.model_parallel import DefaultDataParallelWrapper, DistributedModelParallel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.types import ShardingPlan
 from torchrec.optim import RowWiseAdagrad
@@ -60,7 +60,11 @@ def shard(
         fused = [parameter for name, parameter in _tables_of(model) if not _is_data_parallel(plan, name)]
         if fused:
             apply_optimizer_in_backward(_OPTIMIZERS[config.optimizer], fused, {"lr": config.learning_rate})
-        parallel = DistributedModelParallel(model, device=device, plan=plan, sharders=sharders)
+        # A static graph's first all-reduce hangs on tensors that DDP finds in the output: it finds none in a dataclass.
+        wrapper = DefaultDataParallelWrapper(static_graph=False, find_unused_parameters=False)
+        parallel = DistributedModelParallel(
+            model, device=device, plan=plan, sharders=sharders, data_parallel_wrapper=wrapper
+        )
     _initialise(parallel, config, seed)
     return parallel
 

@@ -104,12 +104,22 @@ class Checkpoints:
 
     def config(self, name: str) -> dict[str, Any]:
         """The config that checkpoint `name` was trained with, as its marker says."""
-        config: dict[str, Any] = json.loads(read_text(join(self.folder, name, "complete.json")))["config"]
+        config: dict[str, Any] = self._marker(name)["config"]
         return config
 
     def progress(self, name: str) -> Progress:
         """What the marker of checkpoint `name` says."""
-        return Progress(**json.loads(read_text(join(self.folder, name, "complete.json")))["progress"])
+        return Progress(**self._marker(name)["progress"])
+
+    def _marker(self, name: str) -> dict[str, Any]:
+        path = join(self.folder, name, "complete.json")
+        try:
+            marker: dict[str, Any] = json.loads(read_text(path))
+        except json.JSONDecodeError as error:
+            raise InputError(
+                f"{path}: damaged: {error}; remove that folder to go on from the checkpoint before"
+            ) from None
+        return marker
 
     def load(self, step: Step, name: str) -> None:
         """Put the weights and the optimizer state of checkpoint `name` into `step`; every worker calls it."""

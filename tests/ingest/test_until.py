@@ -32,5 +32,5 @@ def test_events_after_until_are_left_out_and_counted(tmp_path: Path) -> None:
 
 def test_until_before_all_events_is_refused(tmp_path: Path) -> None:
     config = DataConfig(events=log(tmp_path), until=datetime.datetime(2020, 1, 1))
-    with pytest.raises(InputError, match="data.until 2020-01-01"):
+    with pytest.raises(InputError, match=r"data\.until 2020-01-01"):
         prepare(config, str(tmp_path / "data"), log=lambda line: None)
