@@ -208,7 +208,9 @@ def _work(rank: int, urls: dict[str, str], folder: Path) -> None:
             result = traceback.format_exc()
         seconds = time.perf_counter() - began
         path = folder / f"{name.replace('/', '_')}.{rank}"
-        path.write_bytes(pickle.dumps((seconds, result)))
+        partial = path.with_suffix(f"{path.suffix}.partial")
+        partial.write_bytes(pickle.dumps((seconds, result)))
+        partial.replace(path)
     dist.destroy_process_group()
 
 
