@@ -19,10 +19,11 @@ VERBS = {
     "prepare": "events and items -> vocabularies, split, per-user sequences in shards",
     "train": "shards -> checkpoints and TensorBoard; goes on where an earlier run of this name stood",
     "evaluate": "checkpoints -> accuracy against baselines: results.json and report/index.html",
+    "recommend": "checkpoint -> the best items and the predicted intents of every user, as Parquet",
     "run": "all of these; what is done already is not done again",
     "submit": "any of these as a job on a Ray cluster",
 }
-_RAY_VERBS = ("train", "evaluate", "run")
+_RAY_VERBS = ("train", "evaluate", "recommend", "run")
 
 
 def parser() -> argparse.ArgumentParser:

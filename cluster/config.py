@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from evaluation.config import EvaluateConfig, MarkovConfig, PopularityConfig
+from evaluation.config import EvaluateConfig, MarkovConfig, PopularityConfig, RecommendConfig
 from ingest.schema import DataConfig
 from ingest.settings import Settings, build_settings
 from ingest.simulate import SimulateConfig
@@ -62,6 +62,8 @@ class Config(Settings):
     train: TrainConfig = TrainConfig()
     models: dict[str, ModelConfig] = Field(min_length=1)
     evaluate: EvaluateConfig = EvaluateConfig()
+    recommend: RecommendConfig | None = None
+    """With this section, even an empty one, `run` ends with recommendations for every user."""
     cluster: ClusterConfig = ClusterConfig()
 
     @field_validator("storage")
@@ -93,6 +95,9 @@ class Config(Settings):
                     raise ValueError(
                         f"models.{name}.window: with this data.time_unit it takes {takes}, got {model.window!r}"
                     )
+        if self.recommend is not None and self.recommended not in self.neural:
+            takes = ", ".join(self.neural) or "none of these is trained"
+            raise ValueError(f"recommend.model: takes a model that is trained ({takes}), got {self.recommended!r}")
         return self
 
     def train_config(self, model: str) -> TrainConfig:
@@ -115,8 +120,21 @@ class Config(Settings):
     def data_folder(self) -> str:
         return join(self.folder, "data")
 
+    @property
+    def recommendations_folder(self) -> str:
+        return join(self.folder, "recommendations")
+
+    @property
+    def recommended(self) -> str | None:
+        """The model that recommends, None where the config has none that is trained."""
+        chosen = self.recommend.model if self.recommend else None
+        return chosen or next(iter(self.neural), None)
+
     def model_folder(self, model: str) -> str:
         return join(self.folder, "models", model)
+
+    def checkpoints(self, model: str) -> str:
+        return join(self.model_folder(model), "checkpoints")
 
     @property
     def neural(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""The stages of a run, each of which leaves what is done already alone: log, data, models, evaluation."""
+"""The stages of a run, each of which leaves what is done already alone: log, data, models, evaluation, users."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ingest.manifest import load_manifest
 from ingest.prepare import prepare
 from ingest.schema import FIRST_VALUE
 from ingest.simulate import simulate
-from ingest.storage import exists, join, list_folders, read_text, write_text
+from ingest.storage import exists, join, list_folders, read_text, remove, write_text
 from trainer.versions import check_installed_versions, installed
 
 RESULTS = "results.json"
@@ -77,7 +77,7 @@ class Stages:
     def evaluate(self) -> dict[str, Any]:
         """Evaluate all models on the test split; writes results.json and the report."""
         check_installed_versions()
-        mark = self._evaluation_mark()
+        mark = self._mark(list(self.config.models))
         path = join(self.config.folder, RESULTS)
         if exists(path):
             before: dict[str, Any] = json.loads(read_text(path))
@@ -88,13 +88,36 @@ class Stages:
         self.seconds["evaluate"] = time.perf_counter() - began
         return self._show(self._results(found, mark))
 
-    def run(self) -> dict[str, Any]:
-        """All stages, the last two on one Ray cluster."""
+    def recommend(self) -> None:
+        """The best items and the predicted intents of every user, as Parquet."""
+        config = self.config
+        check_installed_versions()
+        if config.recommended is None:
+            raise InputError("recommend: no model of the config is trained, so there is none to recommend")
+        folder = config.recommendations_folder
+        marker = join(folder, "complete.json")
+        section = config.recommend.model_dump_json() if config.recommend else ""
+        mark = self._mark([config.recommended], section)
+        done = json.loads(read_text(marker)) if exists(marker) else {}
+        if done.get("mark") == mark:
+            print(f"recommendations: {folder} is there already")
+            return
+        began = time.perf_counter()
+        remove(folder)
+        made = self._run("recommend_users", {"folder": folder})
+        write_text(marker, json.dumps({"mark": mark, **made}))
+        self.seconds["recommend"] = time.perf_counter() - began
+        print(f"recommendations: {made['users']:,} users by model {made['model']}, in {folder}")
+
+    def run(self) -> None:
+        """All stages, those that need workers on one Ray cluster."""
         self.make_log()
         self.prepare()
         with ray_cluster(self.config.cluster) if self.ray else nullcontext():
             self.train()
-            return self.evaluate()
+            if self.config.recommend is not None:
+                self.recommend()
+            self.evaluate()
 
     def _run(self, function: str, arguments: dict[str, Any]) -> Any:
         from cluster import work
@@ -106,13 +129,14 @@ class Stages:
             return run_here(chosen, content | arguments, config.cluster)
         return run_on_workers(chosen, content | arguments, config.cluster, config.storage, config.name)
 
-    def _evaluation_mark(self) -> str:
-        """Changes with everything that the evaluation depends on: config, data, best checkpoints."""
-        parts = [self.config.evaluate.model_dump_json(), load_manifest(self.config.data_folder).fingerprint]
-        for name, model in self.config.models.items():
-            best = join(self.config.model_folder(name), "checkpoints", "best.json")
-            parts += [name, model.model_dump_json(), read_text(best) if exists(best) else ""]
-            parts += list_folders(join(self.config.model_folder(name), "checkpoints"))
+    def _mark(self, models: list[str], section: str = "") -> str:
+        """Changes with everything that an evaluation of `models` depends on: config, data, best checkpoints."""
+        parts = [section, self.config.evaluate.model_dump_json(), load_manifest(self.config.data_folder).fingerprint]
+        for name in models:
+            folder = self.config.checkpoints(name)
+            best = join(folder, "best.json")
+            parts += [name, self.config.models[name].model_dump_json(), read_text(best) if exists(best) else ""]
+            parts += list_folders(folder)
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def _results(self, found: dict[str, Any], mark: str) -> dict[str, Any]:

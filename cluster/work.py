@@ -15,9 +15,10 @@ import yaml
 from cluster.config import Config
 from cluster.example import example_of, show
 from evaluation.baselines import Markov, Popularity
-from evaluation.config import MarkovConfig, PopularityConfig
+from evaluation.config import MarkovConfig, PopularityConfig, RecommendConfig
 from evaluation.evaluate import Evaluation, evaluate, label_counts, majority_labels, validate
 from evaluation.ranking import NeuralScorer, Scorer
+from evaluation.recommend import Names, recommend
 from evaluation.significance import compare
 from ingest.config import ReaderConfig
 from ingest.items import ItemTable, load_items
@@ -122,9 +123,7 @@ class _Evaluating:
     def _restored(self, name: str, model: NeuralConfig) -> tuple[Step, dict[str, Any]]:
         """The model's best checkpoint, and what the report says of its training."""
         train = self.config.train_config(name)
-        checkpoints = Checkpoints(
-            Run(name, model, train, "", self.config.model_folder(name)).checkpoints, 1, self.worker
-        )
+        checkpoints = Checkpoints(self.config.checkpoints(name), train.keep, self.worker)
         best = checkpoints.require_best(name)
         step = Step(model, train, self.manifest, self.worker)
         checkpoints.load(step, best)
@@ -183,6 +182,31 @@ class _Evaluating:
 def evaluate_models(arguments: dict[str, Any], worker: Worker) -> dict[str, Any]:
     """Evaluate all models of `arguments["config"]` on the test split: the parts of results.json that need them."""
     return _Evaluating(Config.model_validate(arguments["config"]), worker).run()
+
+
+def recommend_users(arguments: dict[str, Any], worker: Worker) -> dict[str, Any]:
+    """Write recommendations for every user to the folder `arguments["folder"]`; their number."""
+    config = Config.model_validate(arguments["config"])
+    settings = config.recommend or RecommendConfig()
+    manifest = load_manifest(config.data_folder)
+    items = load_items(config.data_folder, manifest)
+    name = config.recommended
+    assert name is not None
+    train, model = config.train_config(name), config.models[name]
+    assert isinstance(model, NeuralConfig)
+    step = Step(model, train, manifest, worker)
+    checkpoints = Checkpoints(config.checkpoints(name), train.keep, worker)
+    checkpoints.load(step, checkpoints.require_best(name))
+    splits: list[SplitName] = ["test", "rest"]
+    readers = [
+        Reader(config.data_folder, manifest, items, split, train.reader,
+               rank=worker.rank, workers=worker.workers, after_last=True)
+        for split in splits
+    ]  # fmt: skip
+    filter_seen = config.evaluate.filter_seen if settings.filter_seen is None else settings.filter_seen
+    names = Names.load(config.data_folder, manifest)
+    written = recommend(NeuralScorer(step), readers, worker, settings, filter_seen, names, arguments["folder"])
+    return {"users": sum(gather_objects(written)), "model": name}
 
 
 def config_text(config: Config) -> str:

@@ -63,6 +63,23 @@ class NeuralScorer:
         return queries @ self.rows_vD.T
 
 
+def best_columns(scores_av: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The K highest scores of each row and their columns, of equal scores the lower column first: two [a, min(K, v)].
+
+    A partial selection; only rows whose ties reach beyond the K-th place are sorted whole.
+    """
+    k = min(k, scores_av.shape[1])
+    score_ak, column_ak = scores_av.topk(k, dim=1)
+    column_ak, order_ak = column_ak.sort(dim=1)
+    score_ak, again_ak = score_ak.gather(1, order_ak).sort(dim=1, descending=True, stable=True)
+    column_ak = column_ak.gather(1, again_ak)
+    cut_a = (scores_av >= score_ak[:, -1:]).sum(dim=1) > k if k else scores_av.new_zeros(len(scores_av)).bool()
+    if cut_a.any():
+        score_bv, column_bv = scores_av[cut_a].sort(dim=1, descending=True, stable=True)
+        score_ak[cut_a], column_ak[cut_a] = score_bv[:, :k], column_bv[:, :k]
+    return score_ak, column_ak
+
+
 class CatalogueRanker:
     """Ranks and top K of a `Scorer` over all items, unknown and padding left out."""
 
@@ -104,12 +121,10 @@ class CatalogueRanker:
 
     def _best(self, scores_av: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The best K over all workers' slices of a chunk."""
-        kept = min(k, scores_av.shape[1])
-        score_ak, column_ak = scores_av.sort(dim=1, descending=True, stable=True)
-        item_ak = column_ak[:, :kept] + self.begin
-        pad = k - kept
-        score_ak = torch.nn.functional.pad(score_ak[:, :kept].float(), (0, pad), value=-torch.inf)
-        item_ak = torch.nn.functional.pad(item_ak, (0, pad))
+        score_ak, column_ak = best_columns(scores_av, k)
+        pad = k - score_ak.shape[1]
+        score_ak = torch.nn.functional.pad(score_ak.float(), (0, pad), value=-torch.inf)
+        item_ak = torch.nn.functional.pad(column_ak + self.begin, (0, pad))
         scores = [torch.empty_like(score_ak) for _ in range(self.worker.workers)]
         items = [torch.empty_like(item_ak) for _ in range(self.worker.workers)]
         dist.all_gather(scores, score_ak.contiguous())

@@ -99,13 +99,23 @@ class BatchBuilder:
 
     A row with more than `max_length` + 1 interactions is cut: with `windows` into several sequences that hold every
     target once, each with at least half of `max_length` of history where there is one; without into its last.
+
+    With `after_last` a row is a history that is to go on: all its interactions are inputs, and its one target is the
+    one after the last, whose item (`PADDING`) and intents nobody knows.
     """
 
     def __init__(
-        self, manifest: Manifest, items: ItemTable, max_length: int, windows: bool, with_seen: bool = False
+        self,
+        manifest: Manifest,
+        items: ItemTable,
+        max_length: int,
+        windows: bool,
+        with_seen: bool = False,
+        after_last: bool = False,
     ) -> None:
         self.manifest, self.items = manifest, items
-        self.max_length, self.windows, self.with_seen = max_length, windows, with_seen
+        self.max_length, self.windows = max_length, windows and not after_last
+        self.with_seen, self.after_last = with_seen, after_last
 
     def tokens_of(self, lengths: NDArray, targets: NDArray) -> NDArray[np.int64]:
         """How many tokens each row gives: [R] interactions and targets -> [R]."""
@@ -113,7 +123,9 @@ class BatchBuilder:
         return np.bincount(rows, weights=ends - starts - 1, minlength=len(lengths)).astype(np.int64)
 
     def _sequences(self, lengths: NDArray, targets: NDArray) -> tuple[NDArray, NDArray, NDArray, NDArray]:
-        """Row, start, end and number of targets of every sequence."""
+        """Row, start, end and number of targets of every sequence; the last interaction is no input."""
+        if self.after_last:
+            lengths, targets = lengths + 1, np.ones_like(targets)
         span = self.max_length
         stride = max(span // 2, 1)
         count = np.ones(len(lengths), dtype=np.int64)
@@ -139,11 +151,7 @@ class BatchBuilder:
         target_Q = ranges(first + 1 + length_B - targets_B, targets_B)
         token_offsets = offsets_of(length_B)
         position_Q = ranges(token_offsets[1:] - targets_B, targets_B)
-        known = item.values[target_Q] > UNKNOWN
-        durations = rows.columns.get("duration")
-        weight_Q = (
-            np.ones(len(target_Q)) if durations is None else durations.values[target_Q] / self.manifest.mean_duration
-        )
+        target_item_Q = np.full(len(target_Q), PADDING) if self.after_last else item.values[target_Q]
         return Batch(
             rows=len(rows),
             lengths_B=_tensor(length_B),
@@ -152,13 +160,20 @@ class BatchBuilder:
             position_T=_tensor(ranges(np.zeros_like(length_B), length_B)),
             features=self._features(rows, input_T, self.manifest.features),
             target_position_Q=_tensor(position_Q),
-            target_Q=_tensor(item.values[target_Q]),
-            weight_Q=torch.from_numpy((weight_Q * known).astype(np.float32)),
-            labels=self._features(rows, target_Q, self.manifest.intents),
+            target_Q=_tensor(target_item_Q),
+            weight_Q=self._weights(rows, target_Q, target_item_Q > UNKNOWN),
+            labels={} if self.after_last else self._features(rows, target_Q, self.manifest.intents),
             row_Q=_tensor(np.repeat(row_B, targets_B)),
             users=rows.user if self.with_seen else [],
             seen=self._seen(item, row_B, target_Q, targets_B) if self.with_seen else None,
         )
+
+    def _weights(self, rows: Rows, target_Q: NDArray, known_Q: NDArray) -> Tensor:
+        durations = rows.columns.get("duration")
+        if durations is None or self.after_last:
+            return torch.from_numpy(known_Q.astype(np.float32))
+        weight_Q = durations.values[target_Q] / self.manifest.mean_duration
+        return torch.from_numpy((weight_Q * known_Q).astype(np.float32))
 
     def _features(
         self, rows: Rows, index_N: NDArray, features: list[PreparedFeature]

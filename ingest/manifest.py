@@ -4,6 +4,7 @@
     vocab/<feature>.parquet   value (string), index, count; `vocab/item.parquet` keeps the log's own item ids
     items.parquet             one row an item index, 0 and 1 included: attributes as the model sees them
     train/ validation/ test/  part-00000.parquet ...: one row a user, oldest event first
+    rest/                     the same for users without a row of test: their whole history, and nothing to predict
 
 Shard columns: `user` (the log's own id), `targets` (int32: how many of the row's last events are to be predicted),
 `item` (list<int32>), `time` (list<int64>: milliseconds since 1970, or positions), `duration` (list<float32>, only if
@@ -23,8 +24,8 @@ from ingest.errors import InputError
 from ingest.settings import Settings
 from ingest.storage import exists, join, read_text, write_text
 
-VERSION = 1
-SplitName = Literal["train", "validation", "test"]
+VERSION = 2
+SplitName = Literal["train", "validation", "test", "rest"]
 
 
 class PreparedFeature(Settings):

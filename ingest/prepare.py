@@ -26,9 +26,9 @@ from ingest.split import SplitLog, split_log, targets_where
 from ingest.storage import exists, join, list_files, open_filesystem, remove
 from ingest.vocabulary import FittedFeature, Vocabulary, build_vocabulary, fit
 
-ALGORITHM = 1
+ALGORITHM = 2
 """Part of the fingerprint: raised when the same input gives other prepared data than before."""
-CONTENT = ("manifest.json", "items.parquet", "vocab", "train", "validation", "test")
+CONTENT = ("manifest.json", "items.parquet", "vocab", "train", "validation", "test", "rest")
 Log = Callable[[str], None]
 
 
@@ -96,7 +96,7 @@ class _Preparation:
             fingerprint=mark, counts=counts, shards=self._write_shards(split, users, encoded), **described
         )
         save_manifest(manifest, self.destination)
-        self.log(f"{self.destination}: " + ", ".join(f"{name} {count:,}" for name, count in counts.items()))
+        self.log(f"{self.destination}: {summary(counts)}")
         return manifest
 
     def _until(self, events: pl.DataFrame) -> pl.DataFrame:
@@ -178,12 +178,14 @@ class _Preparation:
         counts = self.counts
         counts["training_events"] = training.height
         counts["unknown_training_events"] = int(item_vocabulary.table["count"][UNKNOWN])
-        for name, rows in split.rows.items():
+        for name, without_target in split.without_target.items():
+            rows = split.rows[name]
             counts[f"{name}_rows"] = len(rows)
             counts[f"{name}_targets"] = int(rows.targets.sum())
-            counts[f"{name}_users_without_target"] = split.without_target[name]
+            counts[f"{name}_users_without_target"] = without_target
             counts[f"unknown_targets_{name}"] = targets_where(rows, item_index == UNKNOWN)
-        in_a_row = np.unique(np.concatenate([rows.user for rows in split.rows.values()]))
+        counts["rest_rows"] = len(split.rows["rest"])
+        in_a_row = np.unique(np.concatenate([split.rows[name].user for name in split.without_target]))
         counts["users_without_target"] = users - len(in_a_row)
 
     def _write_vocabularies(
@@ -210,6 +212,13 @@ class _Preparation:
                 self.config.shard_interactions,
             )
         return shards
+
+
+def summary(counts: dict[str, int]) -> str:
+    """The counts as a sentence: the main ones, and of all that was dropped or is unknown what is not 0."""
+    main = ("users", "events", "items")
+    others = [name for name, count in counts.items() if count and name not in main and not name.endswith("_rows")]
+    return ", ".join(f"{counts[name]:,} {name.replace('_', ' ')}" for name in (*main, *others))
 
 
 def fingerprint(config: DataConfig, files: list[str]) -> str:

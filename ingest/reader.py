@@ -78,19 +78,34 @@ class Reader:
         workers: int = 1,
         seed: int = 0,
         evaluate: bool = False,
+        after_last: bool = False,
     ) -> None:
-        """`evaluate`: in the stored order, all targets of long rows, with users and seen items."""
+        """`evaluate`: in the stored order, all targets of long rows, with users and seen items.
+
+        `after_last`: likewise, but with what comes after each row's last interaction as its one target.
+        """
         self.url, self.manifest, self.config = url, manifest, config
         self.shards: list[Shard] = manifest.shards[split]
-        self.split, self.rank, self.workers, self.seed, self.evaluate = split, rank, workers, seed, evaluate
-        self.builder = BatchBuilder(manifest, items, config.max_length, config.windows or evaluate, evaluate)
+        self.split, self.rank, self.workers, self.seed = split, rank, workers, seed
+        self.evaluate = evaluate = evaluate or after_last
+        self.builder = BatchBuilder(
+            manifest, items, config.max_length, config.windows or evaluate, evaluate, after_last
+        )
         self.columns = ["user"] * evaluate + ["targets", "item", "time"] + ["duration"] * manifest.has_duration
         self.columns += [feature.name for feature in manifest.features if feature.of == "event"]
 
     def epoch(self, epoch: int, position: Position | None = None) -> Iterator[tuple[Batch, tuple[Unit, ...]]]:
         """The batches of `epoch`, from its beginning or from `position`."""
-        units = deal(position, self.workers)[self.rank] if position is not None else self._units(epoch)
-        return _ahead(self._batches(epoch, units), self.config.prefetch)
+        return _ahead(self._batches(epoch, self.units(epoch, position)), self.config.prefetch)
+
+    def units(self, epoch: int, position: Position | None = None) -> tuple[Unit, ...]:
+        """This worker's units of `epoch`, or of what `position` says is left of it."""
+        return deal(position, self.workers)[self.rank] if position is not None else self._units(epoch)
+
+    def user_type(self) -> pa.DataType:
+        """The Arrow type of the log's own user ids; the split must have a shard."""
+        filesystem, path = arrow_filesystem(join(self.url, self.shards[0].path))
+        return pq.read_schema(path, filesystem=filesystem).field("user").type
 
     def rows(self) -> Iterator[Rows]:
         """The rows of every worker's units as they are stored, a unit at a time, in the stored order."""

@@ -1,7 +1,8 @@
 """The split: which prefix of each user's events is a row of training, validation and test, and its targets.
 
 A row is always a prefix of the user's events, oldest first, and its targets are its last ones. So a split is
-three numbers a user: where training, validation and the whole history end.
+three numbers a user: where training, validation and the whole history end. A row of test is the user's whole history;
+users without one have it in `rest`, with no target: test and rest together hold every user once.
 """
 
 from __future__ import annotations
@@ -68,6 +69,8 @@ def split_log(split: Split, times: Integers, lengths: Integers, last_time: int) 
         rows[name] = Rows(user, starts[user], after[user], targets[user])
         without_target[name] = int(((after > before) & (targets <= 0)).sum())
     _refuse_empty(split, rows, times)
+    rest = np.setdiff1d(np.arange(len(lengths)), rows["test"].user, assume_unique=True)
+    rows["rest"] = Rows(rest, starts[rest], lengths[rest], np.zeros_like(rest))
     position = np.arange(len(times)) - np.repeat(starts, lengths)
     return SplitLog(rows, without_target, position < np.repeat(train_end, lengths))
 

@@ -22,13 +22,16 @@ import torch.multiprocessing
 
 import embeddings.sharding
 import evaluation.ranking
+import evaluation.recommend
 from evaluation.baselines import Markov, Popularity
+from evaluation.config import RecommendConfig
 from evaluation.evaluate import validate
 from evaluation.ranking import CatalogueRanker, NeuralScorer, own_slice
+from evaluation.recommend import Names, recommend
 from ingest.batch import JaggedTensor
 from tests.small import Data, Stopped, dense, inputs_of, make_step, make_trainer, watched, weights
 from trainer.checkpoint import Checkpoints, Progress
-from trainer.workers import Worker, total
+from trainer.workers import Worker, gather_objects, total
 
 ALL = ["item", "action", "tags", "genres", "content_type", "release_age"]
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -160,6 +163,21 @@ def baselines(data: Data, folder: Path, worker: Worker) -> list[np.ndarray]:
     return [scorer.scores(last).numpy() for scorer in scorers]
 
 
+def recommended(data: Data, folder: Path, worker: Worker) -> Path:
+    """Recommendations of the model as it begins, in row groups of a few users; the folder that they are in."""
+    step = make_step(data.manifest, worker)
+    readers = [data.reader(split, worker, after_last=True) for split in ("test", "rest")]
+    url = folder / f"recommended-{worker.workers}"
+    names = Names.load(data.url, data.manifest)
+    before, evaluation.recommend.ROW_GROUP = evaluation.recommend.ROW_GROUP, 10
+    try:
+        users = recommend(NeuralScorer(step), readers, worker, RecommendConfig(top=7, labels=2), True, names, str(url))
+    finally:
+        evaluation.recommend.ROW_GROUP = before
+    assert sum(gather_objects(users)) == 62
+    return url
+
+
 def neural(data: Data, folder: Path, worker: Worker) -> Any:
     """This worker's item rows, fetched in pieces, the whole table, and the validation of the model as it begins."""
     step = make_step(data.manifest, worker)
@@ -184,6 +202,7 @@ SCENARIOS: dict[str, tuple[Scenario, str, dict[str, Any]]] = {
     "top/many": (ranking, "data", {"share": 0.7, "filtered": True, "k": 28}),
     "baselines": (baselines, "data", {}),
     "neural": (neural, "data", {}),
+    "recommended": (recommended, "data", {}),
 }
 """Function, data set and arguments, by name."""
 

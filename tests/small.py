@@ -42,12 +42,15 @@ MODEL = IntentRecConfig(heads=2, dropout=0.0, window="8h")
 
 
 def make_data(folder: Path, users: int = 60, items: int = 40, row_group: int = 100) -> str:
-    """A seeded log with tied times, missing values and targets that training never saw, prepared."""
+    """A seeded log with tied times, missing values and targets that training never saw, prepared.
+
+    Besides `users` with 4 events or more there is one with a single event and one with two.
+    """
     rng = np.random.default_rng(7)
     popular = 1 / np.arange(1, items + 1)
     events: list[dict[str, Any]] = []
-    for user in range(users):
-        length = int(rng.integers(4, 26))
+    for user in range(users + 2):
+        length = int(rng.integers(4, 26)) if user < users else user - users + 1
         times = START + np.cumsum(rng.integers(0, 12, length)) * HOUR
         chosen = rng.choice(items, length, p=popular / popular.sum())
         if user % 15 == 0:
@@ -116,12 +119,17 @@ class Data:
         self.builder = BatchBuilder(self.manifest, self.items, max_length, False)
 
     def reader(
-        self, split: Any = "train", worker: Worker | None = None, evaluate: bool = False, **settings: Any
+        self,
+        split: Any = "train",
+        worker: Worker | None = None,
+        evaluate: bool = False,
+        after_last: bool = False,
+        **settings: Any,
     ) -> Reader:
         worker = worker or Worker()
         config = train_config(reader=settings).reader
         return Reader(self.url, self.manifest, self.items, split, config,
-                      rank=worker.rank, workers=worker.workers, evaluate=evaluate)  # fmt: skip
+                      rank=worker.rank, workers=worker.workers, evaluate=evaluate, after_last=after_last)  # fmt: skip
 
     @functools.cached_property
     def rows(self) -> Rows:

@@ -175,6 +175,7 @@ def split_reference(config: DataConfig, events: list[Row]) -> tuple[list[Row], R
     counts |= {"users": len(users), "events": sum(map(len, users.values()))}
     training: list[Row] = []
     splits: Row = {"train": [], "validation": [], "test": []}
+    rest = []
     for user in sorted(users):
         rows = sorted(users[user], key=lambda row: row["timestamp"])
         n = len(rows)
@@ -188,7 +189,10 @@ def split_reference(config: DataConfig, events: list[Row]) -> tuple[list[Row], R
             targets = min(stop - begin, stop - 1)
             if targets > 0:
                 splits[name].append((user, rows[:stop], targets))
+        if not splits["test"] or splits["test"][-1][0] != user:
+            rest.append((user, rows, 0))
     counts["users_without_target"] = len(users) - len({user for rows in splits.values() for user, _, _ in rows})
+    splits["rest"] = rest
     return training, splits, counts
 
 

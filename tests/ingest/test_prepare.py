@@ -202,6 +202,7 @@ def test_one_user_is_enough(tmp_path: Path) -> None:
         "train": [[0, 1]],
         "validation": [[0, 1, None]],
         "test": [[0, 1, None, None]],
+        "rest": [],
     }
     assert manifest.counts["unknown_targets_validation"] == manifest.counts["unknown_targets_test"] == 1
     assert manifest.mean_duration == 1.0
@@ -213,6 +214,10 @@ def test_short_histories_count_in_training_only(tmp_path: Path) -> None:
     manifest = prepare(simple_log(tmp_path, rows), str(tmp_path / "out"), lambda _: None)
     assert [row["user"] for row in read_rows(tmp_path / "out", manifest, "train")] == ["b", "c"]
     assert read_vocabulary(tmp_path / "out", "item") == [(None, 0, 0), (None, 1, 0), (1, 2, 3), (2, 3, 2)]
+    assert [(row["user"], row["targets"]) for row in read_rows(tmp_path / "out", manifest, "rest")] == [
+        ("a", 0),
+        ("b", 0),
+    ]
     assert manifest.counts["users_without_target"] == 1
     assert manifest.counts["train_users_without_target"] == 1
 
@@ -230,6 +235,7 @@ def test_point_in_time_boundaries(tmp_path: Path) -> None:
         "train": {"a": (2, 1)},
         "validation": {"a": (3, 1)},
         "test": {"a": (5, 2), "b": (2, 1), "c": (2, 1)},
+        "rest": {},
     }
 
 

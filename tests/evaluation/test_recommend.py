@@ -1,0 +1,89 @@
+"""Recommendations against sorting all scores in one place, on one and two workers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from ingest.batch import BatchBuilder
+from tests.scenarios import TwoWorkers, recommended
+from tests.small import Data, make_step, weights
+from trainer.workers import Worker
+
+pytestmark = pytest.mark.usefixtures("alone")
+
+
+def rows_of(folder: Path) -> dict[Any, dict[str, Any]]:
+    """The rows of every file in the folder, by user; no user comes twice."""
+    rows = [row for path in sorted(folder.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+    by_user = {row["user"]: row for row in rows}
+    assert len(by_user) == len(rows)
+    return by_user
+
+
+@pytest.fixture
+def found(data: Data, alone: None, tmp_path: Path) -> dict[Any, dict[str, Any]]:
+    return rows_of(recommended(data, tmp_path, Worker()))
+
+
+def test_every_user_of_the_log_is_there_even_with_one_event(data: Data, found: dict[Any, dict[str, Any]]) -> None:
+    log = pq.read_table(Path(data.url).parent / "events.parquet")
+    assert set(found) == set(log["user_id"].to_pylist())
+
+
+def test_items_are_the_best_unseen_of_the_catalogue(data: Data, found: dict[Any, dict[str, Any]]) -> None:
+    """The model's answer to each user's whole history, one user at a time, ranked by sorting."""
+    step = make_step(data.manifest)
+    table = weights(step)["item"]
+    ids = pq.read_table(Path(data.url, "vocab", "item.parquet"))["value"].to_pylist()
+    builder = BatchBuilder(data.manifest, data.items, 20, windows=False, with_seen=True, after_last=True)
+    log = pq.read_table(Path(data.url).parent / "events.parquet").to_pylist()
+    for split in ("test", "rest"):
+        (rows,) = data.reader(split, evaluate=True, shuffle_buffer=10**9).rows()
+        for number, user in enumerate(rows.user):
+            one = type(rows)(
+                [user],
+                rows.targets[number : number + 1],
+                {name: column.take(np.array([number])) for name, column in rows.columns.items()},
+                {name: column.slices(*_interactions(rows, number)) for name, column in rows.nested.items()},
+            )
+            prediction = step.predict(builder.build(one))
+            scores = (table @ prediction.query_QD[0]).tolist()
+            seen = {row["item_id"] for row in log if row["user_id"] == user}
+            allowed = [index for index in range(2, len(ids)) if ids[index] not in seen]
+            best = sorted(allowed, key=lambda index: -scores[index])[:7]
+            row = found[user]
+            assert row["items"] == [ids[index] for index in best]
+            assert row["scores"] == pytest.approx([scores[index] for index in best], rel=1e-4, abs=1e-6)
+            assert prediction.attention_QM is not None
+            assert list(row["attention"].values()) == pytest.approx(prediction.attention_QM[0].tolist(), rel=1e-4)
+            for name, logits in prediction.intents.items():
+                labels = pq.read_table(Path(data.url, "vocab", f"{name}.parquet"))["value"].to_pylist()
+                chances = logits[0].softmax(dim=0).tolist()
+                order = sorted(range(len(chances)), key=lambda index, chances=chances: -chances[index])[:2]
+                assert [pair["label"] for pair in row["intents"][name]] == [labels[index + 2] for index in order]
+                assert [pair["probability"] for pair in row["intents"][name]] == pytest.approx(
+                    [chances[index] for index in order], rel=1e-4
+                )
+
+
+def _interactions(rows: Any, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where each interaction's list of a nested column begins, and how long it is, for one row."""
+    item = rows.columns["item"]
+    nested = next(iter(rows.nested.values()))
+    inside = np.arange(item.offsets[number], item.offsets[number + 1])
+    return nested.offsets[inside], nested.lengths[inside]
+
+
+def test_two_workers_write_what_one_does(found: dict[Any, dict[str, Any]], two_workers: TwoWorkers) -> None:
+    folder = two_workers.result("recommended")[0]
+    assert len(list(folder.glob("*.parquet"))) == 2
+    both = rows_of(folder)
+    assert set(both) == set(found)
+    for user, row in both.items():
+        assert row["items"] == found[user]["items"]
+        assert row["scores"] == pytest.approx(found[user]["scores"], rel=1e-4, abs=1e-6)
