@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from evaluation.config import EvaluateConfig, MarkovConfig, PopularityConfig, RecommendConfig
@@ -106,6 +107,10 @@ class Config(Settings):
         own = settings.train if isinstance(settings, NeuralConfig) else {}
         merged = _laid_over(self.train.model_dump(), own)
         return build_settings(TrainConfig, merged, f"models.{model}.train")
+
+    def text(self) -> str:
+        """The config as YAML, with every default."""
+        return yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False)
 
     @property
     def folder(self) -> str:

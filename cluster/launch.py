@@ -8,6 +8,7 @@ and the function goes on from its last checkpoint.
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import logging
 import os
@@ -21,7 +22,8 @@ from ingest.errors import InputError
 from ingest.storage import join, read_text, write_text
 
 Work = Callable[[dict[str, Any], Any], Any]
-"""Takes its arguments (JSON) and the `trainer.workers.Worker`; what the first worker returns (JSON) comes back."""
+"""Takes its arguments (JSON) and the `trainer.workers.Worker`; what the first worker returns (JSON) comes back. It is
+named as "module:function" and imported by the workers: the driver does without TorchRec."""
 
 QUIET = {
     "PYTHONWARNINGS": "ignore",
@@ -45,7 +47,8 @@ def ray_cluster(config: ClusterConfig) -> Iterator[None]:
         yield
         return
     address = config.address or os.environ.get("RAY_ADDRESS")
-    arguments: dict[str, Any] = {"address": address} if address else {"include_dashboard": True, "dashboard_port": 0}
+    arguments: dict[str, Any] = {"address": address} if address else {"include_dashboard": False}
+    print(f"connecting to the Ray cluster at {address}" if address else "starting Ray on this machine", flush=True)
     if not address:
         arguments["num_cpus"] = max(os.cpu_count() or 1, int(-(-config.workers * config.cpus_per_worker // 1)))
     try:
@@ -58,7 +61,7 @@ def ray_cluster(config: ClusterConfig) -> Iterator[None]:
         ray.shutdown()
 
 
-def run_here(work: Work, arguments: dict[str, Any], config: ClusterConfig) -> Any:
+def run_here(work: str, arguments: dict[str, Any], config: ClusterConfig) -> Any:
     """Run `work` in this process, as the only worker."""
     import torch
     import tqdm
@@ -71,10 +74,10 @@ def run_here(work: Work, arguments: dict[str, Any], config: ClusterConfig) -> An
     if config.threads:
         torch.set_num_threads(config.threads)
     with single_process(device):
-        return work(arguments, Worker(device=device, bar=functools.partial(tqdm.tqdm, mininterval=0.5)))
+        return _imported(work)(arguments, Worker(device=device, bar=functools.partial(tqdm.tqdm, mininterval=0.5)))
 
 
-def run_on_workers(work: Work, arguments: dict[str, Any], config: ClusterConfig, storage: str, name: str) -> Any:
+def run_on_workers(work: str, arguments: dict[str, Any], config: ClusterConfig, storage: str, name: str) -> Any:
     """Run `work` in `config.workers` Ray Train workers; its files and Ray Train's own lie below `storage`/`name`."""
     with ray_cluster(config):
         from cluster.progress import drawn
@@ -83,7 +86,7 @@ def run_on_workers(work: Work, arguments: dict[str, Any], config: ClusterConfig,
             return _fit(work, arguments, config, storage, name, board)
 
 
-def _fit(work: Work, arguments: dict[str, Any], config: ClusterConfig, storage: str, name: str, board: Any) -> Any:
+def _fit(work: str, arguments: dict[str, Any], config: ClusterConfig, storage: str, name: str, board: Any) -> Any:
     import ray
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -92,6 +95,8 @@ def _fit(work: Work, arguments: dict[str, Any], config: ClusterConfig, storage: 
     use_gpu = config.gpus if config.gpus is not None else available >= config.workers
     _check_resources(config, ray.cluster_resources(), use_gpu)
     result = join(storage, name, f".result-{os.getpid()}.json")
+    device = "GPU" if use_gpu else "CPU"
+    print(f"starting the workers ({config.workers}, on {device}s): this takes Ray and TorchRec a moment", flush=True)
     attempts = config.max_failures + 1
     for attempt in range(1, attempts + 1):
         trainer = TorchTrainer(
@@ -130,7 +135,7 @@ def _check_resources(config: ClusterConfig, resources: dict[str, float], use_gpu
             )
 
 
-def _in_worker(work: Work, config: dict[str, Any]) -> None:
+def _in_worker(work: str, config: dict[str, Any]) -> None:
     import ray.train
     import ray.train.torch
     import torch
@@ -152,9 +157,15 @@ def _in_worker(work: Work, config: dict[str, Any]) -> None:
         report=ray.train.report,
         bar=functools.partial(RemoteBar, config["board"]),
     )
-    value = work(config["arguments"], worker)
+    value = _imported(work)(config["arguments"], worker)
     if worker.first:
         write_text(config["result"], json.dumps(value))
+
+
+def _imported(work: str) -> Work:
+    module, _, function = work.partition(":")
+    found: Work = getattr(importlib.import_module(module), function)
+    return found
 
 
 def _quiet() -> None:

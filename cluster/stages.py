@@ -9,20 +9,22 @@ import os
 import platform
 import sys
 import time
-from contextlib import nullcontext
 from typing import Any
 
 from cluster.config import Config
-from cluster.launch import Work, ray_cluster, run_here, run_on_workers
+from cluster.launch import run_here, run_on_workers
 from ingest.errors import InputError
-from ingest.manifest import load_manifest
+from ingest.manifest import Manifest, load_manifest
 from ingest.prepare import prepare
 from ingest.schema import FIRST_VALUE
 from ingest.simulate import simulate
 from ingest.storage import exists, join, list_folders, read_text, remove, write_text
+from trainer.models.config import NeuralConfig
+from trainer.progress import Markers, Progress, identity
 from trainer.versions import check_installed_versions, installed
 
-RESULTS = "results.json"
+WORK = "cluster.work:run_stages"
+RESULTS, REPORT, MARKER = "results.json", "report/index.html", "complete.json"
 
 
 class Stages:
@@ -63,71 +65,111 @@ class Stages:
 
     def train(self) -> None:
         """Train every neural model of the config that is not trained to its end yet."""
-        check_installed_versions()
-        manifest = load_manifest(self.config.data_folder)
-        if not manifest.shards["train"]:
-            raise InputError(f"{self.config.data_folder}: no user of the training data has two events to learn from")
-        began = time.perf_counter()
-        best = self._run("train_models", {"models": self.config.neural})
-        self.seconds["train"] = time.perf_counter() - began
-        for name, value in best.items():
-            folder = self.config.model_folder(name)
-            print(f"model {name}: best validation {self.config.train_config(name).metric} {value:.4f}, in {folder}")
-
-    def evaluate(self) -> dict[str, Any]:
-        """Evaluate all models on the test split; writes results.json and the report."""
-        check_installed_versions()
-        mark = self._mark(list(self.config.models))
-        path = join(self.config.folder, RESULTS)
-        if exists(path):
-            before: dict[str, Any] = json.loads(read_text(path))
-            if exists(join(self.config.folder, "report", "index.html")) and before.get("data", {}).get("mark") == mark:
-                return self._show(before)
-        began = time.perf_counter()
-        found = self._run("evaluate_models", {})
-        self.seconds["evaluate"] = time.perf_counter() - began
-        return self._show(self._results(found, mark))
+        self._work("train")
 
     def recommend(self) -> None:
         """The best items and the predicted intents of every user, as Parquet."""
-        config = self.config
-        check_installed_versions()
-        if config.recommended is None:
-            raise InputError("recommend: no model of the config is trained, so there is none to recommend")
-        folder = config.recommendations_folder
-        marker = join(folder, "complete.json")
-        section = config.recommend.model_dump_json() if config.recommend else ""
-        mark = self._mark([config.recommended], section)
-        done = json.loads(read_text(marker)) if exists(marker) else {}
-        if done.get("mark") == mark:
-            print(f"recommendations: {folder} is there already")
-            return
-        began = time.perf_counter()
-        remove(folder)
-        made = self._run("recommend_users", {"folder": folder})
-        write_text(marker, json.dumps({"mark": mark, **made}))
-        self.seconds["recommend"] = time.perf_counter() - began
-        print(f"recommendations: {made['users']:,} users by model {made['model']}, in {folder}")
+        self._work("recommend")
+
+    def evaluate(self) -> None:
+        """Evaluate all models on the test split; writes results.json and the report."""
+        self._work("evaluate")
 
     def run(self) -> None:
-        """All stages, those that need workers on one Ray cluster."""
+        """All stages, those that need workers in one group of them."""
         self.make_log()
         self.prepare()
-        with ray_cluster(self.config.cluster) if self.ray else nullcontext():
-            self.train()
-            if self.config.recommend is not None:
-                self.recommend()
-            self.evaluate()
+        self._work("train", *(["recommend"] if self.config.recommend is not None else []), "evaluate")
 
-    def _run(self, function: str, arguments: dict[str, Any]) -> Any:
-        from cluster import work
+    def _work(self, *verbs: str) -> None:
+        """Those of `verbs` that are not done yet, in the workers; then what there is to say and to write."""
+        check_installed_versions()
+        untrained = self._untrained()
+        stages: dict[str, Any] = {"train": untrained} if "train" in verbs and untrained else {}
+        for verb in verbs:
+            if verb != "train" and (stages or not self._is_done(verb)):
+                stages[verb] = None
+        self._require_checkpoints(stages)
+        if "recommend" in stages:
+            remove(self.config.recommendations_folder)
+        found = self._in_workers(stages) if stages else {}
+        self.seconds |= found.pop("seconds", {})
+        if "train" in verbs:
+            self._show_training()
+        if "recommend" in verbs:
+            self._end_recommending(found.get("recommend"))
+        if "evaluate" in verbs:
+            self._end_evaluating(found.get("evaluate"))
 
+    def _in_workers(self, stages: dict[str, Any]) -> dict[str, Any]:
         config = self.config
-        content = {"config": config.model_dump(mode="json", by_alias=True), "text": work.config_text(config)}
-        chosen: Work = getattr(work, function)
+        arguments = {"config": config.model_dump(mode="json", by_alias=True), "stages": stages}
         if not self.ray:
-            return run_here(chosen, content | arguments, config.cluster)
-        return run_on_workers(chosen, content | arguments, config.cluster, config.storage, config.name)
+            return run_here(WORK, arguments, config.cluster)
+        return run_on_workers(WORK, arguments, config.cluster, config.storage, config.name)
+
+    def _untrained(self) -> list[str]:
+        """The neural models that are not trained to their end. Refuses those that were trained otherwise."""
+        manifest = load_manifest(self.config.data_folder)
+        if self.config.neural and not manifest.shards["train"]:
+            raise InputError(f"{self.config.data_folder}: no user of the training data has two events to learn from")
+        return [name for name in self.config.neural if not self._standing(name, manifest).finished]
+
+    def _require_checkpoints(self, stages: dict[str, Any]) -> None:
+        """Refuse to evaluate or recommend by a model that has no checkpoint and gets none by now."""
+        if "train" in stages:
+            return
+        needed = self.config.neural if "evaluate" in stages else [self._recommended] if "recommend" in stages else []
+        for name in needed:
+            Markers(self.config.checkpoints(name)).require_best(name)
+
+    @property
+    def _recommended(self) -> str:
+        if self.config.recommended is None:
+            raise InputError("recommend: no model of the config is trained, so there is none to recommend")
+        return self.config.recommended
+
+    def _standing(self, name: str, manifest: Manifest) -> Progress:
+        model, train = self.config.models[name], self.config.train_config(name)
+        assert isinstance(model, NeuralConfig)
+        markers = Markers(self.config.checkpoints(name))
+        return markers.standing(identity(model, train, manifest.fingerprint), train)[1]
+
+    def _show_training(self) -> None:
+        manifest = load_manifest(self.config.data_folder)
+        for name in self.config.neural:
+            best, metric = self._standing(name, manifest).best, self.config.train_config(name).metric
+            print(f"model {name}: best validation {metric} {best:.4f}, in {self.config.model_folder(name)}")
+
+    def _is_done(self, verb: str) -> bool:
+        """Whether what `verb` makes is there, and was made from the config, data and checkpoints that there are."""
+        config = self.config
+        if verb == "evaluate":
+            path = join(config.folder, RESULTS)
+            done = json.loads(read_text(path)).get("data", {}) if exists(path) else {}
+            return done.get("mark") == self._evaluation_mark() and exists(join(config.folder, REPORT))
+        marker = join(config.recommendations_folder, MARKER)
+        return exists(marker) and json.loads(read_text(marker))["mark"] == self._recommendation_mark()
+
+    def _end_recommending(self, made: dict[str, Any] | None) -> None:
+        folder = self.config.recommendations_folder
+        marker = join(folder, MARKER)
+        if made is None:
+            made = json.loads(read_text(marker))
+        else:
+            write_text(marker, json.dumps({"mark": self._recommendation_mark(), **made}))
+        print(f"recommendations of model {made['model']} for {made['users']:,} users: {folder}")
+
+    def _end_evaluating(self, found: dict[str, Any] | None) -> None:
+        path = join(self.config.folder, RESULTS)
+        self._show(json.loads(read_text(path)) if found is None else self._results(found, self._evaluation_mark()))
+
+    def _evaluation_mark(self) -> str:
+        return self._mark(list(self.config.models))
+
+    def _recommendation_mark(self) -> str:
+        section = self.config.recommend.model_dump_json() if self.config.recommend else ""
+        return self._mark([self._recommended], section)
 
     def _mark(self, models: list[str], section: str = "") -> str:
         """Changes with everything that an evaluation of `models` depends on: config, data, best checkpoints."""
@@ -140,8 +182,6 @@ class Stages:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def _results(self, found: dict[str, Any], mark: str) -> dict[str, Any]:
-        from cluster.work import config_text
-
         manifest = load_manifest(self.config.data_folder)
         data: dict[str, Any] = {
             "users": manifest.counts["users"],
@@ -157,13 +197,13 @@ class Stages:
             "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
             "versions": {name: installed(name) or "" for name in ("torch", "torchrec", "ray", "pyarrow")},
             "data": data,
-            "config": config_text(self.config),
+            "config": self.config.text(),
             "seconds": self.seconds,
             **{key: value for key, value in found.items() if value is not None},
         }
         return results
 
-    def _show(self, results: dict[str, Any]) -> dict[str, Any]:
+    def _show(self, results: dict[str, Any]) -> None:
         from evaluation.report import format_table, write_report
 
         page = write_report(results, self.config.folder)
@@ -171,7 +211,6 @@ class Stages:
         print(f"results      {join(self.config.folder, RESULTS)}")
         print(f"report       {page}")
         print(f"TensorBoard  tensorboard --logdir {join(self.config.folder, 'models')}")
-        return results
 
 
 def _count(value: Any) -> str:

@@ -1,16 +1,15 @@
-"""What runs inside the workers: training every model of a config, and evaluating them.
+"""What runs inside the workers: training the models of a config, recommending, evaluating.
 
-The one place where data, models, trainer and evaluation meet. Both functions are called by all workers with the
-config as JSON, and give JSON.
+The one place where data, models, trainer and evaluation meet. All workers call these functions, which give JSON.
 """
 
 from __future__ import annotations
 
 import functools
+import time
 from typing import Any
 
 import torch
-import yaml
 
 from cluster.config import Config
 from cluster.example import example_of, show
@@ -31,21 +30,35 @@ from trainer.step import Step
 from trainer.workers import Worker, gather_objects
 
 
-def train_models(arguments: dict[str, Any], worker: Worker) -> dict[str, Any]:
-    """Train the models of `arguments["config"]` that `arguments["models"]` names, one after the other."""
+def run_stages(arguments: dict[str, Any], worker: Worker) -> dict[str, Any]:
+    """Run `arguments["stages"]`, stage -> what it takes, for the config `arguments["config"]`.
+
+    Gives what each stage found, by stage, and under "seconds" what each took.
+    """
     config = Config.model_validate(arguments["config"])
+    found: dict[str, Any] = {"seconds": {}}
+    for stage, given in arguments["stages"].items():
+        began = time.perf_counter()
+        if stage == "train":
+            train_models(config, given, worker)
+        else:
+            found[stage] = (recommend_users if stage == "recommend" else evaluate_models)(config, worker)
+        found["seconds"][stage] = time.perf_counter() - began
+    return found
+
+
+def train_models(config: Config, models: list[str], worker: Worker) -> None:
+    """Train `models` of the config, one after the other."""
     manifest = load_manifest(config.data_folder)
     items = load_items(config.data_folder, manifest)
-    best = {}
-    for name in arguments["models"]:
+    for name in models:
         train = config.train_config(name)
         reader = _reader(config, manifest, items, "validation", train.reader, worker, True)
         model = config.models[name]
         assert isinstance(model, NeuralConfig)
-        run = Run(name, model, train, config.data_folder, config.model_folder(name), arguments["text"])
+        run = Run(name, model, train, config.data_folder, config.model_folder(name), config.text())
         check = functools.partial(validate, reader=reader, worker=worker, filter_seen=config.evaluate.filter_seen)
-        best[name] = Trainer(run, worker, check).fit().best
-    return best
+        Trainer(run, worker, check).fit()
 
 
 def _reader(
@@ -179,14 +192,13 @@ class _Evaluating:
         return models
 
 
-def evaluate_models(arguments: dict[str, Any], worker: Worker) -> dict[str, Any]:
-    """Evaluate all models of `arguments["config"]` on the test split: the parts of results.json that need them."""
-    return _Evaluating(Config.model_validate(arguments["config"]), worker).run()
+def evaluate_models(config: Config, worker: Worker) -> dict[str, Any]:
+    """Evaluate all models of the config on the test split: the parts of results.json that need them."""
+    return _Evaluating(config, worker).run()
 
 
-def recommend_users(arguments: dict[str, Any], worker: Worker) -> dict[str, Any]:
-    """Write recommendations for every user to the folder `arguments["folder"]`; their number."""
-    config = Config.model_validate(arguments["config"])
+def recommend_users(config: Config, worker: Worker) -> dict[str, Any]:
+    """Write recommendations for every user to the config's folder of them; their number, and by which model."""
     settings = config.recommend or RecommendConfig()
     manifest = load_manifest(config.data_folder)
     items = load_items(config.data_folder, manifest)
@@ -204,11 +216,6 @@ def recommend_users(arguments: dict[str, Any], worker: Worker) -> dict[str, Any]
         for split in splits
     ]  # fmt: skip
     filter_seen = config.evaluate.filter_seen if settings.filter_seen is None else settings.filter_seen
-    names = Names.load(config.data_folder, manifest)
-    written = recommend(NeuralScorer(step), readers, worker, settings, filter_seen, names, arguments["folder"])
+    names, folder = Names.load(config.data_folder, manifest), config.recommendations_folder
+    written = recommend(NeuralScorer(step), readers, worker, settings, filter_seen, names, folder)
     return {"users": sum(gather_objects(written)), "model": name}
-
-
-def config_text(config: Config) -> str:
-    """The config as YAML, with every default."""
-    return yaml.safe_dump(config.model_dump(mode="json", by_alias=True), sort_keys=False)

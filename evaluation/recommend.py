@@ -71,7 +71,11 @@ def recommend(
     """
     manifest = readers[0].manifest
     ranker = CatalogueRanker(scorer, manifest.items, worker, filter_seen)
-    bar = worker.bar(total=_users(readers), desc="recommend", unit="users") if worker.bar and worker.first else None
+    bar = None
+    if worker.bar and worker.first:
+        bar = worker.bar(
+            total=sum(reader.own_rows() for reader in readers), desc="recommend, this worker", unit="users"
+        )
     written, waiting, tables = 0, 0, []
     with ExitStack() as stack:
         writer: pq.ParquetWriter | None = None
@@ -80,7 +84,7 @@ def recommend(
                 tables.append(table)
                 waiting += table.num_rows
                 if bar is not None:
-                    bar.update(table.num_rows * worker.workers)
+                    bar.update(table.num_rows)
             if waiting and (waiting >= ROW_GROUP or table is None):
                 whole = pa.concat_tables(tables)
                 if writer is None:
@@ -91,10 +95,6 @@ def recommend(
     if bar is not None:
         bar.close()
     return written
-
-
-def _users(readers: list[Reader]) -> int:
-    return sum(shard.rows for reader in readers for shard in reader.shards)
 
 
 def _tables(

@@ -102,6 +102,11 @@ class Reader:
         """This worker's units of `epoch`, or of what `position` says is left of it."""
         return deal(position, self.workers)[self.rank] if position is not None else self._units(epoch)
 
+    def own_rows(self, epoch: int = 0) -> int:
+        """How many rows this worker reads in `epoch`."""
+        groups = [group for unit in self.units(epoch) for group in unit.row_groups]
+        return sum(self.shards[shard].row_groups[group][0] for shard, group in groups)
+
     def user_type(self) -> pa.DataType:
         """The Arrow type of the log's own user ids; the split must have a shard."""
         filesystem, path = arrow_filesystem(join(self.url, self.shards[0].path))

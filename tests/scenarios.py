@@ -30,7 +30,8 @@ from evaluation.ranking import CatalogueRanker, NeuralScorer, own_slice
 from evaluation.recommend import Names, recommend
 from ingest.batch import JaggedTensor
 from tests.small import Data, Stopped, dense, inputs_of, make_step, make_trainer, watched, weights
-from trainer.checkpoint import Checkpoints, Progress
+from trainer.checkpoint import Checkpoints
+from trainer.progress import Progress
 from trainer.workers import Worker, gather_objects, total
 
 ALL = ["item", "action", "tags", "genres", "content_type", "release_age"]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -22,39 +22,18 @@ from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, Fsspec
 from torch.distributed.checkpoint.api import CheckpointException
 
 from ingest.errors import InputError
-from ingest.storage import exists, join, list_folders, make_folder, read_text, remove, write_text
+from ingest.storage import join, make_folder, remove, write_text
+from trainer.progress import MARKER, Markers, Progress
 from trainer.step import Step
 from trainer.workers import Worker
 
 
-@dataclass
-class Progress:
-    """Where a training run stands; part of every checkpoint's marker."""
-
-    step: int = 0
-    """Steps taken."""
-    epoch: int = 0
-    """The epoch to go on with."""
-    position: dict[str, Any] | None = None
-    """Where in that epoch, or None for its beginning."""
-    best: float | None = None
-    """The best validation metric so far."""
-    best_epoch: int | None = None
-    since_best: int = 0
-    """Epochs since the best one."""
-    finished: bool = False
-    seconds: float = 0.0
-    sums: dict[str, Any] = field(default_factory=dict)
-    """Losses and weight since the curve's last point, within an epoch."""
-    train_curve: list[tuple[int, float]] = field(default_factory=list)
-    validation_curve: list[tuple[int, float]] = field(default_factory=list)
-
-
-class Checkpoints:
+class Checkpoints(Markers):
     """The checkpoints of one model's run in `folder`."""
 
     def __init__(self, folder: str, keep: int, worker: Worker) -> None:
-        self.folder, self.keep, self.worker = folder, keep, worker
+        super().__init__(folder)
+        self.keep, self.worker = keep, worker
 
     def save(self, step: Step, progress: Progress, config: dict[str, Any], best: bool = False) -> None:
         """Write a checkpoint; every worker calls it. Older ones are removed but for `keep` and the best."""
@@ -69,57 +48,17 @@ class Checkpoints:
             state_dict_saver.save(_state(step), storage_writer=FsspecWriter(path, sync_files=False))
         dist.barrier()
         if self.worker.first:
-            write_text(join(path, "complete.json"), json.dumps({"progress": asdict(progress), "config": config}))
+            write_text(join(path, MARKER), json.dumps({"progress": asdict(progress), "config": config}))
             if best:
                 write_text(join(self.folder, "best.json"), json.dumps({"checkpoint": name}))
             self._remove_old()
 
     def _remove_old(self) -> None:
         best = self.best()
-        for name in self._complete()[: -self.keep]:
+        for name in self.complete()[: -self.keep]:
             if name != best:
-                remove(join(self.folder, name, "complete.json"))
+                remove(join(self.folder, name, MARKER))
                 remove(join(self.folder, name))
-
-    def _complete(self) -> list[str]:
-        names = [name for name in list_folders(self.folder) if name.startswith("step-")]
-        return [name for name in names if exists(join(self.folder, name, "complete.json"))]
-
-    def latest(self) -> str | None:
-        """The newest complete checkpoint's name."""
-        names = self._complete()
-        return names[-1] if names else None
-
-    def best(self) -> str | None:
-        """The best checkpoint's name, if there is one."""
-        path = join(self.folder, "best.json")
-        return str(json.loads(read_text(path))["checkpoint"]) if exists(path) else None
-
-    def require_best(self, model: str) -> str:
-        """The best checkpoint's name; `InputError` where the model has none yet."""
-        name = self.best()
-        if name is None:
-            raise InputError(f"{self.folder}: no checkpoint of model {model} there; `intentrec train` makes one")
-        return name
-
-    def config(self, name: str) -> dict[str, Any]:
-        """The config that checkpoint `name` was trained with, as its marker says."""
-        config: dict[str, Any] = self._marker(name)["config"]
-        return config
-
-    def progress(self, name: str) -> Progress:
-        """What the marker of checkpoint `name` says."""
-        return Progress(**self._marker(name)["progress"])
-
-    def _marker(self, name: str) -> dict[str, Any]:
-        path = join(self.folder, name, "complete.json")
-        try:
-            marker: dict[str, Any] = json.loads(read_text(path))
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{path}: damaged: {error}; remove that folder to go on from the checkpoint before"
-            ) from None
-        return marker
 
     def load(self, step: Step, name: str) -> None:
         """Put the weights and the optimizer state of checkpoint `name` into `step`; every worker calls it."""

@@ -21,10 +21,11 @@ from ingest.manifest import Manifest, load_manifest
 from ingest.reader import Position, Reader, Unit
 from ingest.schema import UNKNOWN
 from ingest.storage import join
-from trainer.checkpoint import Checkpoints, Progress
+from trainer.checkpoint import Checkpoints
 from trainer.config import TrainConfig
 from trainer.models.config import NeuralConfig
 from trainer.monitor import Monitor
+from trainer.progress import Progress, identity
 from trainer.step import Losses, Step
 from trainer.workers import Worker, gather_objects, total
 
@@ -37,12 +38,6 @@ class Validation:
     intents: Mapping[str, float]
     attention: Mapping[str, float]
 
-
-MAY_CHANGE = {
-    ("train", key)
-    for key in ("epochs", "patience", "keep", "log_steps", "checkpoint_steps", "learning_rate", "clip_norm")
-}
-"""What may be other than in the checkpoint that training goes on from; the tables' sharding may, too."""
 
 Validate = Callable[[Step], Validation]
 
@@ -89,21 +84,14 @@ class Trainer:
             seed=run.train.seed,
         )
         self.progress = Progress()
-        self.saved_config: dict[str, Any] = {
-            "model": run.model.model_dump(exclude={"train"}),
-            "train": run.train.model_dump(exclude={"tables": {"sharding"}}),
-            "data": self.manifest.fingerprint,
-        }
+        self.identity = identity(run.model, run.train, self.manifest.fingerprint)
 
     def fit(self) -> Progress:
         """Train to the last epoch or the early stop, from the newest complete checkpoint on if there is one."""
-        latest = self.checkpoints.latest()
+        latest, self.progress = self.checkpoints.standing(self.identity, self.config)
+        if self.progress.finished:
+            return self.progress
         if latest is not None:
-            self._check_same(self.checkpoints.config(latest))
-            self.progress = self.checkpoints.progress(latest)
-            self.progress.finished = self._is_finished()
-            if self.progress.finished:
-                return self.progress
             self.checkpoints.load(self.step, latest)
         self.monitor = Monitor(join(self.run.folder, "tensorboard"), self.worker)
         self.monitor.text("config", f"```yaml\n{self.run.description}\n```")
@@ -114,24 +102,6 @@ class Trainer:
         finally:
             self.monitor.close()
         return self.progress
-
-    def _is_finished(self) -> bool:
-        return self.progress.epoch >= self.config.epochs or self.progress.since_best >= self.config.patience
-
-    def _check_same(self, before: dict[str, Any]) -> None:
-        """Refuse to go on from a checkpoint that was trained with another config, but for `MAY_CHANGE`."""
-        for section in ("model", "train"):
-            for key, value in self.saved_config[section].items():
-                if (section, key) not in MAY_CHANGE and before[section].get(key) != value:
-                    raise InputError(
-                        f"{self.run.checkpoints}: was trained with {section}.{key} = {before[section].get(key)!r}, the "
-                        f"config has {value!r}: take another name for the run, or remove that folder"
-                    )
-        if before["data"] != self.saved_config["data"]:
-            raise InputError(
-                f"{self.run.checkpoints}: was trained on other prepared data than {self.run.data} now holds: take "
-                "another name for the run, or remove that folder"
-            )
 
     def _epoch(self) -> None:
         began = time.perf_counter()
@@ -148,7 +118,7 @@ class Trainer:
             if every and self.progress.step % every == 0:
                 self.progress.position = Position(epoch, tuple(gather_objects(left))).to_json()
                 self.progress.sums = {"loss": self._loss_sum, "weight": self._weight_sum, "parts": dict(self._parts)}
-                self.checkpoints.save(self.step, self.progress, self.saved_config)
+                self.checkpoints.save(self.step, self.progress, self.identity)
                 self.monitor.reset()
         if bar is not None:
             bar.close()
@@ -241,8 +211,8 @@ class Trainer:
         if better:
             progress.best, progress.best_epoch = value, epoch + 1
         progress.since_best = 0 if better else progress.since_best + 1
-        progress.finished = self._is_finished()
-        self.checkpoints.save(self.step, progress, self.saved_config, best=better)
+        progress.finished = progress.is_finished(self.config)
+        self.checkpoints.save(self.step, progress, self.identity, best=better)
         scalars = {f"validation_metrics/{name}": number for name, number in validation.metrics.items()}
         scalars |= {f"validation_metrics/intent_accuracy/{name}": number for name, number in validation.intents.items()}
         scalars |= {f"intent_attention/{name}": number for name, number in validation.attention.items()}

@@ -1,10 +1,20 @@
-"""One small Ray cluster for all tests that need one, and small logs of other people's making."""
+"""One Ray cluster, one Ray head that takes jobs and one object store for all tests, and small logs."""
 
 from __future__ import annotations
 
 import datetime
 import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +22,105 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.s3 import ObjectStore, free_ports
+
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("INTENTREC_DATA", ROOT.parent / "shared" / "data"))
 
 
+AUTHENTICATION = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
+SMALL = [
+    "simulate.users=150",
+    "simulate.items=60",
+    "simulate.days=20",
+    "simulate.processes=2",
+    "train.epochs=2",
+    "train.log_steps=2",
+    "train.reader.max_length=30",
+    "train.tables.dimension=16",
+]
+"""Laid over configs/demo.yaml: the same run in a minute."""
+
+
 @pytest.fixture(scope="session")
-def ray_session() -> Iterator[None]:
-    """A Ray cluster of two CPUs on this machine, for the whole session."""
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    """A real S3 server; this process and those that it starts find it by the usual AWS variables."""
+    store = ObjectStore(tmp_path_factory.mktemp("s3"))
+    before = dict(os.environ)
+    store.start()
+    os.environ.update(store.environment)
+    yield store
+    store.stop()
+    for name in store.environment:
+        os.environ.pop(name)
+        os.environ.update({name: before[name]} if name in before else {})
+
+
+@pytest.fixture(scope="session")
+def ray_session(s3: ObjectStore) -> Iterator[None]:
+    """A Ray cluster of two CPUs on this machine, for the whole session; its workers see the object store."""
     from cluster.config import ClusterConfig
     from cluster.launch import ray_cluster
 
     with ray_cluster(ClusterConfig(workers=2)):
         yield
+
+
+@dataclass(frozen=True)
+class Head:
+    """A Ray head that takes jobs."""
+
+    dashboard: str
+    environment: dict[str, str]
+    """For those who submit: with the cluster's token."""
+
+
+def without_ray(added: dict[str, str]) -> dict[str, str]:
+    """This process's environment without Ray's variables, and with those of `added`."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | added
+
+
+@pytest.fixture(scope="session")
+def head(s3: ObjectStore) -> Iterator[Head]:
+    """A Ray head in a temporary folder of its own, that asks for a token as Ray does by default."""
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    port, dashboard_port, client, agent_http, agent_grpc = free_ports(5)
+    scripts = Path(sys.executable).parent
+    command = [
+        *(str(scripts / "ray"), "start", "--head", "--block", "--num-cpus=2"),
+        *("--include-dashboard=true", "--disable-usage-stats", f"--temp-dir={folder}", "--node-ip-address=127.0.0.1"),
+        *(f"--port={port}", f"--dashboard-port={dashboard_port}", f"--ray-client-server-port={client}"),
+        *(f"--dashboard-agent-listen-port={agent_http}", f"--dashboard-agent-grpc-port={agent_grpc}"),
+        f"--object-store-memory={100 * 2**20}",
+    ]
+    path = f"{scripts}:{os.environ['PATH']}"
+    env = without_ray(AUTHENTICATION | {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "PYTHONPATH": "", "PATH": path})
+    with Path(folder, "head.log").open("w") as log:
+        process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+    try:
+        wait_for(f"http://127.0.0.1:{dashboard_port}/api/version", process, Path(folder, "head.log"))
+        yield Head(f"http://127.0.0.1:{dashboard_port}", without_ray(AUTHENTICATION))
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def wait_for(url: str, head: subprocess.Popen[bytes], log: Path, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and head.poll() is None:
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        except urllib.error.HTTPError:
+            return
+        except OSError:
+            time.sleep(0.5)
+    pytest.fail(f"the Ray head did not start: {log.read_text()[-2000:]}")
 
 
 def real_data(name: str) -> Path:

@@ -9,18 +9,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cluster.cli import main
-from tests.cluster.conftest import ROOT, real_data
+from tests.cluster.conftest import ROOT, SMALL, real_data
 
-SMALL = [
-    "simulate.users=150",
-    "simulate.items=60",
-    "simulate.days=20",
-    "simulate.processes=2",
-    "train.epochs=2",
-    "train.log_steps=2",
-    "train.reader.max_length=30",
-    "train.tables.dimension=16",
-]
 DEMO = str(ROOT / "configs" / "demo.yaml")
 
 

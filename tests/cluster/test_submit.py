@@ -3,19 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import secrets
-import shutil
-import signal
-import socket
 import subprocess
 import sys
-import tempfile
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +13,10 @@ import pytest
 
 from cluster.submit import submit
 from ingest.errors import InputError
+from tests.cluster.conftest import AUTHENTICATION, ROOT, Head, without_ray
+from tests.s3 import free_ports
 
-ROOT = Path(__file__).resolve().parents[2]
 SECRET = "abcdefgh-not-for-logs"
-AUTHENTICATION = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
 
 SCRIPT = """
 import json, sys
@@ -60,60 +50,9 @@ def submitted(
     )
 
 
-def without_ray(added: dict[str, str]) -> dict[str, str]:
-    """This process's environment without Ray's variables, and with those of `added`."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | added
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [int(each.getsockname()[1]) for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
 @pytest.fixture(scope="module")
-def dashboard() -> Iterator[str]:
-    """The address of a Ray head that runs for this module alone, in a temporary folder of its own."""
-    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
-    port, dashboard_port, client, agent_http, agent_grpc = free_ports(5)
-    command = [
-        *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=2"),
-        *("--include-dashboard=true", "--disable-usage-stats", f"--temp-dir={folder}", "--node-ip-address=127.0.0.1"),
-        *(f"--port={port}", f"--dashboard-port={dashboard_port}", f"--ray-client-server-port={client}"),
-        *(f"--dashboard-agent-listen-port={agent_http}", f"--dashboard-agent-grpc-port={agent_grpc}"),
-        f"--object-store-memory={100 * 2**20}",
-    ]
-    env = without_ray(AUTHENTICATION | {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "PYTHONPATH": ""})
-    with Path(folder, "head.log").open("w") as log:
-        head = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
-    try:
-        wait_for(f"http://127.0.0.1:{dashboard_port}/api/version", head, Path(folder, "head.log"))
-        yield f"http://127.0.0.1:{dashboard_port}"
-    finally:
-        head.send_signal(signal.SIGTERM)
-        try:
-            head.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(head.pid, signal.SIGKILL)
-            head.wait()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def wait_for(url: str, head: subprocess.Popen[bytes], log: Path, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and head.poll() is None:
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-            return
-        except urllib.error.HTTPError:
-            return
-        except OSError:
-            time.sleep(0.5)
-    pytest.fail(f"the Ray head did not start: {log.read_text()[-2000:]}")
+def dashboard(head: Head) -> str:
+    return head.dashboard
 
 
 @pytest.fixture

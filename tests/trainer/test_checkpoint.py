@@ -11,7 +11,8 @@ import pytest
 from ingest.errors import InputError
 from tests.scenarios import TwoWorkers, load
 from tests.small import Data, make_step, same, weights
-from trainer.checkpoint import Checkpoints, Progress
+from trainer.checkpoint import Checkpoints
+from trainer.progress import Progress
 from trainer.workers import Worker
 
 pytestmark = pytest.mark.usefixtures("alone")

@@ -13,9 +13,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from ingest.errors import InputError
 from tests.scenarios import TwoWorkers, train
 from tests.small import Data, Stopped, inputs_of, make_trainer, same, watched, weights
-from trainer.checkpoint import Progress, _state
+from trainer.checkpoint import _state
 from trainer.loop import Trainer, Validation
 from trainer.models.config import IntentRecConfig
+from trainer.progress import Progress
 from trainer.step import Step
 from trainer.workers import Worker
 

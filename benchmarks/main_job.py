@@ -1,0 +1,94 @@
+"""What `intentrec run` takes, from a config to the report: seconds of each stage, peak memory, accuracy. Prints JSON.
+
+    python -m benchmarks.main_job configs/demo.yaml
+    python -m benchmarks.main_job configs/globo.yaml data.events=... data.items=...
+
+The run is a process of its own, in a folder that is new and removed at the end. Memory is the sum over all its
+processes, Ray's included, each page that they share counted once (PSS).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+import torch
+
+SECONDS_BETWEEN_LOOKS = 1.0
+
+
+class PeakMemory(threading.Thread):
+    """Watches a process and all that it starts; `gib` is the most that they had together."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self.pid, self.gib, self.processes, self.stopped = pid, 0.0, 0, threading.Event()
+
+    def run(self) -> None:
+        while not self.stopped.wait(SECONDS_BETWEEN_LOOKS):
+            try:
+                first = psutil.Process(self.pid)
+                everyone = [first, *first.children(recursive=True)]
+            except psutil.NoSuchProcess:
+                return
+            total = sum(map(_proportional, everyone))
+            if total / 2**30 > self.gib:
+                self.gib, self.processes = total / 2**30, len(everyone)
+
+
+def _proportional(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_full_info().pss)
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return 0
+
+
+def measure(config: str, overrides: list[str]) -> dict[str, object]:
+    """Run `config` and say what it took."""
+    with tempfile.TemporaryDirectory() as storage:
+        command = [sys.executable, "-m", "cluster.cli", "run", config, f"storage={storage}", *overrides]
+        began = time.perf_counter()
+        process = subprocess.Popen(command, stdout=sys.stderr)
+        peak = PeakMemory(process.pid)
+        peak.start()
+        status = process.wait()
+        seconds = time.perf_counter() - began
+        peak.stopped.set()
+        peak.join()
+        if status:
+            sys.exit(f"{' '.join(command)} ended with status {status}")
+        (path,) = Path(storage).glob("*/results.json")
+        results = json.loads(path.read_text())
+    return {
+        "command": " ".join(["python -m benchmarks.main_job", config, *overrides]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
+        "seconds": {"all": round(seconds, 1)} | {name: round(value, 1) for name, value in results["seconds"].items()},
+        "peak_memory_gib": round(peak.gib, 2),
+        "processes": peak.processes,
+        "data": {name: results["data"][name] for name in ("users", "items", "events")},
+        "targets": results["protocol"]["targets"],
+        "unknown_targets": results["protocol"]["unknown_targets"],
+        "models": {
+            name: {
+                "metrics": {metric: round(model["metrics"][metric], 4) for metric in ("HR@10", "NDCG@10", "MRR")},
+                "intents": {intent: round(value, 4) for intent, value in model["intents"].items()},
+                "training_seconds": model["seconds"] and round(model["seconds"], 1),
+            }
+            for name, model in results["models"].items()
+        },
+        "versus": results["models"][next(iter(results["models"]))]["versus"],
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(sys.argv[1], sys.argv[2:]), indent=1))

@@ -1,0 +1,161 @@
+"""Every command and config of the README, run as it stands there but on less data; state lies in an object store."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from cluster.cli import VERBS, main
+from ingest.storage import exists, list_files, open_file
+from tests.cluster.conftest import ROOT, SMALL, Head, shop_log
+from tests.s3 import ObjectStore, free_ports
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+COMMANDS = [
+    shlex.split(line, comments=True)
+    for kind, block in BLOCKS
+    if kind == "bash"
+    for line in block.splitlines()
+    if line.strip()
+]
+STAGES = [words for words in COMMANDS if words[0] == "intentrec" and words[1] != "submit"]
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def bucket(s3: ObjectStore) -> str:
+    s3.make_bucket("readme")
+    return "s3://readme"
+
+
+def test_every_command_is_one_that_is_run_here() -> None:
+    others = [words for words in COMMANDS if words not in STAGES]
+    assert {" ".join(words[:2]) for words in others} == {
+        "make demo",
+        "make test",
+        "tensorboard --logdir",
+        "intentrec submit",
+        "kubectl create",
+    }
+    assert {words[1] for words in STAGES} == set(VERBS) - {"submit", "import"}
+
+
+@pytest.mark.parametrize("target", ["demo", "test"])
+def test_the_make_targets_set_up_and_run_what_they_say(target: str) -> None:
+    """What they run is this suite and the demo's config, which the other tests run."""
+    done = subprocess.run(
+        ["make", "--dry-run", "--always-make", target], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "uv pip install" in done.stdout
+    last = {"demo": ".venv/bin/intentrec run configs/demo.yaml", "test": ".venv/bin/pytest"}
+    assert done.stdout.splitlines()[-1] == last[target]
+    for tool in ("ruff check .", "ruff format --check .", "mypy"):
+        assert (tool in done.stdout) == (target == "test")
+
+
+@pytest.fixture(scope="module")
+def stages(bucket: str, ray_session: None) -> str:
+    """All stage commands in the README's order, with everything in the object store; the folder of the run."""
+    for words in STAGES:
+        assert main([*words[1:], *SMALL, f"storage={bucket}"]) == 0, words
+    return f"{bucket}/demo"
+
+
+def test_the_stages_leave_log_data_checkpoints_results_and_recommendations(stages: str) -> None:
+    for path in ("log/made.json", "data/manifest.json", "results.json", "report/index.html"):
+        assert exists(f"{stages}/{path}")
+    assert exists(f"{stages}/models/intentrec/checkpoints/best.json")
+    rows = [row for path in list_files(f"{stages}/recommendations", ".parquet") for row in read(path)]
+    with open_file(f"{stages}/data/manifest.json") as file:
+        assert len(rows) == json.load(file)["counts"]["users"] == 150
+    assert all(len(row["items"]) == 20 for row in rows)
+
+
+def read(url: str) -> list[dict]:
+    with open_file(url) as file:
+        return pq.read_table(file).to_pylist()
+
+
+def test_tensorboard_shows_the_runs(stages: str) -> None:
+    (words,) = [words for words in COMMANDS if words[0] == "tensorboard"]
+    (port,) = free_ports(1)
+    command = [word.replace("runs/demo", stages) for word in words]
+    command[0] = str(Path(sys.executable).with_name("tensorboard"))
+    server = subprocess.Popen([*command, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        tags = first_answer(f"http://127.0.0.1:{port}/data/plugin/scalars/tags")
+    finally:
+        server.terminate()
+        server.wait()
+    assert set(tags) == {"intentrec/tensorboard", "deep/tensorboard", "sasrec/tensorboard"}
+    assert "validation_metrics/MRR" in tags["intentrec/tensorboard"]
+
+
+def first_answer(url: str, seconds: float = 90) -> dict:
+    """The first answer that has something in it."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(url, timeout=5) as response:
+                found = json.load(response)
+            if len(found) == 3:
+                return dict(found)
+        except OSError:
+            pass
+        time.sleep(1)
+    pytest.fail(f"no answer from {url}")
+
+
+@pytest.mark.slow
+def test_submit_runs_the_cluster_config_as_a_job(stages: str, bucket: str, head: Head) -> None:
+    """configs/cluster.yaml whole, with a small log and CPUs in place of its own."""
+    (words,) = [words for words in COMMANDS if words[:2] == ["intentrec", "submit"]]
+    command = [word.replace("http://head:8265", head.dashboard) for word in words]
+    small = [
+        *(f"data.events={stages}/log/events", f"data.items={stages}/log/items", f"storage={bucket}"),
+        *("cluster.workers=2", "cluster.gpus=false", "cluster.cpus_per_worker=1"),
+        *("train.epochs=1", "train.reader={tokens: 1024, max_length: 30, windows: true}"),
+        *("train.tables.dimension=16", "train.loss.negatives=64", "evaluate.resamples=200"),
+        "data.split={kind: point_in_time, validation: 3d, test: 3d}",
+    ]
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name(command[0])), *command[1:], *small],
+        env=head.environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    for name in yaml.safe_load((ROOT / "configs" / "cluster.yaml").read_text())["models"]:
+        assert re.search(rf"^{name} .*\d", done.stdout, re.MULTILINE)
+    assert exists(f"{bucket}/production/report/index.html")
+
+
+@pytest.fixture
+def shop_of_the_readme(tmp_path: Path) -> Path:
+    (block,) = [block for kind, block in BLOCKS if kind == "yaml"]
+    shop_log(tmp_path)
+    config = tmp_path / "shop.yaml"
+    config.write_text(block)
+    return config
+
+
+def test_the_shops_config_runs(shop_of_the_readme: Path) -> None:
+    folder = shop_of_the_readme.parent
+    overrides = [f"data.events={folder}/clicks.parquet", f"data.items={folder}/products.parquet", f"storage={folder}"]
+    quick = ["train.epochs=1", "train.tables.dimension=16"]
+    assert main(["run", str(shop_of_the_readme), *overrides, *quick, "--no-ray"]) == 0
+    results = json.loads((folder / "shop" / "results.json").read_text())
+    assert set(results["models"]["intentrec"]["intents"]) == {"step", "category"}

@@ -1,0 +1,134 @@
+"""Where a training run stands, as the markers of its checkpoints say: JSON alone, so reading it imports no torch.
+
+<folder>/step-0000001200/complete.json    written last: progress, and the config that it was trained with
+<folder>/best.json                        the name of the best complete checkpoint
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from ingest.errors import InputError
+from ingest.storage import exists, join, list_folders, read_text
+from trainer.config import TrainConfig
+from trainer.models.config import NeuralConfig
+
+MARKER = "complete.json"
+MAY_CHANGE = {
+    ("train", key)
+    for key in ("epochs", "patience", "keep", "log_steps", "checkpoint_steps", "learning_rate", "clip_norm")
+}
+"""What may be other than in the checkpoint that training goes on from; the tables' sharding may, too."""
+
+
+@dataclass
+class Progress:
+    """Where a training run stands; part of every checkpoint's marker."""
+
+    step: int = 0
+    """Steps taken."""
+    epoch: int = 0
+    """The epoch to go on with."""
+    position: dict[str, Any] | None = None
+    """Where in that epoch, or None for its beginning."""
+    best: float | None = None
+    """The best validation metric so far."""
+    best_epoch: int | None = None
+    since_best: int = 0
+    """Epochs since the best one."""
+    finished: bool = False
+    seconds: float = 0.0
+    sums: dict[str, Any] = field(default_factory=dict)
+    """Losses and weight since the curve's last point, within an epoch."""
+    train_curve: list[tuple[int, float]] = field(default_factory=list)
+    validation_curve: list[tuple[int, float]] = field(default_factory=list)
+
+    def is_finished(self, config: TrainConfig) -> bool:
+        """Whether all epochs are done, or the early stop has come."""
+        return self.epoch >= config.epochs or self.since_best >= config.patience
+
+
+def identity(model: NeuralConfig, train: TrainConfig, data: str) -> dict[str, Any]:
+    """What a run was trained with: checkpoints keep it. `data` is the prepared data's fingerprint."""
+    return {
+        "model": model.model_dump(exclude={"train"}),
+        "train": train.model_dump(exclude={"tables": {"sharding"}}),
+        "data": data,
+    }
+
+
+class Markers:
+    """The markers of one model's checkpoints in `folder`."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def complete(self) -> list[str]:
+        """The names of the complete checkpoints, oldest first."""
+        names = [name for name in list_folders(self.folder) if name.startswith("step-")]
+        return [name for name in names if exists(join(self.folder, name, MARKER))]
+
+    def latest(self) -> str | None:
+        """The newest complete checkpoint's name."""
+        names = self.complete()
+        return names[-1] if names else None
+
+    def best(self) -> str | None:
+        """The best checkpoint's name, if there is one."""
+        path = join(self.folder, "best.json")
+        return str(json.loads(read_text(path))["checkpoint"]) if exists(path) else None
+
+    def require_best(self, model: str) -> str:
+        """The best checkpoint's name; `InputError` where the model has none yet."""
+        name = self.best()
+        if name is None:
+            raise InputError(f"{self.folder}: no checkpoint of model {model} there; `intentrec train` makes one")
+        return name
+
+    def config(self, name: str) -> dict[str, Any]:
+        """The `identity` of the run that checkpoint `name` comes from."""
+        config: dict[str, Any] = self._marker(name)["config"]
+        return config
+
+    def progress(self, name: str) -> Progress:
+        """What the marker of checkpoint `name` says."""
+        return Progress(**self._marker(name)["progress"])
+
+    def _marker(self, name: str) -> dict[str, Any]:
+        path = join(self.folder, name, MARKER)
+        try:
+            marker: dict[str, Any] = json.loads(read_text(path))
+        except json.JSONDecodeError as error:
+            raise InputError(
+                f"{path}: damaged: {error}; remove that folder to go on from the checkpoint before"
+            ) from None
+        return marker
+
+    def standing(self, ours: dict[str, Any], config: TrainConfig) -> tuple[str | None, Progress]:
+        """The newest complete checkpoint, if there is one, and where a run of `config` stands with it.
+
+        Raises `InputError` where it was trained with another config or on other data than `ours`, an `identity`.
+        """
+        latest = self.latest()
+        if latest is None:
+            return None, Progress()
+        self._check_same(self.config(latest), ours)
+        progress = self.progress(latest)
+        progress.finished = progress.is_finished(config)
+        return latest, progress
+
+    def _check_same(self, before: dict[str, Any], ours: dict[str, Any]) -> None:
+        for section in ("model", "train"):
+            for key, value in ours[section].items():
+                if (section, key) not in MAY_CHANGE and before[section].get(key) != value:
+                    raise InputError(
+                        f"{self.folder}: was trained with {section}.{key} = {before[section].get(key)!r}, the "
+                        f"config has {value!r}: take another name for the run, or remove that folder"
+                    )
+        if before["data"] != ours["data"]:
+            raise InputError(
+                f"{self.folder}: was trained on other prepared data than there now are: take another name for the "
+                "run, or remove that folder"
+            )
