@@ -55,7 +55,8 @@ class Stages:
             counts = import_movielens(config.import_.source, config.log_folder, config.import_.interactions)
         write_text(marker, made)
         self.seconds["log"] = time.perf_counter() - began
-        print(f"log: {config.log_folder}: " + ", ".join(f"{key} {_count(value)}" for key, value in counts.items()))
+        numbers = ", ".join(f"{value:,} {name}" for name, value in counts.items() if isinstance(value, int))
+        print(f"log: {config.log_folder}: {numbers}")
 
     def prepare(self) -> None:
         """Events and items to the prepared data set."""
@@ -211,7 +212,3 @@ class Stages:
         print(f"results      {join(self.config.folder, RESULTS)}")
         print(f"report       {page}")
         print(f"TensorBoard  tensorboard --logdir {join(self.config.folder, 'models')}")
-
-
-def _count(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.1f}" if isinstance(value, float) else str(value)
