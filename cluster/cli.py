@@ -8,10 +8,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from cluster.config import Config
 from ingest.errors import InputError
-from ingest.settings import load_settings
+from ingest.settings import load_content, load_settings
+from ingest.storage import is_remote
 
 VERBS = {
     "simulate": "make a log like a streaming service's (the config's section simulate)",
@@ -88,9 +90,27 @@ def _dispatch(options: argparse.Namespace, overrides: list[str]) -> int:
 def _submit(options: argparse.Namespace, overrides: list[str]) -> int:
     from cluster.submit import submit
 
+    _refuse_local_paths(load_content(options.config, overrides))
     command = ["python", "-m", "cluster.cli", options.submitted, options.config, *overrides]
     submit(command, options.address, working_dir=".", env={}, follow=not options.no_wait)
     return 0
+
+
+def _refuse_local_paths(content: dict[str, Any]) -> None:
+    """A job runs in a copy of this folder that lacks data and goes with the job: relative paths lead nowhere."""
+    data, source = content.get("data") or {}, content.get("import") or {}
+    paths = {
+        "storage": content.get("storage", "runs"),
+        "data.events": data.get("events"),
+        "data.items": data.get("items"),
+        "import.source": source.get("source"),
+    }
+    for key, path in paths.items():
+        if path is not None and not is_remote(str(path)) and not str(path).startswith("/"):
+            raise InputError(
+                f"{key}: {str(path)!r} is a folder of this machine; a job takes s3://... or an absolute path that "
+                "every node of the cluster sees"
+            )
 
 
 if __name__ == "__main__":

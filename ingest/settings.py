@@ -31,6 +31,11 @@ def load_settings(cls: type[S], source: str | Path, overrides: Sequence[str] = (
 
     Raises `InputError` with one sentence where the file, an override or a value is not what `cls` takes.
     """
+    return build_settings(cls, load_content(source, overrides), str(source))
+
+
+def load_content(source: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The YAML file `source` as it is written, with the overrides, and nothing checked but that it is a mapping."""
     path = Path(source)
     try:
         content = yaml.safe_load(path.read_text()) or {}
@@ -42,7 +47,7 @@ def load_settings(cls: type[S], source: str | Path, overrides: Sequence[str] = (
         raise InputError(f"{path}: a config is a mapping of keys to values, got {type(content).__name__}")
     for override in overrides:
         apply_override(content, override)
-    return build_settings(cls, content, str(path))
+    return content
 
 
 def build_settings(cls: type[S], content: dict[str, Any], source: str) -> S:

@@ -21,10 +21,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
+from cluster.cli import main
+from tests.cluster.readme import ROOT, SHOP, STAGES
 from tests.s3 import ObjectStore, free_ports
 
-ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("INTENTREC_DATA", ROOT.parent / "shared" / "data"))
 
 
@@ -131,31 +133,6 @@ def real_data(name: str) -> Path:
     return folder
 
 
-SHOP = """
-name: shop
-storage: {storage}
-data:
-  events: {folder}/clicks.parquet
-  items: {folder}/products.parquet
-  user: customer
-  item: sku
-  time: at
-  time_unit: s
-  features:
-    - {{name: step, column: what, intent: true}}
-    - {{name: category, of: item, column: department, intent: true}}
-    - {{name: price, kind: number, of: item}}
-train:
-  epochs: 2
-  reader: {{tokens: 512, max_length: 20}}
-  tables: {{dimension: 16}}
-models:
-  intentrec: {{kind: intentrec, window: 1h}}
-  markov: {{kind: markov}}
-evaluate: {{filter_seen: false}}
-"""
-
-
 def shop_log(folder: Path, users: int = 60, items: int = 30, seed: int = 0) -> dict[str, list]:
     """A shop's log with string ids: who looks at a product then puts it into the cart, then buys it."""
     random = np.random.default_rng(seed)
@@ -181,10 +158,28 @@ def shop_log(folder: Path, users: int = 60, items: int = 30, seed: int = 0) -> d
     return rows
 
 
+def shop_config(folder: Path) -> Path:
+    """The README's config for the shop's log in `folder`."""
+    content = yaml.safe_load(SHOP)
+    content["storage"] = str(folder / "runs")
+    content["data"] |= {"events": f"{folder}/clicks.parquet", "items": f"{folder}/products.parquet"}
+    content["train"] = {"epochs": 2, "reader": {"tokens": 512, "max_length": 20}, "tables": {"dimension": 16}}
+    config = folder / "shop.yaml"
+    config.write_text(yaml.safe_dump(content))
+    return config
+
+
 @pytest.fixture
 def shop(tmp_path: Path) -> Path:
     """The config of a shop whose log has other column names and other intents, and no durations."""
     shop_log(tmp_path)
-    config = tmp_path / "shop.yaml"
-    config.write_text(SHOP.format(folder=tmp_path, storage=tmp_path / "runs"))
-    return config
+    return shop_config(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def stages(s3: ObjectStore, ray_session: None) -> str:
+    """The README's stage commands in its order, with everything in the object store; the folder of the run."""
+    s3.make_bucket("runs")
+    for words in STAGES:
+        assert main([*words[1:], *SMALL, "storage=s3://runs"]) == 0, words
+    return "s3://runs/demo"

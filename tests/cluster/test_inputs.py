@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.cli import main
-from tests.cluster.conftest import SHOP, shop_log
+from tests.cluster.conftest import shop_config, shop_log
 
 Table = dict[str, list]
 QUICK = ["train.epochs=1", "models={intentrec: {kind: intentrec, window: 1h}}", "evaluate.resamples=50", "--no-ray"]
@@ -21,9 +21,7 @@ QUICK = ["train.epochs=1", "models={intentrec: {kind: intentrec, window: 1h}}", 
 def shop_with(tmp_path: Path, change: Callable[[Table], Table]) -> Path:
     rows = shop_log(tmp_path, users=12)
     pq.write_table(pa.table(change(rows)), tmp_path / "clicks.parquet")
-    config = tmp_path / "shop.yaml"
-    config.write_text(SHOP.format(folder=tmp_path, storage=tmp_path / "runs"))
-    return config
+    return shop_config(tmp_path)
 
 
 def counts(config: Path) -> dict[str, int]:
@@ -182,3 +180,19 @@ def test_another_config_on_the_same_run_name_is_refused(shop: Path, capsys: pyte
     assert main(["run", str(shop), *QUICK]) == 0
     assert main(["train", str(shop), *QUICK, "train.tables.dimension=32"]) == 2
     refused(capsys, "train.tables", "16", "32")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        ([], "storage"),
+        (["storage=s3://bucket/runs", "data.events=clicks.parquet"], "data.events"),
+        (["storage=/shared/runs", "data.items=./products"], "data.items"),
+    ],
+)
+def test_submitting_paths_of_this_machine_is_refused(
+    overrides: list[str], key: str, shop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shop.write_text(shop.read_text().replace(f"storage: {shop.parent}/runs", "storage: runs"))
+    assert main(["submit", str(shop), "--address", "http://127.0.0.1:1", *overrides]) == 2
+    refused(capsys, key, "s3://")

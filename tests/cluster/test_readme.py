@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import subprocess
 import sys
 import time
@@ -15,28 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from cluster.cli import VERBS, main
+from cluster.cli import VERBS
 from ingest.storage import exists, list_files, open_file
-from tests.cluster.conftest import ROOT, SMALL, Head, shop_log
-from tests.s3 import ObjectStore, free_ports
+from tests.cluster.conftest import Head
+from tests.cluster.readme import COMMANDS, ROOT, STAGES
+from tests.s3 import free_ports
 
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-COMMANDS = [
-    shlex.split(line, comments=True)
-    for kind, block in BLOCKS
-    if kind == "bash"
-    for line in block.splitlines()
-    if line.strip()
-]
-STAGES = [words for words in COMMANDS if words[0] == "intentrec" and words[1] != "submit"]
 pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module")
-def bucket(s3: ObjectStore) -> str:
-    s3.make_bucket("readme")
-    return "s3://readme"
 
 
 def test_every_command_is_one_that_is_run_here() -> None:
@@ -62,14 +46,6 @@ def test_the_make_targets_set_up_and_run_what_they_say(target: str) -> None:
     assert done.stdout.splitlines()[-1] == last[target]
     for tool in ("ruff check .", "ruff format --check .", "mypy"):
         assert (tool in done.stdout) == (target == "test")
-
-
-@pytest.fixture(scope="module")
-def stages(bucket: str, ray_session: None) -> str:
-    """All stage commands in the README's order, with everything in the object store; the folder of the run."""
-    for words in STAGES:
-        assert main([*words[1:], *SMALL, f"storage={bucket}"]) == 0, words
-    return f"{bucket}/demo"
 
 
 def test_the_stages_leave_log_data_checkpoints_results_and_recommendations(stages: str) -> None:
@@ -118,10 +94,11 @@ def first_answer(url: str, seconds: float = 90) -> dict:
 
 
 @pytest.mark.slow
-def test_submit_runs_the_cluster_config_as_a_job(stages: str, bucket: str, head: Head) -> None:
+def test_submit_runs_the_cluster_config_as_a_job(stages: str, head: Head) -> None:
     """configs/cluster.yaml whole, with a small log and CPUs in place of its own."""
     (words,) = [words for words in COMMANDS if words[:2] == ["intentrec", "submit"]]
     command = [word.replace("http://head:8265", head.dashboard) for word in words]
+    bucket = stages.rpartition("/")[0]
     small = [
         *(f"data.events={stages}/log/events", f"data.items={stages}/log/items", f"storage={bucket}"),
         *("cluster.workers=2", "cluster.gpus=false", "cluster.cpus_per_worker=1"),
@@ -141,21 +118,3 @@ def test_submit_runs_the_cluster_config_as_a_job(stages: str, bucket: str, head:
     for name in yaml.safe_load((ROOT / "configs" / "cluster.yaml").read_text())["models"]:
         assert re.search(rf"^{name} .*\d", done.stdout, re.MULTILINE)
     assert exists(f"{bucket}/production/report/index.html")
-
-
-@pytest.fixture
-def shop_of_the_readme(tmp_path: Path) -> Path:
-    (block,) = [block for kind, block in BLOCKS if kind == "yaml"]
-    shop_log(tmp_path)
-    config = tmp_path / "shop.yaml"
-    config.write_text(block)
-    return config
-
-
-def test_the_shops_config_runs(shop_of_the_readme: Path) -> None:
-    folder = shop_of_the_readme.parent
-    overrides = [f"data.events={folder}/clicks.parquet", f"data.items={folder}/products.parquet", f"storage={folder}"]
-    quick = ["train.epochs=1", "train.tables.dimension=16"]
-    assert main(["run", str(shop_of_the_readme), *overrides, *quick, "--no-ray"]) == 0
-    results = json.loads((folder / "shop" / "results.json").read_text())
-    assert set(results["models"]["intentrec"]["intents"]) == {"step", "category"}

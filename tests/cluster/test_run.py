@@ -9,25 +9,20 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cluster.cli import main
-from tests.cluster.conftest import ROOT, SMALL, real_data
+from ingest.storage import open_filesystem, read_text
+from tests.cluster.conftest import SMALL, real_data
+from tests.cluster.readme import ROOT
 
 DEMO = str(ROOT / "configs" / "demo.yaml")
 
 
-def results_of(storage: Path, name: str) -> dict:
-    return json.loads((storage / name / "results.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def demo(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    storage = tmp_path_factory.mktemp("runs")
-    assert main(["run", DEMO, *SMALL, f"storage={storage}"]) == 0
-    return storage
+def results_of(folder: str | Path) -> dict:
+    return json.loads(read_text(f"{folder}/results.json"))
 
 
 @pytest.mark.ray
-def test_run_goes_from_a_simulated_log_to_results_and_report(demo: Path) -> None:
-    results = results_of(demo, "demo")
+def test_run_goes_from_a_simulated_log_to_results_and_report(stages: str) -> None:
+    results = results_of(stages)
     assert list(results["models"]) == ["intentrec", "deep", "sasrec", "markov", "popularity"]
     assert results["protocol"]["targets"] == results["data"]["users"]
     for model in results["models"].values():
@@ -37,14 +32,14 @@ def test_run_goes_from_a_simulated_log_to_results_and_report(demo: Path) -> None
     assert sum(results["models"]["intentrec"]["attention"].values()) == pytest.approx(1, abs=1e-4)
     assert set(results["models"]["intentrec"]["versus"]) == {"deep", "sasrec", "markov", "popularity"}
     assert len(results["example"]["top_items"]) == 10
-    page = (demo / "demo" / "report" / "index.html").read_text()
+    page = read_text(f"{stages}/report/index.html")
     assert "intentrec" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 
 @pytest.mark.ray
-def test_tensorboard_shows_training_validation_intents_and_the_plan(demo: Path) -> None:
-    events = EventAccumulator(str(demo / "demo" / "models" / "intentrec" / "tensorboard"))
+def test_tensorboard_shows_training_validation_intents_and_the_plan(stages: str) -> None:
+    events = EventAccumulator(f"{stages}/models/intentrec/tensorboard")
     events.Reload()
     scalars = set(events.Tags()["scalars"])
     assert {
@@ -52,35 +47,47 @@ def test_tensorboard_shows_training_validation_intents_and_the_plan(demo: Path) 
         "grad_norm",
         "throughput(tps)",
         "time_metrics/data_loading(%)",
+        "memory/max_resident(GiB)",
         "lr",
     } <= scalars
     assert {"validation_metrics/MRR", "validation_metrics/intent_accuracy/genres", "intent_attention/action"} <= scalars
     assert "row_wise" in events.Tensors("plan/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert "learning_rate" in events.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
 
 
 @pytest.mark.ray
-def test_what_is_done_is_not_done_again(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = (demo / "demo" / "results.json").read_bytes()
-    stamps = {path: path.stat().st_mtime_ns for path in (demo / "demo" / "data").rglob("*.parquet")}
-    assert main(["run", DEMO, *SMALL, f"storage={demo}"]) == 0
-    assert (demo / "demo" / "results.json").read_bytes() == before
-    assert stamps == {path: path.stat().st_mtime_ns for path in (demo / "demo" / "data").rglob("*.parquet")}
-    assert "is there already" in capsys.readouterr().out
+def test_what_is_done_is_not_done_again(stages: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """No file of the run is touched, and no worker started."""
+    filesystem, path = open_filesystem(stages)
+
+    def everything() -> dict[str, object]:
+        filesystem.invalidate_cache()
+        return {name: (info["size"], info["LastModified"]) for name, info in filesystem.find(path, detail=True).items()}
+
+    before = everything()
+    assert main(["run", DEMO, *SMALL, "storage=s3://runs"]) == 0
+    changed = {name for name, info in everything().items() if before.get(name) != info}
+    assert changed <= {f"{path}/results.json", f"{path}/report/index.html"}
+    printed = capsys.readouterr().out
+    assert "is there already" in printed
+    assert "starting the workers" not in printed
 
 
 @pytest.mark.ray
-def test_train_goes_on_from_the_last_checkpoint_on_another_number_of_workers(demo: Path) -> None:
-    more = [*SMALL, "train.epochs=3", f"storage={demo}"]
+def test_train_goes_on_from_the_last_checkpoint_on_another_number_of_workers(stages: str, tmp_path: Path) -> None:
+    """Two workers' checkpoint in the object store, copied to a local folder."""
+    filesystem, path = open_filesystem(stages)
+    filesystem.get(path, str(tmp_path / "demo"), recursive=True)
+    more = [*SMALL, "train.epochs=3", f"storage={tmp_path}"]
     assert main(["train", DEMO, *more, "--no-ray"]) == 0
-    markers = sorted((demo / "demo" / "models" / "sasrec" / "checkpoints").glob("*/complete.json"))
+    markers = sorted((tmp_path / "demo" / "models" / "sasrec" / "checkpoints").glob("*/complete.json"))
     progress = json.loads(markers[-1].read_text())["progress"]
     assert [epoch for epoch, _ in progress["validation_curve"]] == [1, 2, 3]
 
 
-@pytest.mark.ray
-def test_a_shop_log_trains_from_its_config_alone(shop: Path, ray_session: None) -> None:
-    assert main(["run", str(shop)]) == 0
-    results = results_of(shop.parent / "runs", "shop")
+def test_a_shop_log_trains_from_the_readmes_config_alone(shop: Path) -> None:
+    assert main(["run", str(shop), "--no-ray"]) == 0
+    results = results_of(shop.parent / "runs" / "shop")
     assert set(results["models"]["intentrec"]["intents"]) == {"step", "category"}
     assert results["example"]["user"].startswith("c")
     assert {row["features"]["step"] for row in results["example"]["history"]} <= {"view", "cart", "buy"}
@@ -110,6 +117,7 @@ def test_a_refusal_inside_a_worker_is_one_sentence(
         ("kuairand", ["events.parquet", "items.parquet"]),
         ("ml-100k", ["interactions.parquet", "items.parquet"]),
         ("ml-1m", ["interactions.parquet", "items.parquet"]),
+        ("globo", ["events.parquet", "items.parquet"]),
     ],
 )
 def test_shipped_configs_run_on_real_data(config: str, files: list[str], tmp_path: Path) -> None:
@@ -127,5 +135,7 @@ def test_shipped_configs_run_on_real_data(config: str, files: list[str], tmp_pat
         f"storage={tmp_path}",
         "evaluate.resamples=200",
     ]
+    if config == "globo":
+        overrides.append("data.until=2017-10-03T12:00:00")
     assert main(["run", str(ROOT / "configs" / f"{config}.yaml"), *overrides, "--no-ray"]) == 0
-    assert results_of(tmp_path, config)["models"]["intentrec"]["metrics"]["HR@20"] > 0
+    assert results_of(tmp_path / config)["models"]["intentrec"]["metrics"]["HR@20"] > 0

@@ -18,13 +18,15 @@ pytestmark = pytest.mark.usefixtures("alone")
 
 
 def counted(data: Data) -> tuple[Counter[int], Counter[tuple[int, int]]]:
-    """Items and pairs of items that follow each other, in the training part of every user's row."""
+    """Items and pairs of items that follow each other in training: its rows, and users with a single event."""
     items: Counter[int] = Counter()
     pairs: Counter[tuple[int, int]] = Counter()
-    for shard in data.manifest.shards["train"]:
-        for row in pq.read_table(Path(data.url) / shard.path, columns=["item"])["item"].to_pylist():
-            items.update(row)
-            pairs.update(itertools.pairwise(row))
+    for split in ("train", "rest"):
+        for shard in data.manifest.shards[split]:
+            for row in pq.read_table(Path(data.url) / shard.path, columns=["item"])["item"].to_pylist():
+                if split == "train" or len(row) == 1:
+                    items.update(row)
+                    pairs.update(itertools.pairwise(row))
     return items, pairs
 
 
