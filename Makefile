@@ -15,15 +15,16 @@ else ifeq ($(ACCELERATOR),cpu)
   INDEX := --index $(TORCH_CPU_INDEX) --index-strategy unsafe-best-match
 endif
 
-.PHONY: setup demo test lint lock clean
+.PHONY: setup demo test lint s3 lock clean
 
 setup: $(VENV)/.installed-$(ACCELERATOR)
 
-$(VENV)/.installed-$(ACCELERATOR): pyproject.toml requirements/$(ACCELERATOR).txt
+$(VENV)/.installed-$(ACCELERATOR): pyproject.toml requirements/$(ACCELERATOR).txt requirements/s3.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python $(INDEX) --overrides requirements/overrides-$(ACCELERATOR).txt \
 	  --constraints requirements/$(ACCELERATOR).txt --editable '.[$(ACCELERATOR),dev]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes --requirements requirements/s3.txt
 	rm -f $(VENV)/.installed-*
 	touch $@
 
@@ -37,6 +38,10 @@ lint: setup
 
 test: lint
 	$(BIN)/pytest
+
+# An S3 server on this machine, to try s3:// paths with: it prints the variables to set, and keeps its data in build/s3.
+s3: setup
+	$(BIN)/python -m tests.s3 build/s3 intentrec
 
 # Writes the versions that requirements/ pins anew, from a fresh environment and from the index.
 lock:
