@@ -24,6 +24,7 @@ from trainer.progress import Markers, Progress, identity
 from trainer.versions import check_installed_versions, installed
 
 WORK = "cluster.work:run_stages"
+SHOWN_WARNINGS = 5
 RESULTS, REPORT, MARKER = "results.json", "report/index.html", "complete.json"
 
 
@@ -190,6 +191,7 @@ class Stages:
             "events": manifest.counts["events"],
             "counts": {name: value for name, value in manifest.counts.items() if value},
             "mark": mark,
+            "warnings": found.pop("warnings"),
         }
         results: dict[str, Any] = {
             "name": self.config.name,
@@ -209,6 +211,11 @@ class Stages:
 
         page = write_report(results, self.config.folder)
         print(f"\n{format_table(results)}\n")
+        warnings = results["data"].get("warnings", [])
+        for warning in warnings[:SHOWN_WARNINGS]:
+            print(f"warning      {warning}")
+        if len(warnings) > SHOWN_WARNINGS:
+            print(f"warning      ... and {len(warnings) - SHOWN_WARNINGS} more, in the report")
         print(f"results      {join(self.config.folder, RESULTS)}")
         print(f"report       {page}")
         print(f"TensorBoard  tensorboard --logdir {join(self.config.folder, 'models')}")

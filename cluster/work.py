@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import time
+from dataclasses import astuple
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from ingest.reader import Reader
 from trainer.checkpoint import Checkpoints
 from trainer.loop import Run, Trainer
 from trainer.models.config import NeuralConfig
+from trainer.progress import Progress
 from trainer.step import Step
 from trainer.workers import Worker, gather_objects
 
@@ -98,12 +100,14 @@ class _Evaluating:
 
     def run(self) -> dict[str, Any]:
         evaluations: dict[str, Evaluation] = {}
+        skipped: set[tuple[Any, ...]] = set()
         models: dict[str, dict[str, Any]] = {}
         example = None
         for name, model in self.config.models.items():
             facts: dict[str, Any]
             if isinstance(model, NeuralConfig):
-                step, facts = self._restored(name, model)
+                step, progress, facts = self._restored(name, model)
+                skipped.update(map(tuple, progress.skipped))
                 scorer: Scorer = NeuralScorer(step)
                 reader = self._test(self.config.train_config(name).reader)
                 if example is None and facts["kind"] == "intentrec":
@@ -112,6 +116,7 @@ class _Evaluating:
                 scorer, facts = self._counted(model), {"inputs": "items", "parameters": None}
                 reader = self._test(self.config.train.reader)
             evaluation = evaluate(scorer, reader, self.worker, self.filter_seen, self.majority).merged()
+            skipped.update(astuple(entry) for part in gather_objects(reader.skipped) for entry in part)
             evaluations[name] = evaluation
             models[name] = self._facts(name, facts, evaluation)
         first = next(iter(evaluations.values()))
@@ -119,6 +124,7 @@ class _Evaluating:
             "models": self._compared(models, evaluations),
             "majority": {name: hits / max(known, 1) for name, (hits, known) in first.majority.items()},
             "example": show(example, self.config.data_folder, self.manifest) if self.worker.first and example else None,
+            "warnings": [f"{rows} rows were set aside: {reason}" for _, _, rows, reason in sorted(skipped)],
             "protocol": {
                 "split": self.config.data.split.kind,
                 "filter_seen": self.filter_seen,
@@ -133,8 +139,8 @@ class _Evaluating:
     def _test(self, settings: ReaderConfig) -> Reader:
         return _reader(self.config, self.manifest, self.items, "test", settings, self.worker, True)
 
-    def _restored(self, name: str, model: NeuralConfig) -> tuple[Step, dict[str, Any]]:
-        """The model's best checkpoint, and what the report says of its training."""
+    def _restored(self, name: str, model: NeuralConfig) -> tuple[Step, Progress, dict[str, Any]]:
+        """The model's best checkpoint, where its training ended, and what the report says of its training."""
         train = self.config.train_config(name)
         checkpoints = Checkpoints(self.config.checkpoints(name), train.keep, self.worker)
         best = checkpoints.require_best(name)
@@ -144,14 +150,18 @@ class _Evaluating:
         tables = step.recommender.tables
         rows = sum(config.num_embeddings for config in tables.configs)
         parameters = rows * train.tables.dimension + sum(p.numel() for p in step.recommender.network.parameters())
-        return step, {
-            "kind": model.kind,
-            "inputs": "items, features, times" if len(tables.configs) > 1 else "items",
-            "parameters": parameters,
-            "best_epoch": progress.best_epoch,
-            "seconds": progress.seconds,
-            "curve": {"train": progress.train_curve, "validation": progress.validation_curve},
-        }
+        return (
+            step,
+            progress,
+            {
+                "kind": model.kind,
+                "inputs": "items, features, times" if len(tables.configs) > 1 else "items",
+                "parameters": parameters,
+                "best_epoch": progress.best_epoch,
+                "seconds": progress.seconds,
+                "curve": {"train": progress.train_curve, "validation": progress.validation_curve},
+            },
+        )
 
     def _counted(self, model: PopularityConfig | MarkovConfig) -> Scorer:
         if isinstance(model, PopularityConfig):

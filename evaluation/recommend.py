@@ -105,7 +105,7 @@ def _tables(
     settings: RecommendConfig,
     names: Names,
 ) -> Iterator[pa.Table]:
-    kind = readers[0].user_type()
+    kind = readers[0].source.user_type()
     for batch in chain.from_iterable(in_step(reader, worker) for reader in readers):
         prediction = scorer.step.predict(batch)
         item_QK, score_QK = ranker.top(prediction.query_QD, batch.seen, settings.top)

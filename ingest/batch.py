@@ -139,13 +139,15 @@ class BatchBuilder:
         limit = np.where(nth + 1 < count[rows], stride, ends - starts - 1)
         return rows, starts, ends, np.minimum(targets[rows] - nth * stride, limit)
 
-    def build(self, rows: Rows) -> Batch:
-        """The batch of all sequences of `rows`."""
+    def build(self, rows: Rows, index: NDArray | None = None) -> Batch:
+        """The batch of all sequences of `rows`, or of its rows `index` in that order."""
+        index = np.arange(len(rows)) if index is None else index
         item = rows.columns["item"]
-        row_B, start_B, end_B, targets_B = self._sequences(item.lengths, rows.targets)
+        row_B, start_B, end_B, targets_B = self._sequences(item.lengths[index], rows.targets[index])
         order = np.argsort(end_B - start_B, kind="stable")
         row_B, start_B, end_B, targets_B = row_B[order], start_B[order], end_B[order], targets_B[order]
-        first = item.offsets[row_B] + start_B
+        begin_B = item.offsets[index[row_B]]
+        first = begin_B + start_B
         length_B = end_B - start_B - 1
         input_T = ranges(first, length_B)
         target_Q = ranges(first + 1 + length_B - targets_B, targets_B)
@@ -153,7 +155,7 @@ class BatchBuilder:
         position_Q = ranges(token_offsets[1:] - targets_B, targets_B)
         target_item_Q = np.full(len(target_Q), PADDING) if self.after_last else item.values[target_Q]
         return Batch(
-            rows=len(rows),
+            rows=len(index),
             lengths_B=_tensor(length_B),
             item_T=_tensor(item.values[input_T]),
             time_T=_tensor(rows.columns["time"].values[input_T]),
@@ -164,8 +166,8 @@ class BatchBuilder:
             weight_Q=self._weights(rows, target_Q, target_item_Q > UNKNOWN),
             labels={} if self.after_last else self._features(rows, target_Q, self.manifest.intents),
             row_Q=_tensor(np.repeat(row_B, targets_B)),
-            users=rows.user if self.with_seen else [],
-            seen=self._seen(item, row_B, target_Q, targets_B) if self.with_seen else None,
+            users=[rows.user[row] for row in index] if self.with_seen else [],
+            seen=self._seen(item, begin_B, target_Q, targets_B) if self.with_seen else None,
         )
 
     def _weights(self, rows: Rows, target_Q: NDArray, known_Q: NDArray) -> Tensor:
@@ -191,9 +193,9 @@ class BatchBuilder:
             values[feature.name] = _feature_tensor(column, feature)
         return values
 
-    def _seen(self, item: Jagged, row_B: NDArray, target_Q: NDArray, targets_B: NDArray) -> JaggedTensor:
-        """Every item of the row before the target, those before the sequence included."""
-        begin = np.repeat(item.offsets[row_B], targets_B)
+    def _seen(self, item: Jagged, begin_B: NDArray, target_Q: NDArray, targets_B: NDArray) -> JaggedTensor:
+        """Every item of the row, which begins at `begin_B`, before the target."""
+        begin = np.repeat(begin_B, targets_B)
         seen = item.slices(begin, target_Q - begin)
         return JaggedTensor(_tensor(seen.values), _tensor(seen.lengths))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from ingest.settings import Settings
@@ -20,3 +22,9 @@ class ReaderConfig(Settings):
     """Whether a training row longer than `max_length` gives several sequences, or only its last interactions."""
     prefetch: int = Field(default=4, ge=1)
     """Batches that the reading thread makes ahead."""
+    fetch: int = Field(default=4, ge=1)
+    """Row groups that are being read at a time."""
+    retry_seconds: float = Field(default=300, ge=0)
+    """How long an object store that fails or does not answer is asked again, with growing pauses."""
+    on_bad_shard: Literal["error", "skip"] = "error"
+    """Whether a damaged row group ends the run, or is set aside, counted in TensorBoard and named in the report."""

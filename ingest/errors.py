@@ -8,3 +8,7 @@ class InputError(ValueError):
 
     The command line prints its message and exits with status 2.
     """
+
+
+class DamagedShardError(InputError):
+    """A prepared shard that is not what its manifest says; where the config says so, it is set aside and reported."""

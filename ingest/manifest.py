@@ -25,6 +25,8 @@ from ingest.settings import Settings
 from ingest.storage import exists, join, read_text, write_text
 
 VERSION = 2
+VERSION_KEY = b"intentrec.version"
+"""In the metadata of every shard's schema."""
 SplitName = Literal["train", "validation", "test", "rest"]
 
 

@@ -2,8 +2,8 @@
 
 An epoch's order: the row groups are shuffled with (seed, epoch), dealt to the workers so that each has about the
 same number of interactions, and grouped into units of about `shuffle_buffer` interactions. A unit's rows are
-shuffled together and cut into batches of about `tokens` tokens. A worker reads only its own row groups; one unit is
-in memory while the next is being read by a thread.
+shuffled together and cut into batches of about `tokens` tokens. A worker reads only its own row groups; one unit and
+`fetch` row groups of the next are in memory.
 
 The position is the list of units not yet consumed, with the number of rows consumed of the first: a compact form of
 the row intervals that are left. Restored on the same number of workers each goes on exactly where it was; on another
@@ -14,23 +14,27 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ingest.batch import Batch, BatchBuilder, Rows
 from ingest.config import ReaderConfig
-from ingest.errors import InputError
+from ingest.errors import DamagedShardError
 from ingest.items import ItemTable
-from ingest.jagged import Jagged, ranges
+from ingest.jagged import Jagged
 from ingest.manifest import Manifest, Shard, SplitName
-from ingest.storage import arrow_filesystem, join
+from ingest.shards import Shards, Skipped
+
+NO_ROWS = Rows([], np.zeros(0, dtype=np.int64), {}, {})
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,9 @@ class Reader:
         )
         self.columns = ["user"] * evaluate + ["targets", "item", "time"] + ["duration"] * manifest.has_duration
         self.columns += [feature.name for feature in manifest.features if feature.of == "event"]
+        self.source = Shards(url, manifest, self.shards, self.columns, config.retry_seconds)
+        self.skipped: list[Skipped] = []
+        """Row groups that were set aside so far."""
 
     def epoch(self, epoch: int, position: Position | None = None) -> Iterator[tuple[Batch, tuple[Unit, ...]]]:
         """The batches of `epoch`, from its beginning or from `position`."""
@@ -107,16 +114,10 @@ class Reader:
         groups = [group for unit in self.units(epoch) for group in unit.row_groups]
         return sum(self.shards[shard].row_groups[group][0] for shard, group in groups)
 
-    def user_type(self) -> pa.DataType:
-        """The Arrow type of the log's own user ids; the split must have a shard."""
-        filesystem, path = arrow_filesystem(join(self.url, self.shards[0].path))
-        return pq.read_schema(path, filesystem=filesystem).field("user").type
-
     def rows(self) -> Iterator[Rows]:
         """The rows of every worker's units as they are stored, a unit at a time, in the stored order."""
         groups = [((s, g), size[1]) for s, shard in enumerate(self.shards) for g, size in enumerate(shard.row_groups)]
-        for unit in _grouped(groups, self.config.shuffle_buffer):
-            yield self._read(unit)
+        yield from self._read(_grouped(groups, self.config.shuffle_buffer))
 
     def _units(self, epoch: int) -> tuple[Unit, ...]:
         groups = [(s, g) for s, shard in enumerate(self.shards) for g in range(len(shard.row_groups))]
@@ -138,8 +139,10 @@ class Reader:
         return own
 
     def _batches(self, epoch: int, units: tuple[Unit, ...]) -> Iterator[tuple[Batch, tuple[Unit, ...]]]:
-        for number, unit in enumerate(units):
-            rows = self._read(unit)
+        for number, rows in enumerate(self._read(units)):
+            unit = units[number]
+            if not len(rows):
+                continue
             order = np.arange(len(rows))
             if not self.evaluate:
                 np.random.default_rng([self.seed, epoch, *unit.row_groups[0]]).shuffle(order)
@@ -148,7 +151,7 @@ class Reader:
                 if begin < unit.consumed:
                     continue
                 left = (Unit(unit.row_groups, end),) if end < len(rows) else ()
-                yield self.builder.build(_take(rows, order[begin:end])), left + units[number + 1 :]
+                yield self.builder.build(rows, order[begin:end]), left + units[number + 1 :]
 
     def _cuts(self, rows: Rows, order: NDArray) -> list[int]:
         """Row numbers at which the unit is cut into batches of about the same number of tokens."""
@@ -158,51 +161,39 @@ class Reader:
         inner = np.searchsorted(total, np.arange(1, count) * (total[-1] / count))
         return np.unique([0, *np.clip(inner, 1, len(order) - 1), len(order)]).tolist()
 
-    def _read(self, unit: Unit) -> Rows:
-        tables = [self._row_group(shard, group) for shard, group in unit.row_groups]
-        return self._rows(pa.concat_tables(tables).combine_chunks(), unit)
+    def _read(self, units: Sequence[Unit]) -> Iterator[Rows]:
+        """The rows of each unit, while `fetch` row groups of it and of the next are being read."""
+        groups = [group for unit in units for group in unit.row_groups]
+        with closing(self._tables(groups)) as tables:
+            for unit in units:
+                parts = [table for table in islice(tables, len(unit.row_groups)) if table is not None]
+                yield self._rows(pa.concat_tables(parts).combine_chunks()) if parts else NO_ROWS
 
-    def _row_group(self, shard: int, group: int) -> pa.Table:
-        path = join(self.url, self.shards[shard].path)
-        filesystem, inner = arrow_filesystem(path)
+    def _tables(self, groups: list[tuple[int, int]]) -> Generator[pa.Table | None, None, None]:
+        """The row groups in their order, None for one that is damaged and set aside."""
+        running: deque[tuple[tuple[int, int], Future[pa.Table]]] = deque()
+        ahead = iter(groups)
+        pool = ThreadPoolExecutor(self.config.fetch, "fetch")
         try:
-            with pq.ParquetFile(inner, filesystem=filesystem, page_checksum_verification=True) as file:
-                table = file.read_row_group(group, columns=self.columns)
-        except FileNotFoundError:
-            raise InputError(f"{path}: this shard of the manifest is not there") from None
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{path}: row group {group} is damaged: {' '.join(str(error).split())}") from error
-        missing = set(self.columns) - set(table.column_names)
-        if missing:
-            raise InputError(f"{path}: column {min(missing)!r} is missing, there are {', '.join(table.column_names)}")
-        self._check(table, path, group)
-        return table
+            while True:
+                for group in islice(ahead, self.config.fetch - len(running)):
+                    running.append((group, pool.submit(self.source.read, *group)))
+                if not running:
+                    return
+                (shard, number), future = running.popleft()
+                try:
+                    table = future.result()
+                except DamagedShardError as error:
+                    if self.config.on_bad_shard == "error":
+                        raise
+                    rows = self.shards[shard].row_groups[number][0]
+                    self.skipped.append(Skipped(self.shards[shard].path, number, rows, str(error)))
+                    table = None
+                yield table
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
-    def _check(self, table: pa.Table, path: str, group: int) -> None:
-        """Indices out of range and lists of unequal length never reach a table: TorchRec would read another row."""
-        sizes = {feature.name: feature.size for feature in self.manifest.features if not feature.is_number}
-        sizes["item"] = self.manifest.items
-        lengths = np.diff(table["item"].combine_chunks().offsets.to_numpy())
-        for name in self.columns:
-            if name in ("user", "targets"):
-                continue
-            column = Jagged.from_arrow(table[name].combine_chunks())
-            if not np.array_equal(column.lengths, lengths):
-                row = int(np.flatnonzero(column.lengths != lengths)[0])
-                raise InputError(
-                    f"{path}: row group {group}, row {row}: column {name!r} has {column.lengths[row]} values, "
-                    f"column 'item' has {lengths[row]}"
-                )
-            if name in sizes and column.values.dtype.kind in "iu" and len(column.values):
-                lowest, highest = int(column.values.min()), int(column.values.max())
-                if lowest < 0 or highest >= sizes[name]:
-                    wrong = lowest if lowest < 0 else highest
-                    raise InputError(
-                        f"{path}: row group {group}: column {name!r} has index {wrong}, "
-                        f"allowed are 0 to {sizes[name] - 1}"
-                    )
-
-    def _rows(self, table: pa.Table, unit: Unit) -> Rows:
+    def _rows(self, table: pa.Table) -> Rows:
         columns: dict[str, Jagged] = {}
         nested: dict[str, Jagged] = {}
         multiple = {f.name for f in self.manifest.features if f.of == "event" and f.kind == "categories"}
@@ -242,17 +233,6 @@ def _grouped(groups: list[tuple[tuple[int, int], int]], limit: int) -> tuple[Uni
         current.append(group)
         size += interactions
     return (*units, Unit(tuple(current))) if current else tuple(units)
-
-
-def _take(rows: Rows, index: NDArray) -> Rows:
-    item = rows.columns["item"]
-    interactions = item.offsets[index], item.lengths[index]
-    nested = {}
-    if rows.nested:
-        flat = ranges(*interactions)
-        nested = {name: values.take(flat) for name, values in rows.nested.items()}
-    columns = {name: column.take(index) for name, column in rows.columns.items()}
-    return Rows([rows.user[i] for i in index] if rows.user else [], rows.targets[index], columns, nested)
 
 
 def _ahead(batches: Iterator[tuple[Batch, tuple[Unit, ...]]], depth: int) -> Iterator[tuple[Batch, tuple[Unit, ...]]]:

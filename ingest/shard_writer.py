@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ingest.manifest import Shard, SplitName
+from ingest.manifest import VERSION, VERSION_KEY, Shard, SplitName
 from ingest.split import Integers, Rows, prefixes
 from ingest.storage import join, open_file
 
@@ -94,7 +94,7 @@ def _row_group(rows: Rows, log: EncodedLog, begin: int, end: int) -> pa.Table:
         values = pc.take(log.events[name].chunk(0), places)
         columns[name] = pa.ListArray.from_arrays(offsets, values, type=_list_of(values.type))
     fields = [pa.field(name, column.type, nullable=False) for name, column in columns.items()]
-    return pa.Table.from_arrays(list(columns.values()), schema=pa.schema(fields))
+    return pa.Table.from_arrays(list(columns.values()), schema=pa.schema(fields, metadata={VERSION_KEY: str(VERSION)}))
 
 
 def write_table(url: str, frame: pl.DataFrame) -> None:

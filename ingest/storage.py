@@ -7,16 +7,22 @@ s3fs does not survive a fork.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import fsspec
 import pyarrow.fs
 from fsspec.core import url_to_fs
 
 from ingest.errors import InputError
+
+T = TypeVar("T")
 
 
 def is_remote(url: str) -> bool:
@@ -39,11 +45,59 @@ def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def arrow_filesystem(url: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    """The same for Arrow: a `pyarrow.fs.FileSystem` and the path in it. Local files are read natively."""
+    """The same for Arrow: a `pyarrow.fs.FileSystem` and the path in it. Local files and s3:// are read natively."""
     if not is_remote(url):
         return pyarrow.fs.LocalFileSystem(), str(Path(url.removeprefix("file://")).absolute())
+    if url.startswith("s3://"):
+        return _arrow_s3(*(os.environ.get(name) for name in _S3_VARIABLES)), url.removeprefix("s3://")
     filesystem, path = open_filesystem(url)
     return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem)), path
+
+
+_S3_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_CA_BUNDLE",
+                 "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")  # fmt: skip
+
+
+@functools.lru_cache(maxsize=8)
+def _arrow_s3(
+    s3_endpoint: str | None, endpoint: str | None, region: str | None, default_region: str | None,
+    authorities: str | None, *credentials: str | None,
+) -> pyarrow.fs.S3FileSystem:  # fmt: skip
+    """One client for each environment; it finds the credentials by itself, and so goes on where they are renewed."""
+    options: dict[str, Any] = {}
+    if s3_endpoint or endpoint:
+        options["endpoint_override"] = s3_endpoint or endpoint
+    if region or default_region:
+        options["region"] = region or default_region
+    if authorities:
+        options["tls_ca_file_path"] = authorities
+    return pyarrow.fs.S3FileSystem(**options)
+
+
+_PERMANENT = ("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE", "INVALID_CLIENT_TOKEN_ID", "NO_SUCH_BUCKET")
+"""What an object store says that asking again does not mend."""
+
+
+def patiently(ask: Callable[[], T], url: str, seconds: float) -> T:
+    """The answer of `ask`, repeated with growing pauses while the object store of `url` fails, for up to `seconds`.
+
+    Raises `FileNotFoundError` where nothing is there, and `InputError`, which names the object, where it may not be
+    read or where the storage has not answered in time.
+    """
+    deadline, pause = time.monotonic() + seconds, 0.1
+    while True:
+        try:
+            return ask()
+        except FileNotFoundError:
+            raise
+        except (OSError, TimeoutError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            if isinstance(error, PermissionError) or any(word in reason for word in _PERMANENT):
+                raise InputError(f"{url}: may not be read: {reason}") from None
+            if time.monotonic() + pause > deadline:
+                raise InputError(f"{url}: the storage has failed for {seconds:g} s, at last with: {reason}") from None
+            time.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, 15.0)
 
 
 def exists(url: str) -> bool:

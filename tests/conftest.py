@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.s3 import ObjectStore
+
 if TYPE_CHECKING:
     from tests.scenarios import TwoWorkers
     from tests.small import Data
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    """A real S3 server; this process and those that it starts find it by the usual AWS variables."""
+    store = ObjectStore(tmp_path_factory.mktemp("s3"))
+    before = dict(os.environ)
+    store.start()
+    os.environ.update(store.environment)
+    yield store
+    store.stop()
+    for name in store.environment:
+        os.environ.pop(name)
+        os.environ.update({name: before[name]} if name in before else {})
 
 
 @pytest.fixture(scope="session")
@@ -35,17 +52,10 @@ def data(prepared: dict[str, str]) -> Data:
 @pytest.fixture
 def alone() -> Iterator[None]:
     """A process group of this process alone."""
-    import torch
+    from tests.small import one_process
 
-    import embeddings.sharding
-    from tests.scenarios import BLOCK_ROWS
-    from trainer.workers import single_process
-
-    torch.set_num_threads(1)
-    before, embeddings.sharding.BLOCK_ROWS = embeddings.sharding.BLOCK_ROWS, BLOCK_ROWS
-    with single_process(torch.device("cpu")):
+    with one_process():
         yield
-    embeddings.sharding.BLOCK_ROWS = before
 
 
 @pytest.fixture(scope="session")
@@ -57,12 +67,11 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def two_workers(prepared: dict[str, str], shared: Path) -> Iterator[TwoWorkers]:
     """Two processes that run every scenario of tests/scenarios.py, after one process has left its checkpoint."""
-    import torch
-
     from tests.scenarios import TwoWorkers, run
-    from trainer.workers import Worker, single_process
+    from tests.small import one_process
+    from trainer.workers import Worker
 
-    with single_process(torch.device("cpu")):
+    with one_process():
         run("save", prepared, shared, Worker())
     workers = TwoWorkers(prepared, shared)
     yield workers

@@ -29,7 +29,7 @@ from evaluation.evaluate import validate
 from evaluation.ranking import CatalogueRanker, NeuralScorer, own_slice
 from evaluation.recommend import Names, recommend
 from ingest.batch import JaggedTensor
-from tests.small import Data, Stopped, dense, inputs_of, make_step, make_trainer, watched, weights
+from tests.small import BLOCK_ROWS, Data, Stopped, dense, inputs_of, make_step, make_trainer, watched, weights
 from trainer.checkpoint import Checkpoints
 from trainer.progress import Progress
 from trainer.workers import Worker, gather_objects, total
@@ -44,8 +44,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 STEPS = [[range(9), range(9, 12)], [[], range(12, 20)], [range(20, 29), range(29, 32)]]
 """Rows of each worker in three steps: uneven, and one of them empty."""
-BLOCK_ROWS = 16
-"""Rows that are drawn at once, so that the small tables have several blocks."""
 
 
 def take(step: Any, data: Data, worker: Worker, number: int) -> tuple[float, float]:

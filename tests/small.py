@@ -14,19 +14,21 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+import embeddings.sharding
 from embeddings.sharding import table_states
 from evaluation.evaluate import validate
 from ingest.batch import Batch, BatchBuilder, Rows
 from ingest.items import load_items
+from ingest.jagged import ranges
 from ingest.manifest import Manifest, load_manifest
 from ingest.prepare import prepare
-from ingest.reader import Reader, _take
+from ingest.reader import Reader
 from ingest.schema import DataConfig
 from trainer.config import TrainConfig
 from trainer.loop import Run, Trainer
 from trainer.models.config import IntentRecConfig, NeuralConfig
 from trainer.step import Step
-from trainer.workers import Worker, gather_objects
+from trainer.workers import Worker, gather_objects, single_process
 
 START, HOUR = 1_600_000_000_000, 3_600_000
 FEATURES = [
@@ -39,6 +41,22 @@ FEATURES = [
      "intent": True},
 ]  # fmt: skip
 MODEL = IntentRecConfig(heads=2, dropout=0.0, window="8h")
+
+
+BLOCK_ROWS = 16
+"""Rows that are drawn at once, so that the small tables have several blocks."""
+
+
+@contextmanager
+def one_process() -> Iterator[None]:
+    """A process group of this process alone, with one thread, and tables that are drawn as in all tests."""
+    torch.set_num_threads(1)
+    before, embeddings.sharding.BLOCK_ROWS = embeddings.sharding.BLOCK_ROWS, BLOCK_ROWS
+    try:
+        with single_process(torch.device("cpu")):
+            yield
+    finally:
+        embeddings.sharding.BLOCK_ROWS = before
 
 
 def make_data(folder: Path, users: int = 60, items: int = 40, row_group: int = 100) -> str:
@@ -110,6 +128,18 @@ def train_config(**changes: Any) -> TrainConfig:
     return TrainConfig.model_validate(base)
 
 
+def take_rows(rows: Rows, index: Any) -> Rows:
+    """The rows `index` alone."""
+    item = rows.columns["item"]
+    flat = ranges(item.offsets[index], item.lengths[index])
+    return Rows(
+        [rows.user[i] for i in index] if rows.user else [],
+        rows.targets[index],
+        {name: column.take(index) for name, column in rows.columns.items()},
+        {name: column.take(flat) for name, column in rows.nested.items()},
+    )
+
+
 class Data:
     """A prepared data set opened for building batches by hand."""
 
@@ -140,7 +170,7 @@ class Data:
     def batch(self, index: Any) -> Batch:
         """The batch of the training rows `index`; the empty one where there are none."""
         index = np.asarray(index, dtype=np.int64)
-        return self.builder.build(_take(self.rows, index)) if len(index) else self.builder.empty()
+        return self.builder.build(self.rows, index) if len(index) else self.builder.empty()
 
 
 def make_step(manifest: Manifest, worker: Worker | None = None, model: NeuralConfig = MODEL, **changes: Any) -> Step:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -106,23 +107,26 @@ class Trainer:
     def _epoch(self) -> None:
         began = time.perf_counter()
         before, epoch = self.progress.seconds, self.progress.epoch
-        bar = self._bar()
         self.monitor.reset()
         sums = self.progress.sums if self.progress.position else {}
         self._loss_sum, self._weight_sum = sums.get("loss", 0.0), sums.get("weight", 0.0)
         self._parts: dict[str, float] = dict(sums.get("parts", {}))
-        for batch, left in self._batches():
-            self._train_step(batch, bar)
-            self.progress.seconds = before + time.perf_counter() - began
-            every = self.config.checkpoint_steps
-            if every and self.progress.step % every == 0:
-                self.progress.position = Position(epoch, tuple(gather_objects(left))).to_json()
-                self.progress.sums = {"loss": self._loss_sum, "weight": self._weight_sum, "parts": dict(self._parts)}
-                self.checkpoints.save(self.step, self.progress, self.identity)
-                self.monitor.reset()
-        if bar is not None:
-            bar.close()
+        with self._bar() as bar:
+            for batch, left in self._batches():
+                self._train_step(batch, bar)
+                self.progress.seconds = before + time.perf_counter() - began
+                every = self.config.checkpoint_steps
+                if every and self.progress.step % every == 0:
+                    self._checkpoint(epoch, left)
         self._end_epoch(epoch, began, before)
+
+    def _checkpoint(self, epoch: int, left: tuple[Unit, ...]) -> None:
+        """One inside an epoch, of which this worker's units `left` are still to come."""
+        self.progress.position = Position(epoch, tuple(gather_objects(left))).to_json()
+        self._gather_skipped()
+        self.progress.sums = {"loss": self._loss_sum, "weight": self._weight_sum, "parts": dict(self._parts)}
+        self.checkpoints.save(self.step, self.progress, self.identity)
+        self.monitor.reset()
 
     def _batches(self) -> Any:
         """This worker's batches with what is left after each, and empty ones until all workers are through."""
@@ -194,14 +198,39 @@ class Trainer:
         caption = f"{self.run.name} epoch {self.progress.epoch + 1}/{self.config.epochs}"
         return caption if loss is None else f"{caption} loss {loss:.3f} {throughput:,.0f} tokens/s"
 
-    def _bar(self) -> Any:
+    @contextmanager
+    def _bar(self) -> Iterator[Any]:
+        """The progress bar of an epoch, None on other workers than the first."""
         if self.worker.bar is None or not self.worker.first:
-            return None
+            yield None
+            return
         rows = sum(shard.rows for shard in self.manifest.shards["train"])
-        return self.worker.bar(total=rows, desc=self._caption(), unit="users")
+        bar = self.worker.bar(total=rows, desc=self._caption(), unit="users")
+        try:
+            yield bar
+        finally:
+            bar.close()
+
+    def _gather_skipped(self) -> None:
+        """What any worker's reader has set aside goes into the progress, and its count to TensorBoard."""
+        if self.config.reader.on_bad_shard == "error":
+            return
+        progress = self.progress
+        found = {(path, group, rows, reason) for path, group, rows, reason in progress.skipped}
+        for part in gather_objects(self.reader.skipped):
+            found.update((entry.path, entry.row_group, entry.rows, entry.reason) for entry in part)
+        progress.skipped = sorted(found)
+        counts = {"data/skipped_row_groups": len(found), "data/skipped_rows": sum(entry[2] for entry in found)}
+        self.monitor.scalars(progress.step, counts)
 
     def _end_epoch(self, epoch: int, began: float, before: float) -> None:
         progress = self.progress
+        self._gather_skipped()
+        if not progress.step:
+            raise InputError(
+                f"model {self.run.name}: there was nothing to train on in {self.run.data}: every row group of the "
+                f"training data was set aside, the first because {progress.skipped[0][3] if progress.skipped else ''}"
+            )
         validation = self.validate(self.step)
         value = validation.metrics[self.config.metric]
         progress.seconds = before + time.perf_counter() - began

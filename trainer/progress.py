@@ -42,6 +42,8 @@ class Progress:
     seconds: float = 0.0
     sums: dict[str, Any] = field(default_factory=dict)
     """Losses and weight since the curve's last point, within an epoch."""
+    skipped: list[tuple[str, int, int, str]] = field(default_factory=list)
+    """Row groups of the training data that were set aside: shard, row group, rows, reason."""
     train_curve: list[tuple[int, float]] = field(default_factory=list)
     validation_curve: list[tuple[int, float]] = field(default_factory=list)
 

@@ -45,20 +45,6 @@ SMALL = [
 
 
 @pytest.fixture(scope="session")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
-    """A real S3 server; this process and those that it starts find it by the usual AWS variables."""
-    store = ObjectStore(tmp_path_factory.mktemp("s3"))
-    before = dict(os.environ)
-    store.start()
-    os.environ.update(store.environment)
-    yield store
-    store.stop()
-    for name in store.environment:
-        os.environ.pop(name)
-        os.environ.update({name: before[name]} if name in before else {})
-
-
-@pytest.fixture(scope="session")
 def ray_session(s3: ObjectStore) -> Iterator[None]:
     """A Ray cluster of two CPUs on this machine, for the whole session; its workers see the object store."""
     from cluster.config import ClusterConfig

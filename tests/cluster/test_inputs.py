@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cluster.cli import main
 from tests.cluster.conftest import shop_config, shop_log
@@ -196,3 +198,43 @@ def test_submitting_paths_of_this_machine_is_refused(
     shop.write_text(shop.read_text().replace(f"storage: {shop.parent}/runs", "storage: runs"))
     assert main(["submit", str(shop), "--address", "http://127.0.0.1:1", *overrides]) == 2
     refused(capsys, key, "s3://")
+
+
+def damaged(config: Path) -> Path:
+    """Prepare the config's log, and overwrite the middle of the last row group of its training shard."""
+    assert main(["prepare", str(config), "data.row_group_interactions=40"]) == 0
+    (path,) = (config.parent / "runs" / "shop" / "data" / "train").glob("*.parquet")
+    metadata = pq.ParquetFile(path).metadata
+    column = metadata.row_group(metadata.num_row_groups - 1).column(2)
+    content = bytearray(path.read_bytes())
+    end = column.data_page_offset + column.total_compressed_size
+    content[end - 4 : end] = bytes(4)
+    path.write_bytes(content)
+    return path
+
+
+def test_a_damaged_row_group_ends_the_run_or_is_set_aside_and_reported(
+    shop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = damaged(shop)
+    small = [*QUICK, "data.row_group_interactions=40", "train.reader.tokens=64"]
+    assert main(["run", str(shop), *small]) == 2
+    refused(capsys, path.name, "row group", "is damaged")
+    assert main(["run", str(shop), *small, "train.reader.on_bad_shard=skip"]) == 0
+    assert re.search(rf"warning +\d+ rows were set aside: .*{path.name}: row group", capsys.readouterr().out)
+    folder = shop.parent / "runs" / "shop"
+    (warning,) = json.loads((folder / "results.json").read_text())["data"]["warnings"]
+    assert path.name in warning
+    assert path.name in (folder / "report" / "index.html").read_text()
+    events = EventAccumulator(str(folder / "models" / "intentrec" / "tensorboard"))
+    events.Reload()
+    assert [point.value for point in events.Scalars("data/skipped_row_groups")] == [1]
+    assert events.Scalars("data/skipped_rows")[0].value == int(warning.split()[0])
+
+
+def test_training_data_that_are_all_damaged_train_nothing(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = damaged(shop)
+    path.write_bytes(b"nothing")
+    small = [*QUICK, "data.row_group_interactions=40", "train.reader.on_bad_shard=skip"]
+    assert main(["run", str(shop), *small]) == 2
+    refused(capsys, "nothing to train on", path.name)

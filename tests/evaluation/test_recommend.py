@@ -11,7 +11,7 @@ import pytest
 
 from ingest.batch import BatchBuilder
 from tests.scenarios import TwoWorkers, recommended
-from tests.small import Data, make_step, weights
+from tests.small import Data, make_step, take_rows, weights
 from trainer.workers import Worker
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -45,13 +45,7 @@ def test_items_are_the_best_unseen_of_the_catalogue(data: Data, found: dict[Any,
     for split in ("test", "rest"):
         (rows,) = data.reader(split, evaluate=True, shuffle_buffer=10**9).rows()
         for number, user in enumerate(rows.user):
-            one = type(rows)(
-                [user],
-                rows.targets[number : number + 1],
-                {name: column.take(np.array([number])) for name, column in rows.columns.items()},
-                {name: column.slices(*_interactions(rows, number)) for name, column in rows.nested.items()},
-            )
-            prediction = step.predict(builder.build(one))
+            prediction = step.predict(builder.build(take_rows(rows, np.array([number]))))
             scores = (table @ prediction.query_QD[0]).tolist()
             seen = {row["item_id"] for row in log if row["user_id"] == user}
             allowed = [index for index in range(2, len(ids)) if ids[index] not in seen]
@@ -69,14 +63,6 @@ def test_items_are_the_best_unseen_of_the_catalogue(data: Data, found: dict[Any,
                 assert [pair["probability"] for pair in row["intents"][name]] == pytest.approx(
                     [chances[index] for index in order], rel=1e-4
                 )
-
-
-def _interactions(rows: Any, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where each interaction's list of a nested column begins, and how long it is, for one row."""
-    item = rows.columns["item"]
-    nested = next(iter(rows.nested.values()))
-    inside = np.arange(item.offsets[number], item.offsets[number + 1])
-    return nested.offsets[inside], nested.lengths[inside]
 
 
 def test_two_workers_write_what_one_does(found: dict[Any, dict[str, Any]], two_workers: TwoWorkers) -> None:

@@ -112,6 +112,23 @@ def test_memory_is_bounded_where_every_user_differs() -> None:
     assert peak < 120e6
 
 
+@pytest.mark.parametrize("shift", [0.0, 0.004, 0.02])
+def test_with_many_users_the_normal_limit_is_what_drawing_gives(monkeypatch: pytest.MonkeyPatch, shift: float) -> None:
+    """Users with 1 to 4 targets, hardly two with the same difference; p from far to clear."""
+    random = np.random.default_rng(3)
+    users = np.repeat(np.arange(6000), random.integers(1, 5, 6000))
+    first = random.integers(1, 3000, len(users))
+    second = np.where(random.random(len(users)) < shift, 1, np.maximum(first + random.integers(-30, 31, len(users)), 1))
+    limit = compare(first, second, "MRR", seed=0, users=users)
+    monkeypatch.setattr("evaluation.significance.MOST_DRAWS", 10**12)
+    drawn = compare(first, second, "MRR", seed=0, users=users, resamples=4000)
+    width = drawn.high - drawn.low
+    assert limit.difference == drawn.difference
+    assert limit.low == pytest.approx(drawn.low, abs=0.05 * width)
+    assert limit.high == pytest.approx(drawn.high, abs=0.05 * width)
+    assert limit.p == pytest.approx(drawn.p, abs=0.03)
+
+
 def test_what_cannot_be_compared_is_refused() -> None:
     empty = np.array([], dtype=np.int64)
     with pytest.raises(InputError, match="no targets"):

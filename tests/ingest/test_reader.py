@@ -34,7 +34,7 @@ def urls(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
     return {size: prepared(tmp_path_factory.mktemp(f"groups-of-{size}"), size) for size in ROW_GROUPS}
 
 
-def prepared(folder: Path, row_group: int) -> str:
+def log_of() -> pa.Table:
     """Users with 1 to 30 events; no two events share a time, so a token's time names its event."""
     rng = np.random.default_rng(5)
     lengths = rng.integers(1, 31, USERS)
@@ -44,7 +44,11 @@ def prepared(folder: Path, row_group: int) -> str:
         "item_id": rng.integers(0, 20, len(user)),
         "timestamp": rng.permutation(len(user)) + 1_600_000_000,
     }
-    pq.write_table(pa.table(rows), folder / "events.parquet")
+    return pa.table(rows)
+
+
+def prepared(folder: Path, row_group: int) -> str:
+    pq.write_table(log_of(), folder / "events.parquet")
     config = {
         "events": str(folder / "events.parquet"),
         "time_unit": "s",

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ingest.errors import InputError
 from tests.scenarios import TwoWorkers, train
-from tests.small import Data, Stopped, inputs_of, make_trainer, same, watched, weights
+from tests.small import Data, Stopped, inputs_of, make_trainer, one_process, same, watched, weights
 from trainer.checkpoint import _state
 from trainer.loop import Trainer, Validation
 from trainer.models.config import IntentRecConfig
@@ -34,10 +34,8 @@ def facts(progress: Progress) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def undisturbed(prepared: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """An uninterrupted run, as the resumed ones are to end."""
-    from trainer.workers import single_process
-
     folder = tmp_path_factory.mktemp("undisturbed")
-    with single_process(torch.device("cpu")):
+    with one_process():
         trainer = make_trainer(prepared["data"], folder, **EXACT)
         with watched() as taken:
             progress = trainer.fit()

@@ -12,8 +12,7 @@ import torch
 from ingest.batch import Batch, Rows
 from ingest.errors import InputError
 from ingest.jagged import Jagged
-from ingest.reader import _take
-from tests.small import HOUR, MODEL, Data, make_step, train_config
+from tests.small import HOUR, MODEL, Data, make_step, take_rows, train_config
 from trainer.attention import Layout
 from trainer.layers import Inputs, ShortTerm
 from trainer.models.config import DeepConfig, IntentRecConfig, NeuralConfig, SASRecConfig
@@ -53,7 +52,7 @@ def outputs(step: Step, batch: Batch) -> torch.Tensor:
 def test_the_future_and_the_target_change_no_earlier_prediction(model: NeuralConfig, data: Data) -> None:
     step = make_step(data.manifest, model=model)
     lengths = data.rows.columns["item"].lengths
-    row = _take(data.rows, np.array([int(np.flatnonzero((lengths > 8) & (lengths <= 20))[0])]))
+    row = take_rows(data.rows, np.array([int(np.flatnonzero((lengths > 8) & (lengths <= 20))[0])]))
     n = int(row.columns["item"].lengths[0])
     before = outputs(step, data.builder.build(row))
     assert len(before) == n - 1

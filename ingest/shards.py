@@ -1,0 +1,204 @@
+"""Row groups of a split's shards, read from local disk or an object store, and checked.
+
+Storage that answers late or not at all is asked again (`storage.patiently`); what arrives and is not what the manifest
+promises is a `DamagedShardError` that names shard, row group, column and value. Indices out of range and lists of
+unequal length never reach a table: TorchRec would silently read another row.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from ingest.errors import DamagedShardError
+from ingest.jagged import Jagged
+from ingest.manifest import VERSION, VERSION_KEY, Manifest, Shard
+from ingest.storage import arrow_filesystem, is_remote, join, patiently
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A row group that was set aside."""
+
+    path: str
+    row_group: int
+    rows: int
+    reason: str
+
+
+class Shards:
+    """The shards of one split in the folder `url`."""
+
+    def __init__(
+        self, url: str, manifest: Manifest, shards: list[Shard], columns: list[str], retry_seconds: float
+    ) -> None:
+        self.url, self.manifest, self.shards, self.columns = url, manifest, shards, columns
+        self.retry_seconds = retry_seconds
+        self.types = self._types()
+        self.sizes = {feature.name: feature.size for feature in manifest.features if not feature.is_number}
+        self.sizes["item"] = manifest.items
+
+    def _types(self) -> dict[str, pa.DataType]:
+        """What the data contract says of the columns; `user` has the log's own type."""
+        types = {"targets": pa.int32(), "item": pa.list_(pa.int32()), "time": pa.list_(pa.int64())}
+        types["duration"] = pa.list_(pa.float32())
+        for feature in self.manifest.features:
+            value = pa.float32() if feature.is_number else pa.int32()
+            types[feature.name] = pa.list_(pa.list_(value) if feature.kind == "categories" else value)
+        return types
+
+    def path(self, shard: int) -> str:
+        return join(self.url, self.shards[shard].path)
+
+    def read(self, shard: int, group: int) -> pa.Table:
+        """The columns of one row group. Raises `DamagedShardError`, `InputError` where the storage does not answer."""
+        where = f"{self.path(shard)}: row group {group}"
+        try:
+            with self._open(self.path(shard)) as file:
+                self._check_schema(file.schema_arrow, self.path(shard))
+                if group >= file.num_row_groups:
+                    raise DamagedShardError(f"{where}: there are only {file.num_row_groups}")
+                table = file.read_row_group(group, columns=self.columns, use_threads=False)
+        except FileNotFoundError:
+            raise DamagedShardError(f"{self.path(shard)}: this shard of the manifest is not there") from None
+        except (pa.ArrowException, OSError) as error:
+            raise DamagedShardError(f"{where} is damaged: {' '.join(str(error).split())}") from error
+        self._check_sizes(table, self.shards[shard].row_groups[group], where)
+        self._check_columns(table, where)
+        fields = [(field.name, self.types.get(field.name, field.type)) for field in table.schema]
+        return table.cast(pa.schema(fields))
+
+    def user_type(self) -> pa.DataType:
+        """The Arrow type of the log's own user ids; there must be a shard."""
+        with self._open(self.path(0)) as file:
+            return file.schema_arrow.field("user").type
+
+    def _open(self, url: str) -> pq.ParquetFile:
+        source: Any = _PatientFile(url, self.retry_seconds) if is_remote(url) else url.removeprefix("file://")
+        return pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=True)
+
+    def _check_schema(self, schema: pa.Schema, path: str) -> None:
+        version = (schema.metadata or {}).get(VERSION_KEY, b"none").decode()
+        if version != str(VERSION):
+            raise DamagedShardError(f"{path}: is a shard of schema version {version}; this release reads {VERSION}")
+        missing = set(self.columns) - set(schema.names)
+        if missing:
+            raise DamagedShardError(f"{path}: column {min(missing)!r} is missing, there are {', '.join(schema.names)}")
+        for name in self.columns:
+            found, expected = schema.field(name).type, self.types.get(name)
+            if expected is not None and _plain(found) != expected:
+                raise DamagedShardError(f"{path}: column {name!r} is {found}, it has to be {expected}")
+
+    def _check_sizes(self, table: pa.Table, expected: tuple[int, int], where: str) -> None:
+        found = table.num_rows, len(table["item"].combine_chunks().flatten())
+        if found != tuple(expected):
+            raise DamagedShardError(
+                f"{where}: has {found[0]} rows and {found[1]} interactions, the manifest says {expected[0]} and "
+                f"{expected[1]}"
+            )
+
+    def _check_columns(self, table: pa.Table, where: str) -> None:
+        nested = {f.name for f in self.manifest.features if f.of == "event" and f.kind == "categories"}
+        item = Jagged.from_arrow(table["item"].combine_chunks())
+        for name in self.columns:
+            column = table[name].combine_chunks()
+            if column.null_count:
+                raise DamagedShardError(f"{where}: column {name!r} has no value in {column.null_count} rows")
+            if name == "user":
+                continue
+            if name == "targets":
+                self._check_targets(column.to_numpy(), item.lengths, where)
+                continue
+            lists = Jagged.from_arrow(column)
+            if not np.array_equal(lists.offsets, item.offsets):
+                row = int(np.flatnonzero(lists.lengths != item.lengths)[0])
+                raise DamagedShardError(
+                    f"{where}, row {row}: column {name!r} has {lists.lengths[row]} values, column 'item' has "
+                    f"{item.lengths[row]}"
+                )
+            values = column.flatten()
+            if name in nested:
+                values = values.flatten()
+            self._check_values(name, values, lists.offsets if name not in nested else None, where)
+
+    def _check_values(self, name: str, values: pa.Array, offsets: NDArray | None, where: str) -> None:
+        """`offsets` of the rows, where one of `values` is one interaction's."""
+        if values.null_count:
+            raise DamagedShardError(f"{where}: column {name!r} has {values.null_count} missing values in its lists")
+        found = values.to_numpy(zero_copy_only=False)
+        size = self.sizes.get(name)
+        if size is not None and len(found):
+            if int(found.min()) < 0 or int(found.max()) >= size:
+                bad = (found < 0) | (found >= size)
+                what = f"has index {found[bad.argmax()]}, allowed are 0 to {size - 1}"
+                raise DamagedShardError(f"{_at(bad, offsets, where)}: column {name!r} {what}")
+        elif found.dtype.kind == "f":
+            bad = ~np.isfinite(found)
+            if bad.any():
+                raise DamagedShardError(
+                    f"{_at(bad, offsets, where)}: column {name!r} has {found[bad.argmax()]}, allowed are finite numbers"
+                )
+
+    def _check_targets(self, targets: NDArray, lengths: NDArray, where: str) -> None:
+        bad = (targets < 0) | (targets >= np.maximum(lengths, 1))
+        if bad.any():
+            row = int(bad.argmax())
+            raise DamagedShardError(
+                f"{where}, row {row}: column 'targets' is {targets[row]}, allowed are 0 to {max(lengths[row] - 1, 0)}"
+            )
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """A type without what it says of missing values and of the names of a list's elements."""
+    return pa.list_(_plain(kind.value_type)) if pa.types.is_list(kind) else kind
+
+
+def _at(bad: NDArray, offsets: NDArray | None, where: str) -> str:
+    """`where` with the row of the first bad value."""
+    if offsets is None:
+        return where
+    return f"{where}, row {int(np.searchsorted(offsets, bad.argmax(), side='right')) - 1}"
+
+
+class _PatientFile(io.RawIOBase):
+    """A file of an object store whose every request is repeated until the storage answers, or for `seconds`."""
+
+    def __init__(self, url: str, seconds: float) -> None:
+        super().__init__()
+        self.url, self.seconds, self.position = url, seconds, 0
+        self.source = patiently(self._open, url, seconds)
+        self.length: int = patiently(lambda: self.source.size(), url, seconds)
+
+    def _open(self) -> pa.NativeFile:
+        filesystem, path = arrow_filesystem(self.url)
+        return filesystem.open_input_file(path)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def size(self) -> int:
+        return self.length
+
+    def tell(self) -> int:
+        return self.position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.length}[whence]
+        self.position = base + offset
+        return self.position
+
+    def read(self, size: int = -1) -> bytes:
+        size = self.length - self.position if size is None or size < 0 else size
+        begin = self.position
+        data: bytes = patiently(lambda: self.source.read_at(size, begin), self.url, self.seconds)
+        self.position += len(data)
+        return data
