@@ -93,6 +93,37 @@ class Rows:
     def __len__(self) -> int:
         return len(self.targets)
 
+    @classmethod
+    def concat(cls, parts: list[Rows]) -> Rows:
+        """The rows of all parts, one part after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        if not parts:
+            return cls([], np.zeros(0, dtype=np.int64), {}, {})
+        return cls(
+            [user for part in parts for user in part.user],
+            np.concatenate([part.targets for part in parts]),
+            {name: Jagged.concat([part.columns[name] for part in parts]) for name in parts[0].columns},
+            {name: Jagged.concat([part.nested[name] for part in parts]) for name in parts[0].nested},
+        )
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where a batch's N interactions are: those of its sequences, one sequence after the other, targets included."""
+
+    rows: Rows
+    all_N: NDArray[np.int64]
+    """Their places in the columns of `rows`."""
+    token_T: NDArray[np.int64] | slice
+    """Which of them are inputs."""
+    at_Q: NDArray[np.int64] | None
+    """Which of them are targets; None where the targets are still to come."""
+
+    def gather(self, name: str) -> NDArray:
+        """A column's values, [N]."""
+        return self.rows.columns[name].values[self.all_N]
+
 
 class BatchBuilder:
     """Cuts rows into sequences and builds a `Batch` from them.
@@ -147,56 +178,74 @@ class BatchBuilder:
         order = np.argsort(end_B - start_B, kind="stable")
         row_B, start_B, end_B, targets_B = row_B[order], start_B[order], end_B[order], targets_B[order]
         begin_B = item.offsets[index[row_B]]
-        first = begin_B + start_B
         length_B = end_B - start_B - 1
-        input_T = ranges(first, length_B)
-        target_Q = ranges(first + 1 + length_B - targets_B, targets_B)
+        held_out = 0 if self.after_last else 1
+        all_N = ranges(begin_B + start_B, length_B + held_out)
+        end_B = np.cumsum(length_B + held_out)
+        token_T: NDArray | slice = slice(None)
+        if held_out:
+            inner_N = np.ones(len(all_N), dtype=bool)
+            inner_N[end_B - 1] = False
+            token_T = np.flatnonzero(inner_N)
+        at_Q = ranges(end_B - targets_B, targets_B)
+        places = _Places(rows, all_N, token_T, None if self.after_last else at_Q)
+        item_N = places.gather("item").astype(np.int64)
+        time_N = places.gather("time")
+        target_Q = np.full(len(at_Q), PADDING) if self.after_last else item_N[at_Q]
+        target_place_Q = begin_B + start_B + length_B if self.after_last else all_N[at_Q]
+        features, labels = self._features(places, item_N, time_N)
         token_offsets = offsets_of(length_B)
-        position_Q = ranges(token_offsets[1:] - targets_B, targets_B)
-        target_item_Q = np.full(len(target_Q), PADDING) if self.after_last else item.values[target_Q]
         return Batch(
             rows=len(index),
             lengths_B=_tensor(length_B),
-            item_T=_tensor(item.values[input_T]),
-            time_T=_tensor(rows.columns["time"].values[input_T]),
-            position_T=_tensor(ranges(np.zeros_like(length_B), length_B)),
-            features=self._features(rows, input_T, self.manifest.features),
-            target_position_Q=_tensor(position_Q),
-            target_Q=_tensor(target_item_Q),
-            weight_Q=self._weights(rows, target_Q, target_item_Q > UNKNOWN),
-            labels={} if self.after_last else self._features(rows, target_Q, self.manifest.intents),
+            item_T=_tensor(item_N[token_T]),
+            time_T=_tensor(time_N[token_T]),
+            position_T=_tensor(np.arange(token_offsets[-1]) - np.repeat(token_offsets[:-1], length_B)),
+            features=features,
+            target_position_Q=_tensor(ranges(token_offsets[1:] - targets_B, targets_B)),
+            target_Q=_tensor(target_Q),
+            weight_Q=self._weights(places, target_Q > UNKNOWN),
+            labels=labels,
             row_Q=_tensor(np.repeat(row_B, targets_B)),
             users=[rows.user[row] for row in index] if self.with_seen else [],
-            seen=self._seen(item, begin_B, target_Q, targets_B) if self.with_seen else None,
+            seen=self._seen(begin_B, target_place_Q, targets_B, item) if self.with_seen else None,
         )
 
-    def _weights(self, rows: Rows, target_Q: NDArray, known_Q: NDArray) -> Tensor:
-        durations = rows.columns.get("duration")
-        if durations is None or self.after_last:
+    def _weights(self, places: _Places, known_Q: NDArray) -> Tensor:
+        if places.at_Q is None or "duration" not in places.rows.columns:
             return torch.from_numpy(known_Q.astype(np.float32))
-        weight_Q = durations.values[target_Q] / self.manifest.mean_duration
+        weight_Q = places.rows.columns["duration"].values[places.all_N[places.at_Q]] / self.manifest.mean_duration
         return torch.from_numpy((weight_Q * known_Q).astype(np.float32))
 
     def _features(
-        self, rows: Rows, index_N: NDArray, features: list[PreparedFeature]
-    ) -> dict[str, Tensor | JaggedTensor]:
-        item = rows.columns["item"].values[index_N]
-        time = rows.columns["time"].values[index_N]
-        values: dict[str, Tensor | JaggedTensor] = {}
-        for feature in features:
-            if feature.of == "item":
-                column = self.items.gather(feature, item, time)
-            elif feature.kind == "categories":
-                column = rows.nested[feature.name].take(index_N)
-            else:
-                column = rows.columns[feature.name].values[index_N]
-            values[feature.name] = _feature_tensor(column, feature)
-        return values
+        self, places: _Places, item_N: NDArray, time_N: NDArray
+    ) -> tuple[dict[str, Tensor | JaggedTensor], dict[str, Tensor | JaggedTensor]]:
+        """Every feature of the tokens, and the intents of the targets."""
+        features: dict[str, Tensor | JaggedTensor] = {}
+        labels: dict[str, Tensor | JaggedTensor] = {}
+        for feature in self.manifest.features:
+            chosen = [(features, places.token_T)]
+            if feature.intent and places.at_Q is not None:
+                chosen.append((labels, places.at_Q))
+            if feature.kind == "categories":
+                of_items, of_events = self.items.columns, places.rows.nested
+                lists = of_items[feature.name] if feature.of == "item" else of_events[feature.name]
+                assert isinstance(lists, Jagged)
+                where_N = item_N if feature.of == "item" else places.all_N
+                for values, index in chosen:
+                    values[feature.name] = _feature_tensor(lists.take(where_N[index]), feature)
+                continue
+            of_item = feature.of == "item"
+            column_N = self.items.gather(feature, item_N, time_N) if of_item else places.gather(feature.name)
+            assert isinstance(column_N, np.ndarray)
+            for values, index in chosen:
+                values[feature.name] = _feature_tensor(column_N[index], feature)
+        return features, labels
 
-    def _seen(self, item: Jagged, begin_B: NDArray, target_Q: NDArray, targets_B: NDArray) -> JaggedTensor:
-        """Every item of the row, which begins at `begin_B`, before the target."""
-        begin = np.repeat(begin_B, targets_B)
-        seen = item.slices(begin, target_Q - begin)
+    def _seen(self, begin_B: NDArray, target_Q: NDArray, targets_B: NDArray, item: Jagged) -> JaggedTensor:
+        """Every item of the row, which begins at `begin_B`, before the target at `target_Q`."""
+        begin_Q = np.repeat(begin_B, targets_B)
+        seen = item.slices(begin_Q, target_Q - begin_Q)
         return JaggedTensor(_tensor(seen.values), _tensor(seen.lengths))
 
     def empty(self) -> Batch:

@@ -19,6 +19,8 @@ from ingest.storage import arrow_filesystem, join
 
 MISSING_TIME = np.iinfo(np.int64).min
 """The date of an item that has none."""
+MOST_COMPARED_EDGES = 16
+"""Up to so many bins it is faster to compare with each edge than to search."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,14 @@ def age_index(time: NDArray, since: NDArray, edges: list[float]) -> NDArray[np.i
     """The index of each age `time - since` among the bins; unknown where `since` is missing. Shapes [N]."""
     missing = since == MISSING_TIME
     age = time - np.where(missing, time, since)
-    index = FIRST_VALUE + np.searchsorted(np.asarray(edges), age, side="right")
-    return np.where(missing, UNKNOWN, index).astype(np.int64)
+    if len(edges) > MOST_COMPARED_EDGES:
+        index = FIRST_VALUE + np.searchsorted(np.asarray(edges), age, side="right")
+    else:
+        index = np.full(len(age), FIRST_VALUE)
+        for edge in edges:
+            index += age >= edge
+    index[missing] = UNKNOWN
+    return index
 
 
 def load_items(url: str, manifest: Manifest) -> ItemTable:

@@ -44,6 +44,13 @@ class Jagged:
         return cls(values, offsets_of(lengths))
 
     @classmethod
+    def concat(cls, parts: list[Jagged]) -> Jagged:
+        """The rows of all parts, one part after the other; there must be one at least."""
+        begins = np.cumsum([0, *(part.offsets[-1] for part in parts)])
+        offsets = [part.offsets[:-1] + begin for part, begin in zip(parts, begins, strict=False)]
+        return cls(np.concatenate([part.values for part in parts]), np.concatenate([*offsets, begins[-1:]]))
+
+    @classmethod
     def from_arrow(cls, column: pa.ListArray) -> Jagged:
         """A list column without nulls; its values are not copied where Arrow allows it."""
         offsets = column.offsets.to_numpy().astype(np.int64)
@@ -62,3 +69,16 @@ def ranges(starts: NDArray, lengths: NDArray) -> Integers:
     """The integers start, start + 1, ... of every run, one run after the other: shape [sum(lengths)]."""
     offsets = offsets_of(lengths)
     return np.arange(offsets[-1], dtype=np.int64) + np.repeat(starts - offsets[:-1], lengths)
+
+
+def cut(sizes: Integers, limit: int) -> list[tuple[int, int]]:
+    """Consecutive intervals of `sizes` that sum to `limit` at most, or hold a single one that is larger."""
+    sums = np.cumsum(sizes)
+    intervals = []
+    begin = 0
+    while begin < len(sizes):
+        done = int(sums[begin - 1]) if begin else 0
+        end = max(int(np.searchsorted(sums, done + limit, side="right")), begin + 1)
+        intervals.append((begin, end))
+        begin = end
+    return intervals

@@ -23,18 +23,15 @@ from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from ingest.batch import Batch, BatchBuilder, Rows
 from ingest.config import ReaderConfig
 from ingest.errors import DamagedShardError
 from ingest.items import ItemTable
-from ingest.jagged import Jagged
+from ingest.jagged import cut, ranges
 from ingest.manifest import Manifest, Shard, SplitName
 from ingest.shards import Shards, Skipped
-
-NO_ROWS = Rows([], np.zeros(0, dtype=np.int64), {}, {})
 
 
 @dataclass(frozen=True)
@@ -98,6 +95,12 @@ class Reader:
         self.columns = ["user"] * evaluate + ["targets", "item", "time"] + ["duration"] * manifest.has_duration
         self.columns += [feature.name for feature in manifest.features if feature.of == "event"]
         self.source = Shards(url, manifest, self.shards, self.columns, config.retry_seconds)
+        counts = np.array([len(shard.row_groups) for shard in self.shards], dtype=np.int64)
+        self.groups = np.stack(
+            [np.repeat(np.arange(len(counts)), counts), ranges(np.zeros_like(counts), counts)], axis=1
+        )
+        """Shard and row group of every row group of the split."""
+        self.group_sizes = np.array([size for shard in self.shards for _, size in shard.row_groups], dtype=np.int64)
         self.skipped: list[Skipped] = []
         """Row groups that were set aside so far."""
 
@@ -116,27 +119,25 @@ class Reader:
 
     def rows(self) -> Iterator[Rows]:
         """The rows of every worker's units as they are stored, a unit at a time, in the stored order."""
-        groups = [((s, g), size[1]) for s, shard in enumerate(self.shards) for g, size in enumerate(shard.row_groups)]
-        yield from self._read(_grouped(groups, self.config.shuffle_buffer))
+        yield from self._read(self._grouped(np.arange(len(self.groups))))
 
     def _units(self, epoch: int) -> tuple[Unit, ...]:
-        groups = [(s, g) for s, shard in enumerate(self.shards) for g in range(len(shard.row_groups))]
-        sizes = [self.shards[s].row_groups[g][1] for s, g in groups]
-        order = list(range(len(groups)))
+        order = np.arange(len(self.groups))
         if not self.evaluate:
             np.random.default_rng([self.seed, epoch]).shuffle(order)
-        return _grouped([(groups[i], sizes[i]) for i in self._own(order, sizes)], self.config.shuffle_buffer)
+        return self._grouped(order[self._own(order)])
 
-    def _own(self, order: Sequence[int], sizes: Sequence[int]) -> list[int]:
-        """This worker's share: each row group goes to the worker that has the fewest interactions so far."""
-        load = [0] * self.workers
-        own = []
-        for i in order:
-            worker = load.index(min(load))
-            load[worker] += sizes[i]
-            if worker == self.rank:
-                own.append(i)
-        return own
+    def _own(self, order: NDArray) -> NDArray[np.int64]:
+        """This worker's places in `order`: dealt largest first, to and fro, so that no worker has much more to read."""
+        by_size = np.argsort(-self.group_sizes[order], kind="stable")
+        turn = np.arange(len(order)) % (2 * self.workers)
+        dealt_to = np.where(turn < self.workers, turn, 2 * self.workers - 1 - turn)
+        return np.sort(by_size[dealt_to == self.rank])
+
+    def _grouped(self, chosen: NDArray) -> tuple[Unit, ...]:
+        """Units of about `shuffle_buffer` interactions from the row groups `chosen`, in that order."""
+        groups = list(map(tuple, self.groups[chosen].tolist()))
+        return tuple(Unit(tuple(groups[b:e])) for b, e in cut(self.group_sizes[chosen], self.config.shuffle_buffer))
 
     def _batches(self, epoch: int, units: tuple[Unit, ...]) -> Iterator[tuple[Batch, tuple[Unit, ...]]]:
         for number, rows in enumerate(self._read(units)):
@@ -164,14 +165,13 @@ class Reader:
     def _read(self, units: Sequence[Unit]) -> Iterator[Rows]:
         """The rows of each unit, while `fetch` row groups of it and of the next are being read."""
         groups = [group for unit in units for group in unit.row_groups]
-        with closing(self._tables(groups)) as tables:
+        with closing(self._row_groups(groups)) as parts:
             for unit in units:
-                parts = [table for table in islice(tables, len(unit.row_groups)) if table is not None]
-                yield self._rows(pa.concat_tables(parts).combine_chunks()) if parts else NO_ROWS
+                yield Rows.concat([rows for rows in islice(parts, len(unit.row_groups)) if rows is not None])
 
-    def _tables(self, groups: list[tuple[int, int]]) -> Generator[pa.Table | None, None, None]:
+    def _row_groups(self, groups: list[tuple[int, int]]) -> Generator[Rows | None, None, None]:
         """The row groups in their order, None for one that is damaged and set aside."""
-        running: deque[tuple[tuple[int, int], Future[pa.Table]]] = deque()
+        running: deque[tuple[tuple[int, int], Future[Rows]]] = deque()
         ahead = iter(groups)
         pool = ThreadPoolExecutor(self.config.fetch, "fetch")
         try:
@@ -182,31 +182,16 @@ class Reader:
                     return
                 (shard, number), future = running.popleft()
                 try:
-                    table = future.result()
+                    rows: Rows | None = future.result()
                 except DamagedShardError as error:
                     if self.config.on_bad_shard == "error":
                         raise
-                    rows = self.shards[shard].row_groups[number][0]
-                    self.skipped.append(Skipped(self.shards[shard].path, number, rows, str(error)))
-                    table = None
-                yield table
+                    count = self.shards[shard].row_groups[number][0]
+                    self.skipped.append(Skipped(self.shards[shard].path, number, count, str(error)))
+                    rows = None
+                yield rows
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-    def _rows(self, table: pa.Table) -> Rows:
-        columns: dict[str, Jagged] = {}
-        nested: dict[str, Jagged] = {}
-        multiple = {f.name for f in self.manifest.features if f.of == "event" and f.kind == "categories"}
-        for name in self.columns:
-            if name in ("user", "targets"):
-                continue
-            column = table[name].combine_chunks()
-            if name in multiple:
-                nested[name] = Jagged.from_arrow(column.flatten())
-            else:
-                columns[name] = Jagged.from_arrow(column)
-        users = table["user"].to_pylist() if self.evaluate else []
-        return Rows(users, table["targets"].to_numpy().astype(np.int64), columns, nested)
 
 
 def deal(position: Position, workers: int) -> tuple[tuple[Unit, ...], ...]:
@@ -220,19 +205,6 @@ def deal(position: Position, workers: int) -> tuple[tuple[Unit, ...], ...]:
         for piece in ((unit,) if unit.consumed else (Unit((group,)) for group in unit.row_groups))
     ]
     return tuple(tuple(split[worker::workers]) for worker in range(workers))
-
-
-def _grouped(groups: list[tuple[tuple[int, int], int]], limit: int) -> tuple[Unit, ...]:
-    units: list[Unit] = []
-    current: list[tuple[int, int]] = []
-    size = 0
-    for group, interactions in groups:
-        if current and size + interactions > limit:
-            units.append(Unit(tuple(current)))
-            current, size = [], 0
-        current.append(group)
-        size += interactions
-    return (*units, Unit(tuple(current))) if current else tuple(units)
 
 
 def _ahead(batches: Iterator[tuple[Batch, tuple[Unit, ...]]], depth: int) -> Iterator[tuple[Batch, tuple[Unit, ...]]]:

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ingest.jagged import cut
 from ingest.manifest import VERSION, VERSION_KEY, Shard, SplitName
-from ingest.split import Integers, Rows, prefixes
+from ingest.split import Rows, prefixes
 from ingest.storage import join, open_file
 
 ROWS_AT_ONCE = 1_000_000
@@ -52,19 +53,6 @@ def write_shards(
         checksum = hashlib.sha256(content).hexdigest()
         shards.append(Shard(path=path, bytes=content.size, checksum=checksum, row_groups=row_groups))
     return shards
-
-
-def cut(sizes: Integers, limit: int) -> list[tuple[int, int]]:
-    """Consecutive intervals of `sizes` that sum to `limit` at most, or hold a single one that is larger."""
-    sums = np.cumsum(sizes)
-    intervals = []
-    begin = 0
-    while begin < len(sizes):
-        done = int(sums[begin - 1]) if begin else 0
-        end = max(int(np.searchsorted(sums, done + limit, side="right")), begin + 1)
-        intervals.append((begin, end))
-        begin = end
-    return intervals
 
 
 def _shard(rows: Rows, log: EncodedLog, groups: list[tuple[int, int]]) -> pa.Buffer:

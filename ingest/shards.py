@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from ingest.batch import Rows
 from ingest.errors import DamagedShardError
 from ingest.jagged import Jagged
 from ingest.manifest import VERSION, VERSION_KEY, Manifest, Shard
@@ -41,6 +42,8 @@ class Shards:
         self.url, self.manifest, self.shards, self.columns = url, manifest, shards, columns
         self.retry_seconds = retry_seconds
         self.types = self._types()
+        self.nested = {feature.name for feature in manifest.features if feature.of == "event"
+                       and feature.kind == "categories"}  # fmt: skip
         self.sizes = {feature.name: feature.size for feature in manifest.features if not feature.is_number}
         self.sizes["item"] = manifest.items
 
@@ -56,8 +59,8 @@ class Shards:
     def path(self, shard: int) -> str:
         return join(self.url, self.shards[shard].path)
 
-    def read(self, shard: int, group: int) -> pa.Table:
-        """The columns of one row group. Raises `DamagedShardError`, `InputError` where the storage does not answer."""
+    def read(self, shard: int, group: int) -> Rows:
+        """One row group. Raises `DamagedShardError`, or `InputError` where the storage does not answer."""
         where = f"{self.path(shard)}: row group {group}"
         try:
             with self._open(self.path(shard)) as file:
@@ -69,10 +72,7 @@ class Shards:
             raise DamagedShardError(f"{self.path(shard)}: this shard of the manifest is not there") from None
         except (pa.ArrowException, OSError) as error:
             raise DamagedShardError(f"{where} is damaged: {' '.join(str(error).split())}") from error
-        self._check_sizes(table, self.shards[shard].row_groups[group], where)
-        self._check_columns(table, where)
-        fields = [(field.name, self.types.get(field.name, field.type)) for field in table.schema]
-        return table.cast(pa.schema(fields))
+        return self._rows(table, self.shards[shard].row_groups[group], where)
 
     def user_type(self) -> pa.DataType:
         """The Arrow type of the log's own user ids; there must be a shard."""
@@ -95,54 +95,60 @@ class Shards:
             if expected is not None and _plain(found) != expected:
                 raise DamagedShardError(f"{path}: column {name!r} is {found}, it has to be {expected}")
 
-    def _check_sizes(self, table: pa.Table, expected: tuple[int, int], where: str) -> None:
-        found = table.num_rows, len(table["item"].combine_chunks().flatten())
-        if found != tuple(expected):
+    def _rows(self, table: pa.Table, expected: tuple[int, int], where: str) -> Rows:
+        """The table's columns, each checked, without a copy."""
+        arrays = {name: table[name].combine_chunks() for name in table.column_names}
+        for name, array in arrays.items():
+            if array.null_count:
+                raise DamagedShardError(f"{where}: column {name!r} has no value in {array.null_count} rows")
+        item = Jagged.from_arrow(arrays["item"])
+        if (len(item), len(item.values)) != tuple(expected):
             raise DamagedShardError(
-                f"{where}: has {found[0]} rows and {found[1]} interactions, the manifest says {expected[0]} and "
-                f"{expected[1]}"
+                f"{where}: has {len(item)} rows and {len(item.values)} interactions, the manifest says {expected[0]} "
+                f"and {expected[1]}"
             )
-
-    def _check_columns(self, table: pa.Table, where: str) -> None:
-        nested = {f.name for f in self.manifest.features if f.of == "event" and f.kind == "categories"}
-        item = Jagged.from_arrow(table["item"].combine_chunks())
+        rows = Rows(
+            arrays["user"].to_pylist() if "user" in arrays else [],
+            arrays["targets"].to_numpy().astype(np.int64),
+            {},
+            {},
+        )
+        self._check_targets(rows.targets, item.lengths, where)
         for name in self.columns:
-            column = table[name].combine_chunks()
-            if column.null_count:
-                raise DamagedShardError(f"{where}: column {name!r} has no value in {column.null_count} rows")
-            if name == "user":
+            if name in ("user", "targets"):
                 continue
-            if name == "targets":
-                self._check_targets(column.to_numpy(), item.lengths, where)
-                continue
-            lists = Jagged.from_arrow(column)
+            lists = Jagged.from_arrow(arrays[name]) if name not in self.nested else _lists_of(arrays[name])
             if not np.array_equal(lists.offsets, item.offsets):
                 row = int(np.flatnonzero(lists.lengths != item.lengths)[0])
                 raise DamagedShardError(
                     f"{where}, row {row}: column {name!r} has {lists.lengths[row]} values, column 'item' has "
                     f"{item.lengths[row]}"
                 )
-            values = column.flatten()
-            if name in nested:
-                values = values.flatten()
-            self._check_values(name, values, lists.offsets if name not in nested else None, where)
+            values = arrays[name].flatten()
+            if name in self.nested:
+                rows.nested[name] = Jagged.from_arrow(values)
+                self._check_values(name, values.flatten(), None, where)
+            else:
+                rows.columns[name] = lists
+                self._check_values(name, values, lists, where)
+        return rows
 
-    def _check_values(self, name: str, values: pa.Array, offsets: NDArray | None, where: str) -> None:
-        """`offsets` of the rows, where one of `values` is one interaction's."""
-        if values.null_count:
-            raise DamagedShardError(f"{where}: column {name!r} has {values.null_count} missing values in its lists")
-        found = values.to_numpy(zero_copy_only=False)
+    def _check_values(self, name: str, array: pa.Array, lists: Jagged | None, where: str) -> None:
+        """`lists`: the rows that they are of, where one value is one interaction's."""
+        if array.null_count:
+            raise DamagedShardError(f"{where}: column {name!r} has {array.null_count} missing values in its lists")
+        values = lists.values if lists is not None else array.to_numpy(zero_copy_only=False)
         size = self.sizes.get(name)
-        if size is not None and len(found):
-            if int(found.min()) < 0 or int(found.max()) >= size:
-                bad = (found < 0) | (found >= size)
-                what = f"has index {found[bad.argmax()]}, allowed are 0 to {size - 1}"
-                raise DamagedShardError(f"{_at(bad, offsets, where)}: column {name!r} {what}")
-        elif found.dtype.kind == "f":
-            bad = ~np.isfinite(found)
+        if size is not None and len(values):
+            if int(values.min()) < 0 or int(values.max()) >= size:
+                bad = (values < 0) | (values >= size)
+                what = f"has index {values[bad.argmax()]}, allowed are 0 to {size - 1}"
+                raise DamagedShardError(f"{_at(bad, lists, where)}: column {name!r} {what}")
+        elif values.dtype.kind == "f":
+            bad = ~np.isfinite(values)
             if bad.any():
                 raise DamagedShardError(
-                    f"{_at(bad, offsets, where)}: column {name!r} has {found[bad.argmax()]}, allowed are finite numbers"
+                    f"{_at(bad, lists, where)}: column {name!r} has {values[bad.argmax()]}, allowed are finite numbers"
                 )
 
     def _check_targets(self, targets: NDArray, lengths: NDArray, where: str) -> None:
@@ -154,16 +160,22 @@ class Shards:
             )
 
 
+def _lists_of(array: pa.ListArray) -> Jagged:
+    """The outer lists of a column of lists of lists: each interaction counts as one value."""
+    offsets = array.offsets.to_numpy().astype(np.int64)
+    return Jagged(np.empty(0), offsets - offsets[0])
+
+
 def _plain(kind: pa.DataType) -> pa.DataType:
     """A type without what it says of missing values and of the names of a list's elements."""
     return pa.list_(_plain(kind.value_type)) if pa.types.is_list(kind) else kind
 
 
-def _at(bad: NDArray, offsets: NDArray | None, where: str) -> str:
+def _at(bad: NDArray, lists: Jagged | None, where: str) -> str:
     """`where` with the row of the first bad value."""
-    if offsets is None:
+    if lists is None:
         return where
-    return f"{where}, row {int(np.searchsorted(offsets, bad.argmax(), side='right')) - 1}"
+    return f"{where}, row {int(np.searchsorted(lists.offsets, bad.argmax(), side='right')) - 1}"
 
 
 class _PatientFile(io.RawIOBase):
