@@ -143,8 +143,10 @@ class BatchBuilder:
         windows: bool,
         with_seen: bool = False,
         after_last: bool = False,
+        features: bool = True,
     ) -> None:
         self.manifest, self.items = manifest, items
+        self.features = manifest.features if features else []
         self.max_length, self.windows = max_length, windows and not after_last
         self.with_seen, self.after_last = with_seen, after_last
 
@@ -223,7 +225,7 @@ class BatchBuilder:
         """Every feature of the tokens, and the intents of the targets."""
         features: dict[str, Tensor | JaggedTensor] = {}
         labels: dict[str, Tensor | JaggedTensor] = {}
-        for feature in self.manifest.features:
+        for feature in self.features:
             chosen = [(features, places.token_T)]
             if feature.intent and places.at_Q is not None:
                 chosen.append((labels, places.at_Q))
@@ -253,7 +255,7 @@ class BatchBuilder:
         zero = np.zeros(1, dtype=np.int64)
         features: dict[str, Tensor | JaggedTensor] = {}
         labels: dict[str, Tensor | JaggedTensor] = {}
-        for feature in self.manifest.features:
+        for feature in self.features:
             for values, length in ((features, zero), (labels, zero[:0])):
                 column = Jagged.from_lengths(zero[:0], length) if feature.kind == "categories" else length
                 if values is features or feature.intent:

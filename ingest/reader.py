@@ -80,20 +80,28 @@ class Reader:
         seed: int = 0,
         evaluate: bool = False,
         after_last: bool = False,
+        features: bool = True,
     ) -> None:
         """`evaluate`: in the stored order, all targets of long rows, with users and seen items.
 
-        `after_last`: likewise, but with what comes after each row's last interaction as its one target.
+        `after_last`: likewise, but with what comes after each row's last interaction as its one target. `features`:
+        whether batches hold features and intents; without, their columns are not read.
         """
         self.url, self.manifest, self.config = url, manifest, config
         self.shards: list[Shard] = manifest.shards[split]
         self.split, self.rank, self.workers, self.seed = split, rank, workers, seed
         self.evaluate = evaluate = evaluate or after_last
         self.builder = BatchBuilder(
-            manifest, items, config.max_length, config.windows or evaluate, evaluate, after_last
+            manifest,
+            items,
+            config.max_length,
+            config.windows or evaluate,
+            with_seen=evaluate,
+            after_last=after_last,
+            features=features,
         )
         self.columns = ["user"] * evaluate + ["targets", "item", "time"] + ["duration"] * manifest.has_duration
-        self.columns += [feature.name for feature in manifest.features if feature.of == "event"]
+        self.columns += [feature.name for feature in self.builder.features if feature.of == "event"]
         self.source = Shards(url, manifest, self.shards, self.columns, config.retry_seconds)
         counts = np.array([len(shard.row_groups) for shard in self.shards], dtype=np.int64)
         self.groups = np.stack(

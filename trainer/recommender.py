@@ -76,5 +76,5 @@ def build(model: NeuralConfig, train: TrainConfig, manifest: Manifest) -> Recomm
             network = Deep(model, manifest, dimension, length)
         else:
             network = SASRec(model, manifest, dimension, length)
-    numbers = [feature.name for feature in manifest.features if feature.is_number] if network.reads_features else []
-    return Recommender(network, Tables(manifest, dimension, network.reads_features), numbers)
+    numbers = [feature.name for feature in manifest.features if feature.is_number] if model.reads_features else []
+    return Recommender(network, Tables(manifest, dimension, model.reads_features), numbers)

@@ -22,6 +22,7 @@ from ingest.manifest import load_manifest
 from ingest.prepare import prepare
 from ingest.reader import Position, Reader, Unit
 from ingest.schema import DataConfig
+from tests.small import Data, train_config
 
 USERS = 90
 ROW_GROUPS = [20, 70, 10_000]
@@ -172,3 +173,19 @@ def test_a_history_that_goes_on_has_the_inputs_of_its_continuation(urls: dict[in
     assert found.target_Q.tolist() == [0] * len(whole)
     assert found.users == expected.users
     assert found.labels == {}
+
+
+def test_a_model_without_features_reads_no_columns_of_them(data: Data) -> None:
+    """The same batches but for features and intents."""
+    config = train_config().reader
+    plain, full = (
+        Reader(data.url, data.manifest, data.items, "train", config, features=features) for features in (False, True)
+    )
+    assert plain.columns == ["targets", "item", "time", "duration"]
+    assert set(full.columns) == {*plain.columns, "action", "tags", "scroll"}
+    for (batch, left), (whole, also_left) in zip(plain.epoch(0), full.epoch(0), strict=True):
+        assert left == also_left
+        assert batch.features == batch.labels == {}
+        assert set(whole.labels) == {"action", "genres", "content_type", "release_age"}
+        for name in ("item_T", "time_T", "target_Q", "weight_Q", "target_position_Q"):
+            assert torch.equal(getattr(batch, name), getattr(whole, name))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -12,6 +12,9 @@ from ingest.settings import Settings
 
 class EncoderConfig(Settings):
     """What the neural models have in common."""
+
+    reads_features: ClassVar[bool] = True
+    """Whether the model sees more than items, places and times: columns that it does not see are not read."""
 
     heads: int = Field(default=2, ge=1)
     dropout: float = Field(default=0.1, ge=0, lt=1)
@@ -52,6 +55,7 @@ class DeepConfig(WindowConfig):
 
 
 class SASRecConfig(EncoderConfig):
+    reads_features: ClassVar[bool] = False
     kind: Literal["sasrec"] = "sasrec"
     layers: int = Field(default=2, ge=1)
 

@@ -18,8 +18,6 @@ from trainer.models.config import DeepConfig
 class Deep(nn.Module):
     """A network of IntentRec's depth and parameters without its intents."""
 
-    reads_features = True
-
     def __init__(self, config: DeepConfig, manifest: Manifest, dimension: int, max_length: int) -> None:
         super().__init__()
         self.features = FeatureVector(manifest, dimension)

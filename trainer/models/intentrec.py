@@ -28,8 +28,6 @@ from trainer.models.config import IntentRecConfig
 class IntentRec(nn.Module):
     """IntentRec whole; see the head of this file. `InputError` where the data declare no intent."""
 
-    reads_features = True
-
     def __init__(self, config: IntentRecConfig, manifest: Manifest, dimension: int, max_length: int) -> None:
         super().__init__()
         labels = {feature.name: feature.size - FIRST_VALUE for feature in manifest.intents}

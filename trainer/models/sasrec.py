@@ -19,8 +19,6 @@ from trainer.models.config import SASRecConfig
 class SASRec(nn.Module):
     """Items and their places only: no features, no times."""
 
-    reads_features = False
-
     def __init__(self, config: SASRecConfig, manifest: Manifest, dimension: int, max_length: int) -> None:
         super().__init__()
         self.scale = math.sqrt(dimension)
