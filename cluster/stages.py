@@ -18,7 +18,7 @@ from ingest.manifest import Manifest, load_manifest
 from ingest.prepare import prepare
 from ingest.schema import FIRST_VALUE
 from ingest.simulate import simulate
-from ingest.storage import exists, join, list_folders, read_text, remove, write_text
+from ingest.storage import exists, join, read_text, remove, write_text
 from trainer.models.config import NeuralConfig
 from trainer.progress import Markers, Progress, identity
 from trainer.versions import check_installed_versions, installed
@@ -177,10 +177,9 @@ class Stages:
         """Changes with everything that an evaluation of `models` depends on: config, data, best checkpoints."""
         parts = [section, self.config.evaluate.model_dump_json(), load_manifest(self.config.data_folder).fingerprint]
         for name in models:
-            folder = self.config.checkpoints(name)
-            best = join(folder, "best.json")
-            parts += [name, self.config.models[name].model_dump_json(), read_text(best) if exists(best) else ""]
-            parts += list_folders(folder)
+            markers = Markers(self.config.checkpoints(name)) if name in self.config.neural else None
+            parts += [name, self.config.models[name].model_dump_json()]
+            parts += [markers.best() or "", *markers.complete()] if markers else []
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def _results(self, found: dict[str, Any], mark: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -38,9 +39,9 @@ def test_every_command_is_one_that_is_run_here() -> None:
 @pytest.mark.parametrize("target", ["demo", "test"])
 def test_the_make_targets_set_up_and_run_what_they_say(target: str) -> None:
     """What they run is this suite and the demo's config, which the other tests run."""
-    done = subprocess.run(
-        ["make", "--dry-run", "--always-make", target], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    outside = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    command = ["make", "--dry-run", "--always-make", target]
+    done = subprocess.run(command, cwd=ROOT, env=outside, capture_output=True, text=True, check=True)
     assert "uv pip install" in done.stdout
     last = {"demo": ".venv/bin/intentrec run configs/demo.yaml", "test": ".venv/bin/pytest"}
     assert done.stdout.splitlines()[-1] == last[target]
