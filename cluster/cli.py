@@ -25,7 +25,7 @@ VERBS = {
     "run": "all of these; what is done already is not done again",
     "submit": "any of these as a job on a Ray cluster",
 }
-_RAY_VERBS = ("train", "evaluate", "recommend", "run")
+_RAY_VERBS = ("prepare", "train", "evaluate", "recommend", "run")
 
 
 def parser() -> argparse.ArgumentParser:

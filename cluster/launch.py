@@ -114,7 +114,7 @@ def _fit(work: str, arguments: dict[str, Any], config: ClusterConfig, storage: s
             trainer.fit()
             return json.loads(read_text(result))
         except Exception as error:
-            refused = _input_error(error)
+            refused = input_error(error)
             if refused is not None:
                 raise refused from None
             if attempt == attempts or not _may_pass(error):
@@ -174,7 +174,7 @@ def _quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _input_error(error: BaseException) -> InputError | None:
+def input_error(error: BaseException) -> InputError | None:
     """The `InputError` of a worker, however Ray wrapped it."""
     seen: list[BaseException | None] = [error]
     while seen:

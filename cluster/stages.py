@@ -13,12 +13,14 @@ from typing import Any
 
 from cluster.config import Config
 from cluster.launch import run_here, run_on_workers
+from cluster.prepare import OnRay
 from ingest.errors import InputError
 from ingest.manifest import Manifest, load_manifest
 from ingest.prepare import prepare
 from ingest.schema import FIRST_VALUE
 from ingest.simulate import simulate
 from ingest.storage import exists, join, read_text, remove, write_text
+from ingest.tasks import InThisProcess
 from trainer.models.config import NeuralConfig
 from trainer.progress import Markers, Progress, identity
 from trainer.versions import check_installed_versions, installed
@@ -62,7 +64,8 @@ class Stages:
     def prepare(self) -> None:
         """Events and items to the prepared data set."""
         began = time.perf_counter()
-        prepare(self.config.prepared_input(), self.config.data_folder)
+        runner = OnRay(self.config.cluster) if self.ray else InThisProcess()
+        prepare(self.config.prepared_input(), self.config.data_folder, runner=runner)
         self.seconds["prepare"] = time.perf_counter() - began
 
     def train(self) -> None:

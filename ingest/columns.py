@@ -6,7 +6,8 @@ A refusal names the file, the column, the value and its row (counted from 0).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import polars as pl
@@ -20,25 +21,76 @@ DAY_MS = 86_400_000
 _PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 _YEAR_1_MS, _YEAR_1971_MS, _YEAR_9999_MS = -62_135_596_800_000, 31_536_000_000, 253_402_300_799_000
 _INT64 = 2**63 - 1
+READ_BYTES = 2**20
+"""Read from a raw file at a time, for each column."""
+
+
+class RawFile:
+    """A raw Parquet file of which the columns `names` are read, and no others; a context manager."""
+
+    def __init__(self, url: str, names: Sequence[str]) -> None:
+        self.url, self.names = url, list(dict.fromkeys(names))
+        filesystem, path = arrow_filesystem(url)
+        self.source = filesystem.open_input_file(path)
+        with self._readable():
+            self.file = pq.ParquetFile(self.source, buffer_size=READ_BYTES)
+        there = self.file.schema_arrow.names
+        for name in self.names:
+            if name not in there:
+                raise InputError(f"{url}: no column {name!r}; there are: {', '.join(there)}")
+            if there.count(name) > 1:
+                raise InputError(f"{url}: column {name!r} is there {there.count(name)} times")
+
+    def __enter__(self) -> RawFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.source.close()
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        try:
+            yield
+        except pa.ArrowInvalid as error:
+            raise InputError(f"{self.url}: not a Parquet file that can be read: {_sentence(error)}") from None
+        except OSError as error:
+            if "Corrupt" in str(error) or "deserialize" in str(error).lower():
+                raise InputError(f"{self.url}: this Parquet file is damaged: {_sentence(error)}") from None
+            raise
+
+    @property
+    def rows(self) -> list[int]:
+        """The rows of each row group."""
+        metadata = self.file.metadata
+        return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+
+    def empty(self) -> dict[str, Column]:
+        """The columns without any row."""
+        table = self.file.schema_arrow.empty_table()
+        return {name: Column(self.url, name, table[name]) for name in self.names}
+
+    def batches(self, first: int, last: int, before: int, rows: int) -> Iterator[dict[str, Column]]:
+        """The row groups from `first` to before `last`, about `rows` rows at a time; `before`: the rows before them."""
+        stream = self.file.iter_batches(rows, list(range(first, last)), columns=self.names, use_threads=False)
+        while True:
+            with self._readable():
+                batch = next(stream, None)
+            if batch is None:
+                return
+            table = pa.Table.from_batches([batch])
+            yield {name: Column(self.url, name, table[name], before) for name in self.names}
+            before += batch.num_rows
+
+
+def _sentence(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 def read_columns(url: str, names: Sequence[str]) -> dict[str, Column]:
-    """The columns `names` of the Parquet file `url`, and no others."""
-    filesystem, path = arrow_filesystem(url)
-    wanted = list(dict.fromkeys(names))
-    try:
-        with filesystem.open_input_file(path) as source:
-            file = pq.ParquetFile(source, pre_buffer=True)
-            there = file.schema_arrow.names
-            for name in wanted:
-                if name not in there:
-                    raise InputError(f"{url}: no column {name!r}; there are: {', '.join(there)}")
-                if there.count(name) > 1:
-                    raise InputError(f"{url}: column {name!r} is there {there.count(name)} times")
-            table = file.read(columns=wanted)
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{url}: not a Parquet file that can be read: {' '.join(str(error).split())}") from None
-    return {name: Column(url, name, table[name]) for name in wanted}
+    """The columns `names` of the Parquet file `url` whole, and no others."""
+    with RawFile(url, names) as file, file._readable():
+        table = file.file.read(columns=file.names)
+    return {name: Column(url, name, table[name]) for name in file.names}
 
 
 @dataclass(frozen=True)
@@ -46,6 +98,8 @@ class Column:
     file: str
     name: str
     data: pa.ChunkedArray
+    before: int = 0
+    """The rows of the file that come before these."""
 
     def ids(self) -> pl.Series:
         """User or item ids: integers or strings, in the type that they have."""
@@ -154,6 +208,7 @@ class Column:
             return
         row = int(bad.arg_true()[0])
         scalar = self.data[row]
+        row += self.before
         rows = f"{count} rows, the first is row {row}" if count > 1 else f"row {row}"
         if not scalar.is_valid:
             raise InputError(f"{self.file}: column {self.name!r} {problem} in {rows}")

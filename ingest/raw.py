@@ -1,11 +1,12 @@
 """The raw log and item table, as frames whose columns are named as the schema names them.
 
-Events: `user`, `item`, `time`, `duration` (if declared) and every event feature, in the order of the log: files
-sorted by path, rows as they come. Items: `item`, `title` (if declared) and every item feature that has a column.
-Only declared columns are read.
+Events: `user`, `item`, `time`, `duration` (if declared) and every event feature. Items: `item`, `title` (if declared)
+and every item feature that has a column. Only declared columns are read.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 
 import polars as pl
 
@@ -22,19 +23,21 @@ def item_features(config: DataConfig) -> list[Feature]:
     return [feature for feature in config.features if feature.of == "item"]
 
 
-def read_events(config: DataConfig, urls: list[str]) -> pl.DataFrame:
+def event_columns(config: DataConfig) -> list[str]:
+    """The columns of the log that the config declares."""
     names = [config.user, config.item, config.time] + ([config.duration] if config.duration else [])
     for feature in event_features(config):
         names += [feature.source] if feature.first_of is None else list(feature.first_of.values())
-    sources = {"user": config.user, "item": config.item} | {f.name: f.source for f in event_features(config)}
-    frames = [_events_of(config, read_columns(url, names)) for url in urls]
-    events = _concat(frames, urls, sources)
-    if events.height == 0:
-        raise InputError(f"{config.events}: the log has no events")
-    return events
+    return names
 
 
-def _events_of(config: DataConfig, columns: dict[str, Column]) -> pl.DataFrame:
+def event_sources(config: DataConfig) -> dict[str, str]:
+    """What the columns of `events_of` are called in the log."""
+    return {"user": config.user, "item": config.item} | {f.name: f.source for f in event_features(config)}
+
+
+def events_of(config: DataConfig, columns: dict[str, Column]) -> pl.DataFrame:
+    """The events of `columns`, each value checked."""
     frame = {
         "user": columns[config.user].ids(),
         "item": columns[config.item].ids(),
@@ -101,27 +104,41 @@ def _same_family(url: str, config: DataConfig, got: pl.DataType, like: pl.DataTy
 
 
 def _concat(frames: list[pl.DataFrame], urls: list[str], sources: dict[str, str]) -> pl.DataFrame:
-    """All files' frames as one; integers of different widths become int64, other differences are refused."""
-    for name in frames[0].columns:
-        dtypes = [frame.schema[name] for frame in frames]
-        known = {dtype for dtype in dtypes if dtype not in (pl.Null, pl.List(pl.Null))}
-        target = known.pop() if len(known) == 1 else None
-        if target is None and not known:
-            target = pl.List(pl.String) if isinstance(dtypes[0], pl.List) else pl.String()
-        if target is None:
-            lists = isinstance(next(iter(known)), pl.List)
-            target = pl.List(pl.Int64) if lists else pl.Int64()
-            _all_integers(dtypes, urls, sources.get(name, name))
-        frames = [
-            frame if frame.schema[name] == target else frame.with_columns(pl.col(name).cast(target)) for frame in frames
-        ]
-    return pl.concat(frames, rechunk=True)
+    """All files' frames as one, in the types that they have in common."""
+    schemas = [dict(frame.schema) for frame in frames]
+    types = common_types(urls, schemas, sources)  # type: ignore[arg-type]
+    return pl.concat([frame.cast(types) for frame in frames], rechunk=True)  # type: ignore[arg-type]
 
 
-def _all_integers(dtypes: list[pl.DataType], urls: list[str], column: str) -> None:
-    inner = [dtype.inner if isinstance(dtype, pl.List) else dtype for dtype in dtypes]
-    first = next(i for i, dtype in enumerate(inner) if dtype != pl.Null)
-    for url, dtype in zip(urls, inner, strict=True):
-        if dtype == pl.Null or dtype == inner[first] or (dtype.is_integer() and inner[first].is_integer()):
-            continue
-        raise InputError(f"{url}: column {column!r} is {dtype}, but {inner[first]} in {urls[first]}")
+def common_types(
+    urls: Sequence[str], schemas: Sequence[Mapping[str, pl.DataType]], sources: Mapping[str, str]
+) -> dict[str, pl.DataType]:
+    """The type of each column in all files together: integers of different widths become int64.
+
+    A column without any value is of whatever type the others have, or a string. `sources`: what columns are called in
+    the files. Raises `InputError` where types differ otherwise.
+    """
+    return {
+        name: _common_type(
+            [(url, schema[name]) for url, schema in zip(urls, schemas, strict=True)], sources.get(name, name)
+        )
+        for name in schemas[0]
+    }
+
+
+def _common_type(found: list[tuple[str, pl.DataType]], column: str) -> pl.DataType:
+    first_in = {kind: url for url, kind in reversed(found) if kind not in (pl.Null, pl.List(pl.Null))}
+    if not first_in:
+        return pl.List(pl.String()) if isinstance(found[0][1], pl.List) else pl.String()
+    first_url = next(url for url, kind in found if kind in first_in)
+    first = next(kind for _, kind in found if kind in first_in)
+    if len(first_in) == 1:
+        return first
+    for url, kind in found:
+        if kind in first_in and kind != first and not (_inner(kind).is_integer() and _inner(first).is_integer()):
+            raise InputError(f"{url}: column {column!r} is {_inner(kind)}, but {_inner(first)} in {first_url}")
+    return pl.List(pl.Int64()) if isinstance(first, pl.List) else pl.Int64()
+
+
+def _inner(kind: pl.DataType) -> pl.DataType:
+    return kind.inner if isinstance(kind, pl.List) else kind  # type: ignore[return-value]

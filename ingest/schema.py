@@ -167,6 +167,13 @@ class DataConfig(Settings):
     """What happens to events that agree in every declared column."""
     unknown_items: Literal["keep", "error"] = "keep"
     """Events whose item the item table lacks: kept without attributes and counted, or refused."""
+    partition_events: int = Field(default=2_000_000, ge=1)
+    """Events that a task of preparing has in memory at a time, about: users are dealt to partitions of that size."""
+    grow: bool = False
+    """Where the folder has prepared data already, new events add to them: `events` names all files, old and new, and
+    the vocabularies keep their indices (new values get new ones), bins and means."""
+    work: str | None = None
+    """Where preparing spills to, a folder that all machines see; by default in the folder of the prepared data."""
     shard_interactions: int = Field(default=2_000_000, ge=1)
     row_group_interactions: int = Field(default=32_768, ge=1)
 
@@ -192,3 +199,10 @@ class DataConfig(Settings):
     @property
     def intents(self) -> list[Feature]:
         return [feature for feature in self.features if feature.intent]
+
+    @property
+    def until_milliseconds(self) -> int | None:
+        """`until` in milliseconds since 1970."""
+        if self.until is None:
+            return None
+        return round(self.until.replace(tzinfo=self.until.tzinfo or datetime.UTC).timestamp() * 1000)

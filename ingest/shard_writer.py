@@ -6,6 +6,8 @@ A row group is gathered from the encoded events only when it is written, so memo
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ingest.jagged import cut
-from ingest.manifest import VERSION, VERSION_KEY, Shard, SplitName
+from ingest.manifest import VERSION, VERSION_KEY, Shard
 from ingest.split import Rows, prefixes
 from ingest.storage import join, open_file
 
@@ -30,20 +32,22 @@ class EncodedLog:
     events: pa.Table
 
 
-def encoded_log(users: pl.Series, events: pl.DataFrame) -> EncodedLog:
-    table = _narrow(events.to_arrow(compat_level=pl.CompatLevel.oldest())).combine_chunks()
-    return EncodedLog(_narrow(users.alias("user").to_frame().to_arrow())["user"].combine_chunks(), table)
+def encoded_log(users: pa.Array, events: dict[str, pa.Array]) -> EncodedLog:
+    return EncodedLog(users.cast(_narrow_type(users.type)), pa.table(events))
 
 
 def write_shards(
-    url: str, name: SplitName, rows: Rows, log: EncodedLog, row_group_interactions: int, shard_interactions: int
+    url: str, name: str, rows: Rows, log: EncodedLog, row_group_interactions: int, shard_interactions: int
 ) -> list[Shard]:
-    """Write `rows` below the folder `url` and return what the manifest says of each file."""
+    """Write `rows` below the folder `url` and return what the manifest says of each file.
+
+    `name`: the split and the beginning of the files' names.
+    """
     groups = cut(rows.length, min(row_group_interactions, shard_interactions))
     sizes = np.array([int(rows.length[begin:end].sum()) for begin, end in groups])
     shards = []
     for number, (first, last) in enumerate(cut(sizes, shard_interactions)):
-        path = f"{name}/part-{number:05d}.parquet"
+        path = f"{name}-{number:03d}.parquet"
         content = _shard(rows, log, groups[first:last])
         with open_file(join(url, path), "wb") as file:
             file.write(content)
@@ -85,12 +89,17 @@ def _row_group(rows: Rows, log: EncodedLog, begin: int, end: int) -> pa.Table:
     return pa.Table.from_arrays(list(columns.values()), schema=pa.schema(fields, metadata={VERSION_KEY: str(VERSION)}))
 
 
-def write_table(url: str, frame: pl.DataFrame) -> None:
-    """Write `frame` as one Parquet file."""
-    schema = _narrow(frame[:0].to_arrow(compat_level=pl.CompatLevel.oldest())).schema
-    with open_file(url, "wb") as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
-        for part in frame.iter_slices(ROWS_AT_ONCE):
-            writer.write_table(_narrow(part.to_arrow(compat_level=pl.CompatLevel.oldest())))
+def write_table(url: str, frames: pl.DataFrame | Iterable[pl.DataFrame]) -> None:
+    """Write `frames`, of which there is one at least, as one Parquet file; memory holds one of them."""
+    with ExitStack() as stack:
+        writer: pq.ParquetWriter | None = None
+        for frame in [frames] if isinstance(frames, pl.DataFrame) else frames:
+            for part in frame.iter_slices(ROWS_AT_ONCE) if frame.height else [frame]:
+                table = _narrow(part.to_arrow(compat_level=pl.CompatLevel.oldest()))
+                if writer is None:
+                    file = stack.enter_context(open_file(url, "wb"))
+                    writer = stack.enter_context(pq.ParquetWriter(file, table.schema, compression="zstd"))
+                writer.write_table(table)
 
 
 def _list_of(kind: pa.DataType) -> pa.DataType:

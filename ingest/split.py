@@ -13,7 +13,6 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ingest.errors import InputError
 from ingest.manifest import SplitName
 from ingest.schema import Split, parse_duration
 
@@ -68,30 +67,10 @@ def split_log(split: Split, times: Integers, lengths: Integers, last_time: int) 
         user = np.flatnonzero(targets > 0)
         rows[name] = Rows(user, starts[user], after[user], targets[user])
         without_target[name] = int(((after > before) & (targets <= 0)).sum())
-    _refuse_empty(split, rows, times)
     rest = np.setdiff1d(np.arange(len(lengths)), rows["test"].user, assume_unique=True)
     rows["rest"] = Rows(rest, starts[rest], lengths[rest], np.zeros_like(rest))
     position = np.arange(len(times)) - np.repeat(starts, lengths)
     return SplitLog(rows, without_target, position < np.repeat(train_end, lengths))
-
-
-def _refuse_empty(split: Split, rows: dict[SplitName, Rows], times: Integers) -> None:
-    empty = next((name for name, part in rows.items() if len(part) == 0), None)
-    if empty is None:
-        return
-    if split.kind == "leave_one_out":
-        reason = "no user has 2, or more than 3, events" if empty == "train" else "no user has 3 events or more"
-        raise InputError(f"the {empty} split is empty: {reason}")
-    late = int(np.quantile(times, 0.999))
-    raise InputError(
-        f"the {empty} split is empty: no user has events to predict there; the spans are validation "
-        f"{split.validation} and test {split.test}, the log goes from {_date(times.min())} to {_date(times.max())}, "
-        f"99.9 % of it until {_date(late)}"
-    )
-
-
-def _date(milliseconds: int) -> str:
-    return f"{np.datetime64(int(milliseconds), 'ms').astype('datetime64[m]')}"
 
 
 def prefixes(start: Integers, length: Integers) -> Integers:

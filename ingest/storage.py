@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import random
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -111,20 +112,41 @@ def list_files(url: str, suffix: str = "") -> list[str]:
 
     Hidden files and those below a hidden folder are passed over. Raises `InputError` where nothing is there.
     """
+    return list(described_files(url, suffix))
+
+
+def described_files(url: str, suffix: str = "") -> dict[str, str]:
+    """The same files, each with its size and its time of change (or ETag): other content, another text."""
     filesystem, path = open_filesystem(url)
     filesystem.invalidate_cache()
     if filesystem.isfile(path):
-        return [url]
-    found = sorted(filesystem.find(path)) if filesystem.exists(path) else []
+        return {url: _description(filesystem.info(path))}
+    found = filesystem.find(path, detail=True) if filesystem.exists(path) else {}
     prefix = path.rstrip("/")
-    names = [name[len(prefix) :].strip("/") for name in found]
-    kept = [
-        name for name in names if name.endswith(suffix) and not any(p.startswith((".", "_")) for p in name.split("/"))
-    ]
+    names = {name[len(prefix) :].strip("/"): _description(info) for name, info in sorted(found.items())}
+    kept = {
+        name: description
+        for name, description in names.items()
+        if name.endswith(suffix) and not any(part.startswith((".", "_")) for part in name.split("/"))
+    }
     if not kept:
         wanted = f" ending in {suffix}" if suffix else ""
         raise InputError(f"{url}: no files{wanted} there")
-    return [join(url, name) for name in kept]
+    return {join(url, name): description for name, description in kept.items()}
+
+
+def _description(info: dict[str, Any]) -> str:
+    changed = info.get("ETag") or info.get("mtime") or info.get("LastModified") or info.get("created")
+    return f"{info['size']} {changed}"
+
+
+def list_names(url: str) -> list[str]:
+    """The names of what is right below the folder `url`; none where it is not there."""
+    filesystem, path = open_filesystem(url)
+    filesystem.invalidate_cache()
+    if not filesystem.exists(path):
+        return []
+    return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in filesystem.ls(path, detail=False))
 
 
 def make_folder(url: str) -> None:
@@ -163,6 +185,12 @@ def open_file(url: str, mode: str = "rb") -> Iterator[IO[Any]]:
 def read_text(url: str) -> str:
     with open_file(url) as file:
         return str(file.read().decode())
+
+
+def copy(source: str, target: str) -> None:
+    """Copy a file, a part of it in memory at a time."""
+    with open_file(source) as reading, open_file(target, "wb") as writing:
+        shutil.copyfileobj(reading, writing, 2**24)
 
 
 def write_text(url: str, text: str) -> None:

@@ -1,108 +1,103 @@
-"""What is learned from the training events: vocabularies, bins, means; and values encoded by them.
+"""Vocabularies, bins and scales: what is learned from the training events, and values encoded by it.
 
-A vocabulary orders its values by count, the most frequent first, then by value. Bins of equal frequency begin at
-values of the data; edges that coincide are merged, so that no bin is empty by construction.
+A vocabulary orders its values by count, the most frequent first, then by value; one that grows keeps the values that it
+has, in their places, and orders the new ones so behind them. Bins of equal frequency begin at values of the data; edges
+that coincide are merged, so that no bin is empty by construction.
+
+A vocabulary is a Parquet file with the columns value, index and count, in the order of the index. It is read a row
+group at a time: tens of millions of values need not fit a task's memory.
 """
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from ingest.errors import InputError
 from ingest.manifest import PreparedFeature
 from ingest.schema import FIRST_VALUE, UNKNOWN, Feature
+from ingest.storage import arrow_filesystem
 
 NAMES = ["<padding>", "<unknown>"]
 
 
-@dataclass(frozen=True)
-class Vocabulary:
-    """`table` has value, index (int32) and count; rows 0 and 1, padding and unknown, have no value."""
+def build_vocabulary(
+    counted: pl.DataFrame, min_count: int, base: pl.Series | None = None, events: int | None = None
+) -> pl.DataFrame:
+    """The vocabulary of `counted` (value, count, and whatever else, which is kept): rows 0 and 1 have no value.
 
-    table: pl.DataFrame
-
-    @property
-    def size(self) -> int:
-        return self.table.height
-
-    def encode(self, values: pl.Series) -> pl.Series:
-        """Indices (int32); 1 where a value is null or not in the vocabulary."""
-        known = self.table[FIRST_VALUE:].select("value", "index")
-        joined = values.alias("value").to_frame().join(known, on="value", how="left", maintain_order="left")
-        return joined["index"].fill_null(UNKNOWN)
-
-    def encode_lists(self, lists: pl.Series) -> pl.Series:
-        """The same for lists; values that are unknown count once in a list."""
-        array = lists.rechunk().to_arrow()
-        flat = self.encode(lists.explode(empty_as_null=False)).to_arrow()
-        encoded = pl.from_arrow(pa.LargeListArray.from_arrays(_offsets(array), flat))
-        assert isinstance(encoded, pl.Series)
-        return encoded.list.unique(maintain_order=True)
-
-    def named(self) -> pl.DataFrame:
-        """The table with its values as text, padding and unknown named."""
-        text = self.table["value"].cast(pl.String)[FIRST_VALUE:]
-        return self.table.with_columns(pl.concat([pl.Series("value", NAMES), text]))
-
-
-def _offsets(array: pa.LargeListArray) -> pa.Array:
-    offsets = array.offsets
-    return pa.array(offsets.to_numpy() - offsets[0].as_py())
-
-
-def build_vocabulary(values: pl.Series, min_count: int) -> Vocabulary:
-    """The vocabulary of `values`; its row 1 counts those that are null or too rare."""
-    counted = pl.DataFrame({"value": values}).group_by("value").agg(pl.len().cast(pl.Int64).alias("count"))
-    kept = counted.filter(pl.col("value").is_not_null() & (pl.col("count") >= min_count))
-    kept = kept.sort("count", "value", descending=[True, False])
+    `base`: values that it begins with. `events`: how many values there are in all, by default those of `counted`; row 1
+    counts those that are null or too rare.
+    """
+    known = counted.filter(pl.col("value").is_not_null())
+    old = pl.Series("value", [], dtype=counted.schema["value"]) if base is None else base.alias("value")
+    first = old.to_frame().join(known, on="value", how="left", maintain_order="left")
+    first = first.with_columns(pl.col("count").fill_null(0))
+    new = known.filter(pl.col("count") >= min_count).join(old.to_frame(), on="value", how="anti")
+    kept = pl.concat([first, new.sort("count", "value", descending=[True, False])])
+    total = int(counted["count"].sum()) if events is None else events
     special = pl.DataFrame(
-        {"value": pl.Series([None, None], dtype=values.dtype), "count": [0, len(values) - int(kept["count"].sum())]}
+        {"value": [None, None], "count": [0, total - int(kept["count"].sum())]},
+        schema={"value": kept.schema["value"], "count": pl.Int64},
     )
-    table = pl.concat([special, kept.select("value", "count")])
+    table = pl.concat([special, kept.with_columns(pl.col("count").cast(pl.Int64))], how="diagonal")
     index = pl.int_range(table.height, dtype=pl.Int32).alias("index")
-    return Vocabulary(table.select("value", index, "count"))
+    return table.select("value", index, "count", pl.exclude("value", "count"))
 
 
-@dataclass(frozen=True)
-class FittedFeature:
-    prepared: PreparedFeature
-    vocabulary: Vocabulary | None
-    """None for a number."""
-
-    def encode(self, values: pl.Series) -> pl.Series:
-        """The values as the model sees them: an index, a list of indices or a standardised number."""
-        if self.vocabulary is None:
-            scaled = (values - self.prepared.mean) / self.prepared.deviation
-            return scaled.fill_null(0.0).cast(pl.Float32)
-        if self.prepared.kind == "category":
-            return self.vocabulary.encode(values)
-        if self.prepared.kind == "categories":
-            return self.vocabulary.encode_lists(values)
-        return bin_index(values, self.prepared.edges)
+def named(table: pl.DataFrame) -> pl.DataFrame:
+    """A part of a vocabulary with its values as text, padding and unknown named."""
+    text = pl.col("value").cast(pl.String)
+    name = pl.when(pl.col("index") == 0).then(pl.lit(NAMES[0])).when(pl.col("index") == 1).then(pl.lit(NAMES[1]))
+    return table.with_columns(name.otherwise(text).alias("value"))
 
 
-def fit(feature: Feature, values: pl.Series) -> FittedFeature:
-    """Learn `feature` from `values`: of all training events, or of all items for the vocabulary of an item feature."""
-    if feature.is_number:
-        known = values.drop_nulls().to_numpy().astype(np.float64)
-        mean = float(known.mean()) if len(known) else 0.0
-        deviation = float(known.std()) if len(known) else 1.0
-        return FittedFeature(_prepared(feature, 0, mean=mean, deviation=deviation or 1.0), None)
-    if feature.bins is not None:
-        return _fit_bins(feature, values)
-    flat = values.explode(empty_as_null=False) if feature.kind == "categories" else values
-    vocabulary = build_vocabulary(flat, feature.min_count)
-    return FittedFeature(_prepared(feature, vocabulary.size), vocabulary)
+def read_parts(url: str, columns: list[str]) -> Iterator[pl.DataFrame]:
+    """A Parquet file's row groups, one after the other."""
+    filesystem, path = arrow_filesystem(url)
+    with filesystem.open_input_file(path) as source:
+        file = pq.ParquetFile(source)
+        for group in range(file.num_row_groups):
+            frame = pl.from_arrow(file.read_row_group(group, columns=columns, use_threads=False))
+            assert isinstance(frame, pl.DataFrame)
+            yield frame
 
 
-def _prepared(
+def look_up(url: str, values: pl.Series) -> NDArray[np.int32]:
+    """The index of each of `values`, which are all different, in the vocabulary `url`; 1 where it is not there."""
+    index = np.full(len(values), UNKNOWN, dtype=np.int32)
+    wanted = values.alias("value").to_frame().with_row_index("place")
+    for part in read_parts(url, ["value", "index"]):
+        known = part.filter(pl.col("index") >= FIRST_VALUE).with_columns(pl.col("value").cast(values.dtype))
+        found = wanted.join(known, on="value", how="inner")
+        index[found["place"].to_numpy()] = found["index"].to_numpy()
+    return index
+
+
+def gather(url: str, column: str, index: NDArray) -> pl.Series:
+    """A column of the Parquet file `url` at the rows `index`."""
+    order = np.argsort(index, kind="stable")
+    parts: list[pl.Series] = []
+    begin = 0
+    for part in read_parts(url, [column]):
+        low, high = np.searchsorted(index[order], [begin, begin + part.height])
+        parts.append(part[column].gather(index[order[low:high]] - begin))
+        begin += part.height
+    back = np.empty_like(order)
+    back[order] = np.arange(len(order))
+    return pl.concat(parts).gather(back)
+
+
+def describe(
     feature: Feature, size: int, edges: list[float] | None = None, mean: float = 0.0, deviation: float = 1.0
 ) -> PreparedFeature:
+    """The feature as the manifest has it."""
     return PreparedFeature(
         name=feature.name,
         kind=feature.kind,
@@ -115,36 +110,47 @@ def _prepared(
     )
 
 
-def _fit_bins(feature: Feature, values: pl.Series) -> FittedFeature:
-    edges = feature.edges()
-    if isinstance(feature.bins, int):
-        edges = quantile_edges(values, feature.bins)
+def describe_bins(feature: Feature, edges: list[float]) -> tuple[PreparedFeature, list[str]]:
+    """A feature in bins, and their labels."""
     labels = feature.bin_labels or bin_labels(feature, edges)
     if len(labels) != len(edges) + 1:
         raise InputError(
             f"feature {feature.name!r}: the data give {len(edges) + 1} bins of equal frequency, "
             f"not {feature.bins}; bin_labels names {len(labels)}"
         )
-    size = FIRST_VALUE + len(edges) + 1
-    counts = np.bincount(bin_index(values, edges).to_numpy(), minlength=size)
-    table = pl.DataFrame(
-        {
-            "value": pl.Series([None, None, *labels], dtype=pl.String),
-            "index": pl.Series(range(size), dtype=pl.Int32),
-            "count": pl.Series(counts, dtype=pl.Int64),
-        }
-    )
-    return FittedFeature(_prepared(feature, size, edges), Vocabulary(table))
+    return describe(feature, FIRST_VALUE + len(edges) + 1, edges), labels
 
 
-def quantile_edges(values: pl.Series, bins: int) -> list[float]:
-    """The value at which each bin but the first begins when sorted `values` are cut in `bins` equal parts."""
-    known = values.drop_nulls().to_numpy()
-    if len(known) == 0:
+def bins_table(labels: list[str], counts: list[int]) -> pl.DataFrame:
+    """The vocabulary of a feature in bins; `counts` has padding and unknown, too."""
+    index = pl.Series("index", range(len(counts)), dtype=pl.Int32)
+    return pl.DataFrame({"value": [None, None, *labels], "index": index, "count": pl.Series(counts, dtype=pl.Int64)})
+
+
+def bin_starts(bins: int, number: int) -> list[int]:
+    """The places, among `number` sorted values, at which each of `bins` equal parts but the first begins."""
+    return [k * number // bins for k in range(1, bins)]
+
+
+def quantile_edges(starts: list[float], smallest: float) -> list[float]:
+    """Bin edges from the values at `bin_starts`: each once, and none that leaves the first bin empty."""
+    return [float(edge) for edge in sorted(set(starts)) if edge > smallest]
+
+
+def weighted_quantile_edges(values: NDArray, weights: NDArray[np.int64], bins: int) -> list[float]:
+    """The same, of `values` that count as often as their weights say."""
+    order = np.argsort(values, kind="stable")
+    values, sums = values[order], np.cumsum(weights[order])
+    if not len(values) or not sums[-1]:
         return []
-    places = np.arange(1, bins) * len(known) // bins
-    edges = np.unique(np.partition(known, places)[places])
-    return [float(edge) for edge in edges if edge > known.min()]
+    counted = values[weights[order] > 0]
+    starts = values[np.searchsorted(sums, bin_starts(bins, int(sums[-1])), side="right")]
+    return quantile_edges(starts.tolist(), float(counted[0]))
+
+
+def scaled(values: pl.Series, feature: PreparedFeature) -> pl.Series:
+    """A number as the model sees it: standardised, 0 where it is missing."""
+    return ((values - feature.mean) / feature.deviation).fill_null(0.0).cast(pl.Float32)
 
 
 def bin_index(values: pl.Series, edges: list[float]) -> pl.Series:
@@ -152,6 +158,19 @@ def bin_index(values: pl.Series, edges: list[float]) -> pl.Series:
     found = np.searchsorted(np.asarray(edges, np.float64), values.fill_null(0).to_numpy(), side="right")
     index = pl.DataFrame({"index": (found + FIRST_VALUE).astype(np.int32), "null": values.is_null()})
     return index.select(pl.when("null").then(pl.lit(UNKNOWN, pl.Int32)).otherwise("index").alias("index"))["index"]
+
+
+def encode_lists(offsets: NDArray, index: NDArray[np.int32]) -> pa.ListArray:
+    """Lists of indices; what is unknown in a list counts once. `index` has the values of all lists."""
+    unknown = np.flatnonzero(index == UNKNOWN)
+    row = np.searchsorted(offsets, unknown, side="right") - 1
+    again = unknown[1:][row[1:] == row[:-1]]
+    if len(again):
+        kept = np.ones(len(index), dtype=bool)
+        kept[again] = False
+        before = np.concatenate([[0], np.cumsum(kept)])
+        offsets, index = before[offsets], index[kept]
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(index))
 
 
 def bin_labels(feature: Feature, edges: list[float]) -> list[str]:

@@ -166,7 +166,10 @@ def split_reference(config: DataConfig, events: list[Row]) -> tuple[list[Row], R
     end = max(row["timestamp"] for row in events)
     counts: Row = {"duplicates": len(events) - len({repr(without_flags(row)) for row in events})}
     if config.duplicates == "drop":
-        events = list({repr(without_flags(row)): row for row in reversed(events)}.values())[::-1]
+        first: dict[str, Row] = {}
+        for row in events:
+            first.setdefault(repr(without_flags(row)), row)
+        events = list(first.values())
     users: dict[Any, list[Row]] = {}
     for row in events:
         users.setdefault(row["user_id"], []).append(row)

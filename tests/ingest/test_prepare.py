@@ -52,16 +52,23 @@ OPTIONS: list[Row] = [
     {"duplicates": "drop", "min_item_count": 2},
     {"min_user_events": 10, "min_item_count": 3, "shard_interactions": 40, "row_group_interactions": 25},
 ]
+PARTITIONS: Row = {"partition_events": 25}
+"""Makes some four to six partitions of the small logs."""
 
 
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("id_type", ["int", "string"])
-@pytest.mark.parametrize("seed", range(6))
-def test_agrees_with_a_plain_reference(tmp_path: Path, seed: int, id_type: str, split: str) -> None:
-    manifest, expected = prepare_random(tmp_path, seed, split, id_type, **OPTIONS[seed % 3])
+@pytest.mark.parametrize(
+    ("seed", "more"), [*((seed, {}) for seed in range(6)), *((s, PARTITIONS) for s in range(6, 12))]
+)
+def test_agrees_with_a_plain_reference(tmp_path: Path, seed: int, more: Row, id_type: str, split: str) -> None:
+    """In one partition, and in several: users are then in the order of the partitions."""
+    manifest, expected = prepare_random(tmp_path, seed, split, id_type, **OPTIONS[seed % 3], **more)
     out = tmp_path / "out"
     for name, rows in expected.splits.items():
         found = read_rows(out, manifest, name)
+        if "partition_events" in more:
+            found.sort(key=lambda row: row["user"])
         assert [row["user"] for row in found] == [user for user, _, _ in rows]
         assert [row["targets"] for row in found] == [targets for _, _, targets in rows]
         assert manifest.counts[f"{name}_rows"] == len(rows)
@@ -93,10 +100,11 @@ def _check_items(out: Path, manifest: Manifest, expected: Reference) -> None:
     assert manifest.items == 2 + manifest.counts["items"] == table.num_rows
 
 
+@pytest.mark.parametrize("more", [{}, PARTITIONS], ids=["one partition", "several"])
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("seed", range(3))
-def test_vocabularies_and_statistics_agree(tmp_path: Path, seed: int, split: str) -> None:
-    manifest, expected = prepare_random(tmp_path, seed, split, "string", **OPTIONS[seed])
+def test_vocabularies_and_statistics_agree(tmp_path: Path, seed: int, split: str, more: Row) -> None:
+    manifest, expected = prepare_random(tmp_path, seed, split, "string", **OPTIONS[seed], **more)
     out = tmp_path / "out"
     for name, rows in {
         "device": expected.device_rows,
@@ -147,7 +155,7 @@ def test_the_manifest_describes_every_shard(tmp_path: Path) -> None:
     assert len(manifest.shards["train"]) > 1
     for name, shards in manifest.shards.items():
         for number, shard in enumerate(shards):
-            assert shard.path == f"{name}/part-{number:05d}.parquet"
+            assert shard.path == f"{name}/part-00000-{number:03d}.parquet"
             content = (out / shard.path).read_bytes()
             assert (len(content), hashlib.sha256(content).hexdigest()) == (shard.bytes, shard.checksum)
             file = pq.ParquetFile(out / shard.path, page_checksum_verification=True)
