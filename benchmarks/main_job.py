@@ -15,41 +15,13 @@ import platform
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-import psutil
 import torch
 
-SECONDS_BETWEEN_LOOKS = 1.0
-
-
-class PeakMemory(threading.Thread):
-    """Watches a process and all that it starts; `gib` is the most that they had together."""
-
-    def __init__(self, pid: int) -> None:
-        super().__init__(daemon=True)
-        self.pid, self.gib, self.processes, self.stopped = pid, 0.0, 0, threading.Event()
-
-    def run(self) -> None:
-        while not self.stopped.wait(SECONDS_BETWEEN_LOOKS):
-            try:
-                first = psutil.Process(self.pid)
-                everyone = [first, *first.children(recursive=True)]
-            except psutil.NoSuchProcess:
-                return
-            total = sum(map(_proportional, everyone))
-            if total / 2**30 > self.gib:
-                self.gib, self.processes = total / 2**30, len(everyone)
-
-
-def _proportional(process: psutil.Process) -> int:
-    try:
-        return int(process.memory_full_info().pss)
-    except (psutil.NoSuchProcess, psutil.AccessDenied):
-        return 0
+from benchmarks.memory import PeakMemory
 
 
 def measure(config: str, overrides: list[str]) -> dict[str, object]:
@@ -62,8 +34,7 @@ def measure(config: str, overrides: list[str]) -> dict[str, object]:
         peak.start()
         status = process.wait()
         seconds = time.perf_counter() - began
-        peak.stopped.set()
-        peak.join()
+        peak.stop()
         if status:
             sys.exit(f"{' '.join(command)} ended with status {status}")
         (path,) = Path(storage).glob("*/results.json")
