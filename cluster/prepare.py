@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from tqdm import tqdm
@@ -24,18 +25,28 @@ THREADS = {"POLARS_MAX_THREADS": "1", "OMP_NUM_THREADS": "1", "ARROW_IO_THREADS"
 
 
 class OnRay:
-    """A `Runner` on the cluster of the config."""
+    """A `Runner` on the cluster of the config, which is joined once there is work for it, until the block ends."""
 
     def __init__(self, config: ClusterConfig, fewest: int = FEWEST) -> None:
         self.config, self.fewest = config, fewest
+        self.joined = ExitStack()
+        self.is_joined = False
+
+    def __enter__(self) -> OnRay:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.joined.close()
 
     def run(self, calls: Sequence[Call], description: str) -> None:
         """Run `calls`; the error of the first of them that failed is raised, the others are not awaited."""
         if len(calls) < self.fewest:
             InThisProcess().run(calls, description)
             return
-        with ray_cluster(self.config):
-            self._run(calls, description)
+        if not self.is_joined:
+            self.joined.enter_context(ray_cluster(self.config))
+            self.is_joined = True
+        self._run(calls, description)
 
     def _run(self, calls: Sequence[Call], description: str) -> None:
         import ray

@@ -9,6 +9,7 @@ import os
 import platform
 import sys
 import time
+from contextlib import nullcontext
 from typing import Any
 
 from cluster.config import Config
@@ -64,8 +65,8 @@ class Stages:
     def prepare(self) -> None:
         """Events and items to the prepared data set."""
         began = time.perf_counter()
-        runner = OnRay(self.config.cluster) if self.ray else InThisProcess()
-        prepare(self.config.prepared_input(), self.config.data_folder, runner=runner)
+        with OnRay(self.config.cluster) if self.ray else nullcontext(InThisProcess()) as runner:
+            prepare(self.config.prepared_input(), self.config.data_folder, runner=runner)
         self.seconds["prepare"] = time.perf_counter() - began
 
     def train(self) -> None:
