@@ -55,7 +55,7 @@ def make_data(folder: Path, events: int) -> str:
 
 def reader(url: str, features: bool = True, **settings: Any) -> Reader:
     manifest = load_manifest(url)
-    config = ReaderConfig.model_validate({"tokens": 8192, "fetch": THREADS} | settings)
+    config = ReaderConfig.model_validate({"tokens": 8192, "fetch": THREADS, "build": THREADS} | settings)
     return Reader(url, manifest, load_items(url, manifest), "train", config, features=features)
 
 

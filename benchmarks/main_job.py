@@ -3,8 +3,8 @@
     python -m benchmarks.main_job configs/demo.yaml
     python -m benchmarks.main_job configs/globo.yaml data.events=... data.items=...
 
-The run is a process of its own, in a folder that is new and removed at the end. Memory is the sum over all its
-processes, Ray's included, each page that they share counted once (PSS).
+The run is a process of its own, in a folder that is new and removed at the end, or in `storage=...` to keep it.
+Memory is the sum over all its processes, Ray's included, each page that they share counted once (PSS).
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from benchmarks.memory import PeakMemory
 
 def measure(config: str, overrides: list[str]) -> dict[str, object]:
     """Run `config` and say what it took."""
-    with tempfile.TemporaryDirectory() as storage:
-        command = [sys.executable, "-m", "cluster.cli", "run", config, f"storage={storage}", *overrides]
+    with tempfile.TemporaryDirectory() as temporary:
+        storage = next((word.partition("=")[2] for word in overrides if word.startswith("storage=")), temporary)
+        command = [sys.executable, "-m", "cluster.cli", "run", config, f"storage={temporary}", *overrides]
         began = time.perf_counter()
         process = subprocess.Popen(command, stdout=sys.stderr)
         peak = PeakMemory(process.pid)

@@ -17,8 +17,6 @@ from cluster.config import ClusterConfig
 from cluster.launch import QUIET, input_error, ray_cluster
 from ingest.tasks import Call, InThisProcess
 
-FEWEST = 4
-"""Fewer calls than these run in this process: starting Ray takes longer."""
 RETRIES = 5
 """How often a call is made again after its worker was lost or a storage failed."""
 THREADS = {"POLARS_MAX_THREADS": "1", "OMP_NUM_THREADS": "1", "ARROW_IO_THREADS": "4"}
@@ -27,8 +25,8 @@ THREADS = {"POLARS_MAX_THREADS": "1", "OMP_NUM_THREADS": "1", "ARROW_IO_THREADS"
 class OnRay:
     """A `Runner` on the cluster of the config, which is joined once there is work for it, until the block ends."""
 
-    def __init__(self, config: ClusterConfig, fewest: int = FEWEST) -> None:
-        self.config, self.fewest = config, fewest
+    def __init__(self, config: ClusterConfig) -> None:
+        self.config = config
         self.joined = ExitStack()
         self.is_joined = False
 
@@ -40,7 +38,7 @@ class OnRay:
 
     def run(self, calls: Sequence[Call], description: str) -> None:
         """Run `calls`; the error of the first of them that failed is raised, the others are not awaited."""
-        if len(calls) < self.fewest:
+        if len(calls) == 1:
             InThisProcess().run(calls, description)
             return
         if not self.is_joined:

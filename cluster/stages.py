@@ -9,7 +9,7 @@ import os
 import platform
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from cluster.config import Config
@@ -21,7 +21,7 @@ from ingest.prepare import prepare
 from ingest.schema import FIRST_VALUE
 from ingest.simulate import simulate
 from ingest.storage import exists, join, read_text, remove, write_text
-from ingest.tasks import InThisProcess
+from ingest.tasks import InThisProcess, Runner
 from trainer.models.config import NeuralConfig
 from trainer.progress import Markers, Progress, identity
 from trainer.versions import check_installed_versions, installed
@@ -64,9 +64,15 @@ class Stages:
 
     def prepare(self) -> None:
         """Events and items to the prepared data set."""
+        with self._runner() as runner:
+            self._prepare(runner)
+
+    def _runner(self) -> AbstractContextManager[Runner]:
+        return OnRay(self.config.cluster) if self.ray else nullcontext(InThisProcess())
+
+    def _prepare(self, runner: Runner) -> None:
         began = time.perf_counter()
-        with OnRay(self.config.cluster) if self.ray else nullcontext(InThisProcess()) as runner:
-            prepare(self.config.prepared_input(), self.config.data_folder, runner=runner)
+        prepare(self.config.prepared_input(), self.config.data_folder, runner=runner)
         self.seconds["prepare"] = time.perf_counter() - began
 
     def train(self) -> None:
@@ -84,8 +90,9 @@ class Stages:
     def run(self) -> None:
         """All stages, those that need workers in one group of them."""
         self.make_log()
-        self.prepare()
-        self._work("train", *(["recommend"] if self.config.recommend is not None else []), "evaluate")
+        with self._runner() as runner:  # a cluster that prepare has joined serves the other stages, too
+            self._prepare(runner)
+            self._work("train", *(["recommend"] if self.config.recommend is not None else []), "evaluate")
 
     def _work(self, *verbs: str) -> None:
         """Those of `verbs` that are not done yet, in the workers; then what there is to say and to write."""

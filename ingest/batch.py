@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ingest import kernels
 from ingest.items import ItemTable
 from ingest.jagged import Jagged, offsets_of, ranges
 from ingest.manifest import Manifest, PreparedFeature
@@ -109,20 +110,42 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class _Runs:
+    """A stretch of consecutive values for each sequence."""
+
+    start_B: NDArray[np.int64]
+    length_B: NDArray[np.int64]
+    size: int
+    """The sum of the lengths."""
+
+    def of(self, values: NDArray, kind: Any = np.int64) -> NDArray:
+        """The values, one stretch after the other: [size]."""
+        out = np.empty(self.size, dtype=kind)
+        kernels.copy_runs(values, self.start_B, self.length_B, out)
+        return out
+
+    def of_lists(self, lists: Jagged) -> JaggedTensor:
+        """Likewise of lists."""
+        lengths = np.empty(self.size, dtype=np.int64)
+        kernels.copy_lengths(lists.offsets, self.start_B, self.length_B, lengths)
+        first_B = lists.offsets[self.start_B]
+        count_B = lists.offsets[self.start_B + self.length_B] - first_B
+        values = _Runs(first_B, count_B, int(count_B.sum())).of(lists.values)
+        return JaggedTensor(_tensor(values), _tensor(lengths))
+
+
+@dataclass(frozen=True)
 class _Places:
-    """Where a batch's N interactions are: those of its sequences, one sequence after the other, targets included."""
+    """Where a batch's interactions are in the stored columns, and in what was looked up for all N of them."""
 
-    rows: Rows
-    all_N: NDArray[np.int64]
-    """Their places in the columns of `rows`."""
-    token_T: NDArray[np.int64] | slice
-    """Which of them are inputs."""
-    at_Q: NDArray[np.int64] | None
-    """Which of them are targets; None where the targets are still to come."""
-
-    def gather(self, name: str) -> NDArray:
-        """A column's values, [N]."""
-        return self.rows.columns[name].values[self.all_N]
+    all: _Runs
+    """Those of every sequence, targets included."""
+    tokens: _Runs
+    targets: _Runs | None
+    """None where the targets are still to come."""
+    tokens_of_all: _Runs
+    """The tokens among all N."""
+    targets_of_all: _Runs | None
 
 
 class BatchBuilder:
@@ -179,75 +202,89 @@ class BatchBuilder:
         row_B, start_B, end_B, targets_B = self._sequences(item.lengths[index], rows.targets[index])
         order = np.argsort(end_B - start_B, kind="stable")
         row_B, start_B, end_B, targets_B = row_B[order], start_B[order], end_B[order], targets_B[order]
-        begin_B = item.offsets[index[row_B]]
-        length_B = end_B - start_B - 1
-        held_out = 0 if self.after_last else 1
-        all_N = ranges(begin_B + start_B, length_B + held_out)
-        end_B = np.cumsum(length_B + held_out)
-        token_T: NDArray | slice = slice(None)
-        if held_out:
-            inner_N = np.ones(len(all_N), dtype=bool)
-            inner_N[end_B - 1] = False
-            token_T = np.flatnonzero(inner_N)
-        at_Q = ranges(end_B - targets_B, targets_B)
-        places = _Places(rows, all_N, token_T, None if self.after_last else at_Q)
-        item_N = places.gather("item").astype(np.int64)
-        time_N = places.gather("time")
-        target_Q = np.full(len(at_Q), PADDING) if self.after_last else item_N[at_Q]
-        target_place_Q = begin_B + start_B + length_B if self.after_last else all_N[at_Q]
-        features, labels = self._features(places, item_N, time_N)
+        row_begin_B = item.offsets[index[row_B]]
+        begin_B, length_B = row_begin_B + start_B, end_B - start_B - 1
+        places = self._places(begin_B, length_B, targets_B)
         token_offsets = offsets_of(length_B)
+        Q = int(targets_B.sum())
+        position_T, target_position_Q = np.empty(token_offsets[-1], np.int64), np.empty(Q, np.int64)
+        kernels.count_up(np.zeros_like(length_B), length_B, position_T)
+        kernels.count_up(token_offsets[1:] - targets_B, targets_B, target_position_Q)
+        target_Q = np.full(Q, PADDING) if places.targets is None else places.targets.of(item.values)
+        features, labels = self._features(rows, places)
         return Batch(
             rows=len(index),
             lengths_B=_tensor(length_B),
-            item_T=_tensor(item_N[token_T]),
-            time_T=_tensor(time_N[token_T]),
-            position_T=_tensor(np.arange(token_offsets[-1]) - np.repeat(token_offsets[:-1], length_B)),
+            item_T=_tensor(places.tokens.of(item.values)),
+            time_T=_tensor(places.tokens.of(rows.columns["time"].values)),
+            position_T=_tensor(position_T),
             features=features,
-            target_position_Q=_tensor(ranges(token_offsets[1:] - targets_B, targets_B)),
+            target_position_Q=_tensor(target_position_Q),
             target_Q=_tensor(target_Q),
-            weight_Q=self._weights(places, target_Q > UNKNOWN),
+            weight_Q=self._weights(rows, places, target_Q > UNKNOWN),
             labels=labels,
             row_Q=_tensor(np.repeat(row_B, targets_B)),
             users=[rows.user[row] for row in index] if self.with_seen else [],
-            seen=self._seen(begin_B, target_place_Q, targets_B, item) if self.with_seen else None,
+            seen=self._seen(row_begin_B, begin_B + length_B + 1 - targets_B, targets_B, item)
+            if self.with_seen
+            else None,
         )
 
-    def _weights(self, places: _Places, known_Q: NDArray) -> Tensor:
-        if places.at_Q is None or "duration" not in places.rows.columns:
+    def _places(self, begin_B: NDArray, length_B: NDArray, targets_B: NDArray) -> _Places:
+        """Of sequences that begin at `begin_B`, have `length_B` tokens and `targets_B` targets at their ends."""
+        held_out = 0 if self.after_last else 1
+        span_B = length_B + held_out
+        packed_B = offsets_of(span_B)
+        N, T, Q = int(packed_B[-1]), int(length_B.sum()), int(targets_B.sum())
+        before_B = span_B - targets_B
+        return _Places(
+            all=_Runs(begin_B, span_B, N),
+            tokens=_Runs(begin_B, length_B, T),
+            targets=_Runs(begin_B + before_B, targets_B, Q) if held_out else None,
+            tokens_of_all=_Runs(packed_B[:-1], length_B, T),
+            targets_of_all=_Runs(packed_B[:-1] + before_B, targets_B, Q) if held_out else None,
+        )
+
+    def _weights(self, rows: Rows, places: _Places, known_Q: NDArray) -> Tensor:
+        if places.targets is None or "duration" not in rows.columns:
             return torch.from_numpy(known_Q.astype(np.float32))
-        weight_Q = places.rows.columns["duration"].values[places.all_N[places.at_Q]] / self.manifest.mean_duration
-        return torch.from_numpy((weight_Q * known_Q).astype(np.float32))
+        weight_Q = places.targets.of(rows.columns["duration"].values, np.float32)
+        weight_Q /= np.float32(self.manifest.mean_duration)
+        weight_Q *= known_Q
+        return torch.from_numpy(weight_Q)
 
     def _features(
-        self, places: _Places, item_N: NDArray, time_N: NDArray
+        self, rows: Rows, places: _Places
     ) -> tuple[dict[str, Tensor | JaggedTensor], dict[str, Tensor | JaggedTensor]]:
         """Every feature of the tokens, and the intents of the targets."""
         features: dict[str, Tensor | JaggedTensor] = {}
         labels: dict[str, Tensor | JaggedTensor] = {}
+        looked_up = [feature for feature in self.features if feature.of == "item"]
+        item_N = places.all.of(rows.columns["item"].values, np.int32) if looked_up else None
+        time_N = places.all.of(rows.columns["time"].values) if looked_up else None
         for feature in self.features:
-            chosen = [(features, places.token_T)]
-            if feature.intent and places.at_Q is not None:
-                chosen.append((labels, places.at_Q))
-            if feature.kind == "categories":
-                of_items, of_events = self.items.columns, places.rows.nested
-                lists = of_items[feature.name] if feature.of == "item" else of_events[feature.name]
-                assert isinstance(lists, Jagged)
-                where_N = item_N if feature.of == "item" else places.all_N
-                for values, index in chosen:
-                    values[feature.name] = _feature_tensor(lists.take(where_N[index]), feature)
-                continue
-            of_item = feature.of == "item"
-            column_N = self.items.gather(feature, item_N, time_N) if of_item else places.gather(feature.name)
-            assert isinstance(column_N, np.ndarray)
-            for values, index in chosen:
-                values[feature.name] = _feature_tensor(column_N[index], feature)
+            column: NDArray | Jagged
+            if feature.of == "item":
+                assert item_N is not None
+                assert time_N is not None
+                column, tokens, targets = (
+                    self.items.gather(feature, item_N, time_N),
+                    places.tokens_of_all,
+                    places.targets_of_all,
+                )
+            else:
+                of_lists = feature.kind == "categories"
+                column = rows.nested[feature.name] if of_lists else rows.columns[feature.name].values
+                tokens, targets = places.tokens, places.targets
+            features[feature.name] = _of_runs(column, tokens, feature)
+            if feature.intent and targets is not None:
+                labels[feature.name] = _of_runs(column, targets, feature)
         return features, labels
 
-    def _seen(self, begin_B: NDArray, target_Q: NDArray, targets_B: NDArray, item: Jagged) -> JaggedTensor:
-        """Every item of the row, which begins at `begin_B`, before the target at `target_Q`."""
+    def _seen(self, begin_B: NDArray, target_B: NDArray, targets_B: NDArray, item: Jagged) -> JaggedTensor:
+        """Every item of the row, which begins at `begin_B`, before each target, the first of which is at `target_B`."""
         begin_Q = np.repeat(begin_B, targets_B)
-        seen = item.slices(begin_Q, target_Q - begin_Q)
+        seen = item.slices(begin_Q, ranges(target_B, targets_B) - begin_Q)
         return JaggedTensor(_tensor(seen.values), _tensor(seen.lengths))
 
     def empty(self) -> Batch:
@@ -274,6 +311,12 @@ class BatchBuilder:
             row_Q=_tensor(zero[:0]),
             seen=JaggedTensor(_tensor(zero[:0]), _tensor(zero[:0])) if self.with_seen else None,
         )
+
+
+def _of_runs(column: NDArray | Jagged, chosen: _Runs, feature: PreparedFeature) -> Tensor | JaggedTensor:
+    if isinstance(column, Jagged):
+        return chosen.of_lists(column)
+    return torch.from_numpy(chosen.of(column, np.float32 if feature.is_number else np.int64))
 
 
 def _feature_tensor(column: NDArray | Jagged, feature: PreparedFeature) -> Tensor | JaggedTensor:

@@ -24,6 +24,8 @@ class ReaderConfig(Settings):
     """Batches that the reading thread makes ahead."""
     fetch: int = Field(default=4, ge=1)
     """Row groups that are being read at a time."""
+    build: int = Field(default=2, ge=1)
+    """Threads that put batches together."""
     retry_seconds: float = Field(default=300, ge=0)
     """How long an object store that fails or does not answer is asked again, with growing pauses."""
     on_bad_shard: Literal["error", "skip"] = "error"

@@ -12,15 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from ingest import kernels
 from ingest.jagged import Jagged
 from ingest.manifest import Manifest, PreparedFeature
 from ingest.schema import FIRST_VALUE, UNKNOWN
 from ingest.storage import arrow_filesystem, join
 
-MISSING_TIME = np.iinfo(np.int64).min
+MISSING_TIME = int(np.iinfo(np.int64).min)
 """The date of an item that has none."""
-MOST_COMPARED_EDGES = 16
-"""Up to so many bins it is faster to compare with each edge than to search."""
 
 
 @dataclass(frozen=True)
@@ -32,27 +31,26 @@ class ItemTable:
     counts: NDArray[np.int64]
     """How often the training data have each item: shape [V]."""
 
-    def gather(self, feature: PreparedFeature, item: NDArray, time: NDArray) -> NDArray | Jagged:
-        """The feature's values for interactions with `item` [N] at `time` [N]: ages are counted until then."""
+    def gather(self, feature: PreparedFeature, item_N: NDArray, time_N: NDArray) -> NDArray | Jagged:
+        """The feature's values for interactions with `item_N` at `time_N`: ages are counted until then."""
         column = self.columns[feature.name]
         if isinstance(column, Jagged):
-            return column.take(item)
+            offsets = np.empty(len(item_N) + 1, dtype=np.int64)
+            kernels.list_offsets(column.offsets, item_N, offsets)
+            values = np.empty(offsets[-1], dtype=column.values.dtype)
+            kernels.take_lists(column.values, column.offsets, item_N, values)
+            return Jagged(values, offsets)
         if feature.kind == "elapsed":
-            return age_index(time, column[item], feature.edges)
-        return column[item]
+            return age_index(time_N, item_N, column, feature.edges)
+        found = np.empty(len(item_N), dtype=column.dtype)
+        kernels.look_up(column, item_N, found)
+        return found
 
 
-def age_index(time: NDArray, since: NDArray, edges: list[float]) -> NDArray[np.int64]:
-    """The index of each age `time - since` among the bins; unknown where `since` is missing. Shapes [N]."""
-    missing = since == MISSING_TIME
-    age = time - np.where(missing, time, since)
-    if len(edges) > MOST_COMPARED_EDGES:
-        index = FIRST_VALUE + np.searchsorted(np.asarray(edges), age, side="right")
-    else:
-        index = np.full(len(age), FIRST_VALUE)
-        for edge in edges:
-            index += age >= edge
-    index[missing] = UNKNOWN
+def age_index(time_N: NDArray, item_N: NDArray, since_V: NDArray, edges: list[float]) -> NDArray[np.int32]:
+    """The index of each age `time - since` of an item among the bins; unknown where `since` is missing. [N]."""
+    index = np.empty(len(item_N), dtype=np.int32)
+    kernels.age_bins(time_N, item_N, since_V, np.asarray(edges, np.float64), MISSING_TIME, FIRST_VALUE, UNKNOWN, index)
     return index
 
 

@@ -60,6 +60,8 @@ ALGORITHM = 3
 """Part of the fingerprint: raised when the same input gives other prepared data than before."""
 CONTENT = ("manifest.json", "items.parquet", "vocab", "train", "validation", "test", "rest")
 WORK = "_work"
+FEWEST_PARTITIONS = 4
+"""A log of fewer partitions is prepared in this process: to start others takes longer."""
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 Log = Callable[[str], None]
 Results = list[dict[str, Any]]
@@ -155,6 +157,8 @@ class _Preparation:
             types=log_types(self.config, files),
             base=json.loads(read_text(plan))["base"],
         )
+        if self.job.partitions < FEWEST_PARTITIONS:
+            self.runner = InThisProcess()
         return pieces_of(files, self.config.partition_events)
 
     def _keep_base(self, before: Manifest | None) -> dict[str, Any] | None:

@@ -3,7 +3,7 @@
 An epoch's order: the row groups are shuffled with (seed, epoch), dealt to the workers so that each has about the
 same number of interactions, and grouped into units of about `shuffle_buffer` interactions. A unit's rows are
 shuffled together and cut into batches of about `tokens` tokens. A worker reads only its own row groups; one unit and
-`fetch` row groups of the next are in memory.
+what is read ahead of the next are in memory.
 
 The position is the list of units not yet consumed, with the number of rows consumed of the first: a compact form of
 the row intervals that are left. Restored on the same number of workers each goes on exactly where it was; on another
@@ -61,10 +61,32 @@ class Position:
         return cls(int(content["epoch"]), tuple(tuple(map(unit, units)) for units in content["workers"]))
 
 
+@dataclass(frozen=True)
+class Left:
+    """What a worker has left of an epoch after a batch: the unit `number` from its row `consumed` on, and those after.
+
+    Made for every batch, so it copies nothing; `units` is called where a position is saved.
+    """
+
+    of: tuple[Unit, ...]
+    number: int
+    consumed: int | None
+    """None where that unit is through."""
+
+    def units(self) -> tuple[Unit, ...]:
+        if self.consumed is None:
+            return self.of[self.number + 1 :]
+        return (Unit(self.of[self.number].row_groups, self.consumed), *self.of[self.number + 1 :])
+
+
+Build = tuple[Future[Batch], Left]
+"""A batch that is being built, and the units that are left after it."""
+
+
 class Reader:
     """One worker's stream of batches of one split.
 
-    `epoch` yields `(batch, units)`: the batch and this worker's units that are left once it is consumed.
+    `epoch` yields `(batch, left)`: the batch and what this worker has left once it is consumed.
     """
 
     def __init__(
@@ -112,9 +134,9 @@ class Reader:
         self.skipped: list[Skipped] = []
         """Row groups that were set aside so far."""
 
-    def epoch(self, epoch: int, position: Position | None = None) -> Iterator[tuple[Batch, tuple[Unit, ...]]]:
+    def epoch(self, epoch: int, position: Position | None = None) -> Iterator[tuple[Batch, Left]]:
         """The batches of `epoch`, from its beginning or from `position`."""
-        return _ahead(self._batches(epoch, self.units(epoch, position)), self.config.prefetch)
+        return _ahead(self._builds(epoch, self.units(epoch, position)), self.config.prefetch)
 
     def units(self, epoch: int, position: Position | None = None) -> tuple[Unit, ...]:
         """This worker's units of `epoch`, or of what `position` says is left of it."""
@@ -147,7 +169,14 @@ class Reader:
         groups = list(map(tuple, self.groups[chosen].tolist()))
         return tuple(Unit(tuple(groups[b:e])) for b, e in cut(self.group_sizes[chosen], self.config.shuffle_buffer))
 
-    def _batches(self, epoch: int, units: tuple[Unit, ...]) -> Iterator[tuple[Batch, tuple[Unit, ...]]]:
+    def _builds(self, epoch: int, units: tuple[Unit, ...]) -> Generator[Build, None, None]:
+        """The batches as they are being built, several at a time, each with the units that are left after it."""
+        with ThreadPoolExecutor(self.config.build, "build") as pool:
+            for rows, index, left in self._cut(epoch, units):
+                yield pool.submit(self.builder.build, rows, index), left
+
+    def _cut(self, epoch: int, units: tuple[Unit, ...]) -> Iterator[tuple[Rows, NDArray, Left]]:
+        """The rows of each batch, by their place in the unit's, and the units that are left after it."""
         for number, rows in enumerate(self._read(units)):
             unit = units[number]
             if not len(rows):
@@ -159,8 +188,7 @@ class Reader:
             for begin, end in pairwise(cuts):
                 if begin < unit.consumed:
                     continue
-                left = (Unit(unit.row_groups, end),) if end < len(rows) else ()
-                yield self.builder.build(rows, order[begin:end]), left + units[number + 1 :]
+                yield rows, order[begin:end], Left(units, number, end if end < len(rows) else None)
 
     def _cuts(self, rows: Rows, order: NDArray) -> list[int]:
         """Row numbers at which the unit is cut into batches of about the same number of tokens."""
@@ -171,20 +199,21 @@ class Reader:
         return np.unique([0, *np.clip(inner, 1, len(order) - 1), len(order)]).tolist()
 
     def _read(self, units: Sequence[Unit]) -> Iterator[Rows]:
-        """The rows of each unit, while `fetch` row groups of it and of the next are being read."""
+        """The rows of each unit, while those of the next are being read, `fetch` row groups at a time."""
         groups = [group for unit in units for group in unit.row_groups]
-        with closing(self._row_groups(groups)) as parts:
+        ahead = max((len(unit.row_groups) for unit in units), default=0)
+        with closing(self._row_groups(groups, max(ahead, self.config.fetch))) as parts:
             for unit in units:
                 yield Rows.concat([rows for rows in islice(parts, len(unit.row_groups)) if rows is not None])
 
-    def _row_groups(self, groups: list[tuple[int, int]]) -> Generator[Rows | None, None, None]:
-        """The row groups in their order, None for one that is damaged and set aside."""
+    def _row_groups(self, groups: list[tuple[int, int]], most: int) -> Generator[Rows | None, None, None]:
+        """The row groups in their order, `most` of them ahead; None for one that is damaged and set aside."""
         running: deque[tuple[tuple[int, int], Future[Rows]]] = deque()
         ahead = iter(groups)
         pool = ThreadPoolExecutor(self.config.fetch, "fetch")
         try:
             while True:
-                for group in islice(ahead, self.config.fetch - len(running)):
+                for group in islice(ahead, most - len(running)):
                     running.append((group, pool.submit(self.source.read, *group)))
                 if not running:
                     return
@@ -215,8 +244,8 @@ def deal(position: Position, workers: int) -> tuple[tuple[Unit, ...], ...]:
     return tuple(tuple(split[worker::workers]) for worker in range(workers))
 
 
-def _ahead(batches: Iterator[tuple[Batch, tuple[Unit, ...]]], depth: int) -> Iterator[tuple[Batch, tuple[Unit, ...]]]:
-    """Run `batches` in a thread, up to `depth` ahead of the consumer; its errors come up here."""
+def _ahead(builds: Generator[Build, None, None], depth: int) -> Iterator[tuple[Batch, Left]]:
+    """Run `builds` in a thread, up to `depth` batches ahead of the consumer; its errors come up here."""
     ready: queue.Queue[Any] = queue.Queue(maxsize=depth)
     stopped = threading.Event()
 
@@ -231,9 +260,10 @@ def _ahead(batches: Iterator[tuple[Batch, tuple[Unit, ...]]], depth: int) -> Ite
 
     def produce() -> None:
         try:
-            for value in batches:
-                if not put(value):
-                    return
+            with closing(builds):
+                for value in builds:
+                    if not put(value):
+                        return
             put(None)
         except BaseException as error:
             put(error)
@@ -244,7 +274,8 @@ def _ahead(batches: Iterator[tuple[Batch, tuple[Unit, ...]]], depth: int) -> Ite
         while (value := ready.get()) is not None:
             if isinstance(value, BaseException):
                 raise value
-            yield value
+            batch, left = value
+            yield batch.result(), left
     finally:
         stopped.set()
         thread.join()

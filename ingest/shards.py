@@ -8,6 +8,7 @@ unequal length never reach a table: TorchRec would silently read another row.
 from __future__ import annotations
 
 import io
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,8 @@ from ingest.errors import DamagedShardError
 from ingest.jagged import Jagged
 from ingest.manifest import VERSION, VERSION_KEY, Manifest, Shard
 from ingest.storage import arrow_filesystem, is_remote, join, patiently
+
+MOST_OPEN = 1024
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Shards:
         self.url, self.manifest, self.shards, self.columns = url, manifest, shards, columns
         self.retry_seconds = retry_seconds
         self.types = self._types()
+        self.opened: dict[int, tuple[pa.NativeFile | None, pq.FileMetaData]] = {}
+        self.lock = threading.Lock()
         self.nested = {feature.name for feature in manifest.features if feature.of == "event"
                        and feature.kind == "categories"}  # fmt: skip
         self.sizes = {feature.name: feature.size for feature in manifest.features if not feature.is_number}
@@ -63,8 +68,7 @@ class Shards:
         """One row group. Raises `DamagedShardError`, or `InputError` where the storage does not answer."""
         where = f"{self.path(shard)}: row group {group}"
         try:
-            with self._open(self.path(shard)) as file:
-                self._check_schema(file.schema_arrow, self.path(shard))
+            with self._open(shard) as file:
                 if group >= file.num_row_groups:
                     raise DamagedShardError(f"{where}: there are only {file.num_row_groups}")
                 table = file.read_row_group(group, columns=self.columns, use_threads=False)
@@ -76,12 +80,31 @@ class Shards:
 
     def user_type(self) -> pa.DataType:
         """The Arrow type of the log's own user ids; there must be a shard."""
-        with self._open(self.path(0)) as file:
+        with self._open(0) as file:
             return file.schema_arrow.field("user").type
 
-    def _open(self, url: str) -> pq.ParquetFile:
-        source: Any = _PatientFile(url, self.retry_seconds) if is_remote(url) else url.removeprefix("file://")
-        return pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=True)
+    def _open(self, shard: int) -> pq.ParquetFile:
+        """A shard; it is opened and its footer read and checked once, while it is among the `MOST_OPEN` last ones."""
+        url = self.path(shard)
+        handle, footer = self.opened.get(shard, (None, None))
+        source: Any = url.removeprefix("file://")
+        if is_remote(url):
+            handle = handle or patiently(lambda: _handle(url), url, self.retry_seconds)
+            self._check_size(handle, shard)
+            source = _PatientFile(handle, url, self.retry_seconds)
+        file = pq.ParquetFile(source, metadata=footer, page_checksum_verification=True, pre_buffer=is_remote(url))
+        if footer is None:
+            self._check_schema(file.schema_arrow, url)
+            with self.lock:
+                while len(self.opened) >= MOST_OPEN:
+                    del self.opened[next(iter(self.opened))]
+                self.opened[shard] = (handle, file.metadata)
+        return file
+
+    def _check_size(self, handle: pa.NativeFile, shard: int) -> None:
+        found, expected = handle.size(), self.shards[shard].bytes
+        if found != expected:
+            raise DamagedShardError(f"{self.path(shard)}: has {found} bytes, the manifest says {expected}")
 
     def _check_schema(self, schema: pa.Schema, path: str) -> None:
         version = (schema.metadata or {}).get(VERSION_KEY, b"none").decode()
@@ -178,27 +201,24 @@ def _at(bad: NDArray, lists: Jagged | None, where: str) -> str:
     return f"{where}, row {int(np.searchsorted(lists.offsets, bad.argmax(), side='right')) - 1}"
 
 
+def _handle(url: str) -> pa.NativeFile:
+    filesystem, path = arrow_filesystem(url)
+    return filesystem.open_input_file(path)
+
+
 class _PatientFile(io.RawIOBase):
     """A file of an object store whose every request is repeated until the storage answers, or for `seconds`."""
 
-    def __init__(self, url: str, seconds: float) -> None:
+    def __init__(self, handle: pa.NativeFile, url: str, seconds: float) -> None:
         super().__init__()
-        self.url, self.seconds, self.position = url, seconds, 0
-        self.source = patiently(self._open, url, seconds)
-        self.length: int = patiently(lambda: self.source.size(), url, seconds)
-
-    def _open(self) -> pa.NativeFile:
-        filesystem, path = arrow_filesystem(self.url)
-        return filesystem.open_input_file(path)
+        self.handle, self.url, self.seconds = handle, url, seconds
+        self.position, self.length = 0, handle.size()
 
     def readable(self) -> bool:
         return True
 
     def seekable(self) -> bool:
         return True
-
-    def size(self) -> int:
-        return self.length
 
     def tell(self) -> int:
         return self.position
@@ -211,6 +231,6 @@ class _PatientFile(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         size = self.length - self.position if size is None or size < 0 else size
         begin = self.position
-        data: bytes = patiently(lambda: self.source.read_at(size, begin), self.url, self.seconds)
+        data: bytes = patiently(lambda: self.handle.read_at(size, begin), self.url, self.seconds)
         self.position += len(data)
         return data

@@ -19,7 +19,7 @@ from ingest.batch import Batch
 from ingest.errors import InputError
 from ingest.items import load_items
 from ingest.manifest import Manifest, load_manifest
-from ingest.reader import Position, Reader, Unit
+from ingest.reader import Left, Position, Reader
 from ingest.schema import UNKNOWN
 from ingest.storage import join
 from trainer.checkpoint import Checkpoints
@@ -121,9 +121,9 @@ class Trainer:
                     self._checkpoint(epoch, left)
         self._end_epoch(epoch, began, before)
 
-    def _checkpoint(self, epoch: int, left: tuple[Unit, ...]) -> None:
-        """One inside an epoch, of which this worker's units `left` are still to come."""
-        self.progress.position = Position(epoch, tuple(gather_objects(left))).to_json()
+    def _checkpoint(self, epoch: int, left: Left) -> None:
+        """One inside an epoch, of which this worker has `left` still to come."""
+        self.progress.position = Position(epoch, tuple(gather_objects(left.units()))).to_json()
         self._gather_skipped()
         self.progress.sums = {"loss": self._loss_sum, "weight": self._weight_sum, "parts": dict(self._parts)}
         self.checkpoints.save(self.step, self.progress, self.identity)
@@ -134,11 +134,11 @@ class Trainer:
         position = Position.from_json(self.progress.position) if self.progress.position else None
         stream = self.reader.epoch(self.progress.epoch, position)
         empty = self.reader.builder.empty()
-        left: tuple[Unit, ...] = ()
+        nothing = Left((), 0, None)
         while True:
             began = time.perf_counter()
             found = next(stream, None)
-            batch, left = found if found is not None else (empty, ())
+            batch, left = found if found is not None else (empty, nothing)
             self.monitor.waiting += time.perf_counter() - began
             if not self.config.duration_weights:
                 batch = replace(batch, weight_Q=(batch.target_Q > UNKNOWN).float())

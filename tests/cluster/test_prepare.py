@@ -25,7 +25,7 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture
 def runner(ray_session: None) -> OnRay:
-    return OnRay(ClusterConfig(workers=2), fewest=1)
+    return OnRay(ClusterConfig(workers=2))
 
 
 def test_a_cluster_and_one_process_write_the_same_bytes(

@@ -150,6 +150,6 @@ def test_a_resumed_epoch_sets_the_same_row_groups_aside(prepared: dict[str, str]
     from ingest.reader import Position
 
     for stop in range(1, len(whole)):
-        position = Position(0, (whole[stop - 1][1],))
+        position = Position(0, (whole[stop - 1][1].units(),))
         resumed = [batch.time_T.tolist() for batch, _ in found.epoch(0, position)]
         assert resumed == [batch.time_T.tolist() for batch, _ in whole[stop:]]
