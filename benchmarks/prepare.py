@@ -5,7 +5,8 @@
 
 Each side is a process of its own, one after the other; memory is that of all its processes together. The bare sort
 reads the log's columns, sorts and writes Parquet: no vocabularies, no split, no lists. DuckDB takes part where it is
-installed, with a memory limit of 4 GB; so does Polars' streaming engine, which takes no limit.
+installed, with a memory limit of 4 GB; so does Polars' streaming engine, which takes no limit. With --ray-data so does
+the sort of Ray Data.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import importlib.util
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -57,6 +59,15 @@ events = pl.scan_parquet(f"{log}/events/*.parquet").select(COLUMNS)
 events.sort("user_id", "timestamp").sink_parquet(out, compression="zstd", engine="streaming")
 """.replace("COLUMNS", repr(COLUMNS.split(", ")))
 
+RAY_DATA = """
+import ray, sys
+log, out, folder = sys.argv[1:]
+ray.init(include_dashboard=False, log_to_driver=False)
+ray.data.DataContext.get_current().enable_progress_bars = False
+events = ray.data.read_parquet(f"{log}/events", columns=COLUMNS)
+events.sort(["user_id", "timestamp"]).write_parquet(out, arrow_parquet_args={"compression": "zstd"})
+""".replace("COLUMNS", repr(COLUMNS.split(", ")))
+
 
 def timed(command: list[str]) -> dict[str, float]:
     """Seconds and peak memory of a command."""
@@ -72,7 +83,7 @@ def timed(command: list[str]) -> dict[str, float]:
     return {"seconds": round(seconds, 1), "peak_memory_gib": round(peak.gib, 2)}
 
 
-def measure(log: Path, folder: Path, no_ray: bool) -> dict[str, Any]:
+def measure(log: Path, folder: Path, no_ray: bool, ray_data: bool) -> dict[str, Any]:
     config = {
         "name": "run",
         "storage": str(folder),
@@ -88,11 +99,12 @@ def measure(log: Path, folder: Path, no_ray: bool) -> dict[str, Any]:
     ours = [sys.executable, "-m", "cluster.cli", "prepare", str(folder / "config.yaml"), *["--no-ray"] * no_ray]
     sides = {"prepare": timed(ours)}
     counts = json.loads((folder / "run" / "data" / "manifest.json").read_text())["counts"]
-    for name, script in {"duckdb": DUCKDB, "polars": POLARS}.items():
+    others = {"duckdb": DUCKDB, "polars": POLARS} | ({"ray.data": RAY_DATA} if ray_data else {})
+    for name, script in others.items():
         if importlib.util.find_spec(name) is not None:
-            out = folder / f"{name}.parquet"
+            out = folder / f"{name}-sorted"
             sides[name] = timed([sys.executable, "-c", script, str(log), str(out), str(folder)])
-            out.unlink(missing_ok=True)
+            shutil.rmtree(out) if out.is_dir() else out.unlink(missing_ok=True)
     ratios = {
         name: round(sides["prepare"]["seconds"] / side["seconds"], 2)
         for name, side in sides.items()
@@ -115,6 +127,7 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=100_000)
     parser.add_argument("--log", type=Path, help="a simulated log; by default one is made")
     parser.add_argument("--no-ray", action="store_true")
+    parser.add_argument("--ray-data", action="store_true", help="also the sort of Ray Data")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         log = options.log or Path(name) / "simulated" / "log"
@@ -129,7 +142,7 @@ def main() -> None:
             Path(name, "simulate.yaml").write_text(yaml.safe_dump(config))
             simulate = [sys.executable, "-m", "cluster.cli", "simulate", f"{name}/simulate.yaml"]
             subprocess.run(simulate, check=True, stdout=sys.stderr)
-        print(json.dumps(measure(log, Path(name), options.no_ray), indent=1))
+        print(json.dumps(measure(log, Path(name), options.no_ray, options.ray_data), indent=1))
 
 
 if __name__ == "__main__":
