@@ -119,11 +119,18 @@ class Transformer(nn.Module):
 
 
 class Joined(nn.Module):
-    """{a (+) b (+) ...} -> linear + norm: vectors of the given widths to [T, D]."""
+    """{a (+) b (+) ...} -> linear + norm: vectors of the given widths to [T, D].
+
+    The linear layer begins as the first D inputs, which are the item's own vector, plus a small random mix of all: so
+    the item that was watched reaches the output layer, which is the item table itself, from the first step on. Without
+    that IntentRec loses a third of its MRR on Retailrocket's small log, where people come back to an item (ours).
+    """
 
     def __init__(self, widths: list[int], dimension: int, dropout: float) -> None:
         super().__init__()
         self.linear = nn.Linear(sum(widths), dimension)
+        with torch.no_grad():
+            self.linear.weight[:, :dimension] += torch.eye(dimension)
         self.norm = nn.LayerNorm(dimension)
         self.dropout = nn.Dropout(dropout)
 
