@@ -65,7 +65,7 @@ log, out, folder = sys.argv[1:]
 ray.init(include_dashboard=False, log_to_driver=False)
 ray.data.DataContext.get_current().enable_progress_bars = False
 events = ray.data.read_parquet(f"{log}/events", columns=COLUMNS)
-events.sort(["user_id", "timestamp"]).write_parquet(out, arrow_parquet_args={"compression": "zstd"})
+events.sort(["user_id", "timestamp"]).write_parquet(out, compression="zstd")
 """.replace("COLUMNS", repr(COLUMNS.split(", ")))
 
 

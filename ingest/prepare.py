@@ -60,7 +60,7 @@ ALGORITHM = 3
 """Part of the fingerprint: raised when the same input gives other prepared data than before."""
 CONTENT = ("manifest.json", "items.parquet", "vocab", "train", "validation", "test", "rest")
 WORK = "_work"
-FEWEST_PARTITIONS = 4
+FEWEST_PARTITIONS = 8
 """A log of fewer partitions is prepared in this process: to start others takes longer."""
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 Log = Callable[[str], None]

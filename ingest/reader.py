@@ -1,9 +1,9 @@
 """Streams a prepared data set's shards as batches, in an order that (seed, epoch, position) decides.
 
-An epoch's order: the row groups are shuffled with (seed, epoch), dealt to the workers so that each has about the
-same number of interactions, and grouped into units of about `shuffle_buffer` interactions. A unit's rows are
-shuffled together and cut into batches of about `tokens` tokens. A worker reads only its own row groups; one unit and
-what is read ahead of the next are in memory.
+An epoch's order: blocks of consecutive row groups, each of which is one request of an object store, are shuffled with
+(seed, epoch), dealt to the workers so that each has about the same number of interactions, and put together into units
+of about `shuffle_buffer` interactions. A unit's rows are shuffled together and cut into batches of about `tokens`
+tokens. A worker reads only its own row groups; one unit and what is read ahead of the next are in memory.
 
 The position is the list of units not yet consumed, with the number of rows consumed of the first: a compact form of
 the row intervals that are left. Restored on the same number of workers each goes on exactly where it was; on another
@@ -20,18 +20,21 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice, pairwise
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ingest.batch import Batch, BatchBuilder, Rows
 from ingest.config import ReaderConfig
-from ingest.errors import DamagedShardError
 from ingest.items import ItemTable
 from ingest.jagged import cut, ranges
 from ingest.manifest import Manifest, Shard, SplitName
-from ingest.shards import Shards, Skipped
+from ingest.shards import Damaged, Shards, Skipped
+
+READ_TOGETHER = 262_144
+"""Interactions of the consecutive row groups that are read at once, about: some megabytes."""
+BLOCKS_A_WORKER = 16
 
 
 @dataclass(frozen=True)
@@ -152,15 +155,31 @@ class Reader:
         yield from self._read(self._grouped(np.arange(len(self.groups))))
 
     def _units(self, epoch: int) -> tuple[Unit, ...]:
-        order = np.arange(len(self.groups))
+        begins, sizes = self._blocks()
+        order = np.arange(len(begins))
         if not self.evaluate:
             np.random.default_rng([self.seed, epoch]).shuffle(order)
-        return self._grouped(order[self._own(order)])
+        own = order[self._own(sizes[order])]
+        counts = np.diff(np.append(begins, len(self.groups)))[own]
+        return self._grouped(ranges(begins[own], counts))
 
-    def _own(self, order: NDArray) -> NDArray[np.int64]:
-        """This worker's places in `order`: dealt largest first, to and fro, so that no worker has much more to read."""
-        by_size = np.argsort(-self.group_sizes[order], kind="stable")
-        turn = np.arange(len(order)) % (2 * self.workers)
+    def _blocks(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where each block of row groups begins, and its interactions.
+
+        Of about `READ_TOGETHER` interactions, or fewer where the workers would have less than `BLOCKS_A_WORKER` each.
+        """
+        most = min(READ_TOGETHER, int(self.group_sizes.sum()) // (self.workers * BLOCKS_A_WORKER))
+        ends = np.cumsum(self.group_sizes)
+        number = (ends - 1) // max(most, 1)
+        new = np.ones(len(ends), dtype=bool)
+        new[1:] = (number[1:] != number[:-1]) | (self.groups[1:, 0] != self.groups[:-1, 0])
+        begins = np.flatnonzero(new)
+        return begins, np.add.reduceat(self.group_sizes, begins) if len(begins) else self.group_sizes
+
+    def _own(self, sizes: NDArray) -> NDArray[np.int64]:
+        """This worker's places in `sizes`: dealt largest first, to and fro, so that no worker has much more to read."""
+        by_size = np.argsort(-sizes, kind="stable")
+        turn = np.arange(len(sizes)) % (2 * self.workers)
         dealt_to = np.where(turn < self.workers, turn, 2 * self.workers - 1 - turn)
         return np.sort(by_size[dealt_to == self.rank])
 
@@ -199,36 +218,46 @@ class Reader:
         return np.unique([0, *np.clip(inner, 1, len(order) - 1), len(order)]).tolist()
 
     def _read(self, units: Sequence[Unit]) -> Iterator[Rows]:
-        """The rows of each unit, while those of the next are being read, `fetch` row groups at a time."""
-        groups = [group for unit in units for group in unit.row_groups]
-        ahead = max((len(unit.row_groups) for unit in units), default=0)
-        with closing(self._row_groups(groups, max(ahead, self.config.fetch))) as parts:
-            for unit in units:
-                yield Rows.concat([rows for rows in islice(parts, len(unit.row_groups)) if rows is not None])
+        """The rows of each unit, while those of the next are being read, `fetch` blocks at a time."""
+        blocks = [list(_together(unit.row_groups)) for unit in units]
+        ahead = max((len(unit) for unit in blocks), default=0)
+        with closing(self._fetched([block for unit in blocks for block in unit], ahead)) as parts:
+            for unit in blocks:
+                yield Rows.concat([rows for found in islice(parts, len(unit)) for rows in found])
 
-    def _row_groups(self, groups: list[tuple[int, int]], most: int) -> Generator[Rows | None, None, None]:
-        """The row groups in their order, `most` of them ahead; None for one that is damaged and set aside."""
-        running: deque[tuple[tuple[int, int], Future[Rows]]] = deque()
-        ahead = iter(groups)
+    def _fetched(self, blocks: list[tuple[int, range]], ahead: int) -> Generator[list[Rows], None, None]:
+        """What is whole of each block, in their order; `ahead` of them are read or being read."""
+        running: deque[Future[list[Rows | Damaged]]] = deque()
+        waiting = iter(blocks)
         pool = ThreadPoolExecutor(self.config.fetch, "fetch")
         try:
             while True:
-                for group in islice(ahead, most - len(running)):
-                    running.append((group, pool.submit(self.source.read, *group)))
+                for block in islice(waiting, max(ahead, self.config.fetch) - len(running)):
+                    running.append(pool.submit(self.source.read, *block))
                 if not running:
                     return
-                (shard, number), future = running.popleft()
-                try:
-                    rows: Rows | None = future.result()
-                except DamagedShardError as error:
-                    if self.config.on_bad_shard == "error":
-                        raise
-                    count = self.shards[shard].row_groups[number][0]
-                    self.skipped.append(Skipped(self.shards[shard].path, number, count, str(error)))
-                    rows = None
-                yield rows
+                yield [rows for rows in running.popleft().result() if self._is_whole(rows)]
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+    def _is_whole(self, rows: Rows | Damaged) -> TypeGuard[Rows]:
+        """Whether `rows` can be used; what is damaged is set aside or raised."""
+        if isinstance(rows, Rows):
+            return True
+        if self.config.on_bad_shard == "error":
+            raise rows.error
+        shard = self.shards[rows.shard]
+        self.skipped.append(Skipped(shard.path, rows.group, shard.row_groups[rows.group][0], str(rows.error)))
+        return False
+
+
+def _together(groups: Sequence[tuple[int, int]]) -> Iterator[tuple[int, range]]:
+    """Runs of consecutive row groups of one shard: the shard, and the row groups."""
+    begin = 0
+    for end in range(1, len(groups) + 1):
+        if end == len(groups) or groups[end] != (groups[end - 1][0], groups[end - 1][1] + 1):
+            yield groups[begin][0], range(groups[begin][1], groups[end - 1][1] + 1)
+            begin = end
 
 
 def deal(position: Position, workers: int) -> tuple[tuple[Unit, ...], ...]:

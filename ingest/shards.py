@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,15 @@ class Skipped:
     row_group: int
     rows: int
     reason: str
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A row group that is not what the manifest says."""
+
+    shard: int
+    group: int
+    error: DamagedShardError
 
 
 class Shards:
@@ -64,19 +74,31 @@ class Shards:
     def path(self, shard: int) -> str:
         return join(self.url, self.shards[shard].path)
 
-    def read(self, shard: int, group: int) -> Rows:
-        """One row group. Raises `DamagedShardError`, or `InputError` where the storage does not answer."""
-        where = f"{self.path(shard)}: row group {group}"
+    def read(self, shard: int, groups: Sequence[int]) -> list[Rows | Damaged]:
+        """Consecutive row groups, together where all are whole, in one request of an object store.
+
+        Where one is damaged they are read one by one. Raises `InputError` where the storage does not answer.
+        """
+        try:
+            return [self._read(shard, groups)]
+        except DamagedShardError as error:
+            if len(groups) == 1:
+                return [Damaged(shard, groups[0], error)]
+        return [rows for group in groups for rows in self.read(shard, [group])]
+
+    def _read(self, shard: int, groups: Sequence[int]) -> Rows:
+        where = f"{self.path(shard)}: row group {groups[0]}"
         try:
             with self._open(shard) as file:
-                if group >= file.num_row_groups:
+                if groups[-1] >= file.num_row_groups:
                     raise DamagedShardError(f"{where}: there are only {file.num_row_groups}")
-                table = file.read_row_group(group, columns=self.columns, use_threads=False)
+                table = file.read_row_groups(list(groups), columns=self.columns, use_threads=False)
         except FileNotFoundError:
             raise DamagedShardError(f"{self.path(shard)}: this shard of the manifest is not there") from None
         except (pa.ArrowException, OSError) as error:
             raise DamagedShardError(f"{where} is damaged: {' '.join(str(error).split())}") from error
-        return self._rows(table, self.shards[shard].row_groups[group], where)
+        sizes = [self.shards[shard].row_groups[group] for group in groups]
+        return self._rows(table, (sum(rows for rows, _ in sizes), sum(count for _, count in sizes)), where)
 
     def user_type(self) -> pa.DataType:
         """The Arrow type of the log's own user ids; there must be a shard."""
