@@ -9,6 +9,7 @@ stand together and a kernel that wants padding pads little.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -30,9 +31,6 @@ class JaggedTensor:
 
     values: Tensor
     lengths: Tensor
-
-    def to(self, device: torch.device) -> JaggedTensor:
-        return JaggedTensor(self.values.to(device, non_blocking=True), self.lengths.to(device, non_blocking=True))
 
 
 @dataclass(frozen=True)
@@ -68,17 +66,32 @@ class Batch:
     def tokens(self) -> int:
         return len(self.item_T)
 
+    def tensors(self) -> Iterator[Tensor]:
+        """Every tensor of the batch."""
+        for value in (*vars(self).values(), *self.features.values(), *self.labels.values()):
+            if isinstance(value, JaggedTensor):
+                yield from (value.values, value.lengths)
+            elif isinstance(value, Tensor):
+                yield value
+
     def to(self, device: torch.device) -> Batch:
-        if device.type == "cpu":
-            return self
-        moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value.to(device)
-            for name, value in vars(self).items()
-            if isinstance(value, Tensor | JaggedTensor)
-        }
+        """The batch on `device`; from pinned memory the copy goes on after the call."""
+        return self if device.type == "cpu" else self._changed(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> Batch:
+        """The batch in memory from which a GPU copies by itself."""
+        return self._changed(Tensor.pin_memory)
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        def of(value: Any) -> Any:
+            if isinstance(value, JaggedTensor):
+                return JaggedTensor(change(value.values), change(value.lengths))
+            return change(value) if isinstance(value, Tensor) else value
+
+        changed = {name: of(value) for name, value in vars(self).items()}
         for group in ("features", "labels"):
-            moved[group] = {name: value.to(device) for name, value in getattr(self, group).items()}
-        return replace(self, **moved)
+            changed[group] = {name: of(value) for name, value in changed[group].items()}
+        return replace(self, **changed)
 
 
 @dataclass(frozen=True)

@@ -32,21 +32,24 @@ class Group:
 class Layout:
     """How a batch's tokens are padded for attention; made once a batch and used by every layer."""
 
-    def __init__(self, lengths_B: Tensor, growth: float = 1.25, slack: int = 8) -> None:
-        """`lengths_B` in rising order. A group ends where a length exceeds its first by `growth` and `slack`."""
+    def __init__(self, lengths_B: Tensor, padding: float = 0.1) -> None:
+        """`lengths_B` in rising order. Up to the share `padding` of a group's places may be empty."""
         device, lengths = lengths_B.device, lengths_B.tolist()
         self.groups: list[Group] = []
-        first, begin = 0, 0
+        first, begin, real = 0, 0, 0
         for row in range(1, len(lengths) + 1):
-            if row < len(lengths) and lengths[row] <= lengths[first] * growth + slack:
-                continue
+            real += lengths[row - 1]
+            if row < len(lengths):
+                places = (row + 1 - first) * lengths[row]
+                if places - real - lengths[row] <= padding * places:
+                    continue
             own_B = torch.tensor(lengths[first:row])
             end, b, longest = begin + int(own_B.sum()), row - first, lengths[row - 1]
             place_N = None
             if end - begin < b * longest:
                 place_N = torch.nonzero((torch.arange(longest) < own_B[:, None]).flatten()).flatten().to(device)
             self.groups.append(Group(begin, end, b, longest, place_N))
-            first, begin = row, end
+            first, begin, real = row, end, 0
 
     def pad(self, x_TX: Tensor, group: Group) -> Tensor:
         """The group's tokens as [b, L, X], zeros where it is padded."""

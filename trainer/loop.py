@@ -24,6 +24,7 @@ from ingest.schema import UNKNOWN
 from ingest.storage import join
 from trainer.checkpoint import Checkpoints
 from trainer.config import TrainConfig
+from trainer.device import on_device
 from trainer.models.config import NeuralConfig
 from trainer.monitor import Monitor
 from trainer.progress import Progress, identity
@@ -132,8 +133,8 @@ class Trainer:
     def _batches(self) -> Any:
         """This worker's batches with what is left after each, and empty ones until all workers are through."""
         position = Position.from_json(self.progress.position) if self.progress.position else None
-        stream = self.reader.epoch(self.progress.epoch, position)
-        empty = self.reader.builder.empty()
+        stream = on_device(self.reader.epoch(self.progress.epoch, position), self.worker.device)
+        empty = self.reader.builder.empty().to(self.worker.device)
         nothing = Left((), 0, None)
         while True:
             began = time.perf_counter()
@@ -142,7 +143,6 @@ class Trainer:
             self.monitor.waiting += time.perf_counter() - began
             if not self.config.duration_weights:
                 batch = replace(batch, weight_Q=(batch.target_Q > UNKNOWN).float())
-            batch = batch.to(self.worker.device)
             counts = torch.tensor(
                 [
                     float(found is not None),
