@@ -130,7 +130,7 @@ class Joined(nn.Module):
         super().__init__()
         self.linear = nn.Linear(sum(widths), dimension)
         with torch.no_grad():
-            self.linear.weight[:, :dimension] += torch.eye(dimension)
+            self.linear.weight += torch.eye(*self.linear.weight.shape)
         self.norm = nn.LayerNorm(dimension)
         self.dropout = nn.Dropout(dropout)
 
