@@ -19,7 +19,7 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import chain, islice, pairwise
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -64,6 +64,21 @@ class Position:
         return cls(int(content["epoch"]), tuple(tuple(map(unit, units)) for units in content["workers"]))
 
 
+class Units(Sequence[Unit]):
+    """A worker's units of an epoch, each made when it is asked for: there may be a million row groups."""
+
+    def __init__(self, groups_G2: NDArray[np.int64], cuts: list[tuple[int, int]]) -> None:
+        """`groups_G2`: shard and row group of all of them; `cuts`: where each unit begins and ends among them."""
+        self.groups_G2, self.cuts = groups_G2, cuts
+
+    def __len__(self) -> int:
+        return len(self.cuts)
+
+    def __getitem__(self, number: int) -> Unit:  # type: ignore[override]
+        begin, end = self.cuts[number]
+        return Unit(tuple((shard, group) for shard, group in self.groups_G2[begin:end].tolist()))
+
+
 @dataclass(frozen=True)
 class Left:
     """What a worker has left of an epoch after a batch: the unit `number` from its row `consumed` on, and those after.
@@ -71,15 +86,14 @@ class Left:
     Made for every batch, so it copies nothing; `units` is called where a position is saved.
     """
 
-    of: tuple[Unit, ...]
+    of: Sequence[Unit]
     number: int
     consumed: int | None
     """None where that unit is through."""
 
     def units(self) -> tuple[Unit, ...]:
-        if self.consumed is None:
-            return self.of[self.number + 1 :]
-        return (Unit(self.of[self.number].row_groups, self.consumed), *self.of[self.number + 1 :])
+        after = tuple(self.of[number] for number in range(self.number + 1, len(self.of)))
+        return after if self.consumed is None else (Unit(self.of[self.number].row_groups, self.consumed), *after)
 
 
 Build = tuple[Future[Batch], Left]
@@ -139,10 +153,13 @@ class Reader:
 
     def epoch(self, epoch: int, position: Position | None = None) -> Iterator[tuple[Batch, Left]]:
         """The batches of `epoch`, from its beginning or from `position`."""
-        return _ahead(self._builds(epoch, self.units(epoch, position)), self.config.prefetch)
+        return _ahead(self._builds(epoch, self._epoch_units(epoch, position)), self.config.prefetch)
 
     def units(self, epoch: int, position: Position | None = None) -> tuple[Unit, ...]:
         """This worker's units of `epoch`, or of what `position` says is left of it."""
+        return tuple(self._epoch_units(epoch, position))
+
+    def _epoch_units(self, epoch: int, position: Position | None) -> Sequence[Unit]:
         return deal(position, self.workers)[self.rank] if position is not None else self._units(epoch)
 
     def own_rows(self, epoch: int = 0) -> int:
@@ -154,7 +171,7 @@ class Reader:
         """The rows of every worker's units as they are stored, a unit at a time, in the stored order."""
         yield from self._read(self._grouped(np.arange(len(self.groups))))
 
-    def _units(self, epoch: int) -> tuple[Unit, ...]:
+    def _units(self, epoch: int) -> Units:
         begins, sizes = self._blocks()
         order = np.arange(len(begins))
         if not self.evaluate:
@@ -183,18 +200,17 @@ class Reader:
         dealt_to = np.where(turn < self.workers, turn, 2 * self.workers - 1 - turn)
         return np.sort(by_size[dealt_to == self.rank])
 
-    def _grouped(self, chosen: NDArray) -> tuple[Unit, ...]:
+    def _grouped(self, chosen: NDArray) -> Units:
         """Units of about `shuffle_buffer` interactions from the row groups `chosen`, in that order."""
-        groups = list(map(tuple, self.groups[chosen].tolist()))
-        return tuple(Unit(tuple(groups[b:e])) for b, e in cut(self.group_sizes[chosen], self.config.shuffle_buffer))
+        return Units(self.groups[chosen], cut(self.group_sizes[chosen], self.config.shuffle_buffer))
 
-    def _builds(self, epoch: int, units: tuple[Unit, ...]) -> Generator[Build, None, None]:
+    def _builds(self, epoch: int, units: Sequence[Unit]) -> Generator[Build, None, None]:
         """The batches as they are being built, several at a time, each with the units that are left after it."""
         with ThreadPoolExecutor(self.config.build, "build") as pool:
             for rows, index, left in self._cut(epoch, units):
                 yield pool.submit(self.builder.build, rows, index), left
 
-    def _cut(self, epoch: int, units: tuple[Unit, ...]) -> Iterator[tuple[Rows, NDArray, Left]]:
+    def _cut(self, epoch: int, units: Sequence[Unit]) -> Iterator[tuple[Rows, NDArray, Left]]:
         """The rows of each batch, by their place in the unit's, and the units that are left after it."""
         for number, rows in enumerate(self._read(units)):
             unit = units[number]
@@ -219,24 +235,39 @@ class Reader:
 
     def _read(self, units: Sequence[Unit]) -> Iterator[Rows]:
         """The rows of each unit, while those of the next are being read, `fetch` blocks at a time."""
-        blocks = [list(_together(unit.row_groups)) for unit in units]
-        ahead = max((len(unit) for unit in blocks), default=0)
-        with closing(self._fetched([block for unit in blocks for block in unit], ahead)) as parts:
-            for unit in blocks:
-                yield Rows.concat([rows for found in islice(parts, len(unit)) for rows in found])
+        counts: deque[int] = deque()
 
-    def _fetched(self, blocks: list[tuple[int, range]], ahead: int) -> Generator[list[Rows], None, None]:
-        """What is whole of each block, in their order; `ahead` of them are read or being read."""
-        running: deque[Future[list[Rows | Damaged]]] = deque()
-        waiting = iter(blocks)
+        def blocks() -> Iterator[tuple[int, range]]:
+            for unit in units:
+                found = list(_together(unit.row_groups))
+                counts.append(len(found))
+                yield from found
+
+        with closing(self._fetched(blocks())) as parts:
+            for _ in range(len(units)):
+                first = next(parts)
+                rest = islice(parts, counts.popleft() - 1)
+                yield Rows.concat([rows for found in chain([first], rest) for rows in found])
+
+    def _fetched(self, blocks: Iterator[tuple[int, range]]) -> Generator[list[Rows], None, None]:
+        """What is whole of each block, in their order; those of some `shuffle_buffer` interactions are read ahead."""
+        running: deque[tuple[Future[list[Rows | Damaged]], int]] = deque()
+        ahead = 0
         pool = ThreadPoolExecutor(self.config.fetch, "fetch")
         try:
             while True:
-                for block in islice(waiting, max(ahead, self.config.fetch) - len(running)):
-                    running.append(pool.submit(self.source.read, *block))
+                while len(running) < self.config.fetch or ahead < self.config.shuffle_buffer:
+                    block = next(blocks, None)
+                    if block is None:
+                        break
+                    size = sum(self.shards[block[0]].row_groups[group][1] for group in block[1])
+                    running.append((pool.submit(self.source.read, *block), size))
+                    ahead += size
                 if not running:
                     return
-                yield [rows for rows in running.popleft().result() if self._is_whole(rows)]
+                future, size = running.popleft()
+                ahead -= size
+                yield [rows for rows in future.result() if self._is_whole(rows)]
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
