@@ -29,10 +29,11 @@ def copy_runs(values: NDArray, start_R: NDArray, length_R: NDArray, out_N: NDArr
     """The runs of `values` one after the other, in the type of `out_N`."""
     place = 0
     for run in range(len(start_R)):
-        start = start_R[run]
-        for offset in range(length_R[run]):
-            out_N[place + offset] = values[start + offset]
-        place += length_R[run]
+        length = length_R[run]
+        part, target = values[start_R[run] : start_R[run] + length], out_N[place : place + length]
+        for k in range(length):
+            target[k] = part[k]
+        place += length
 
 
 @_compiled
@@ -40,9 +41,11 @@ def count_up(first_R: NDArray, length_R: NDArray, out_N: NDArray) -> None:
     """first, first + 1, ... for every run."""
     place = 0
     for run in range(len(length_R)):
-        for offset in range(length_R[run]):
-            out_N[place + offset] = first_R[run] + offset
-        place += length_R[run]
+        length, first = length_R[run], first_R[run]
+        target = out_N[place : place + length]
+        for k in range(length):
+            target[k] = first + k
+        place += length
 
 
 @_compiled
@@ -92,10 +95,11 @@ def copy_lengths(offsets: NDArray, start_R: NDArray, length_R: NDArray, out_N: N
     """The lengths of runs of lists: of list n it is offsets[n + 1] - offsets[n]."""
     place = 0
     for run in range(len(start_R)):
-        start = start_R[run]
-        for n in range(start, start + length_R[run]):
-            out_N[place] = offsets[n + 1] - offsets[n]
-            place += 1
+        length = length_R[run]
+        part, target = offsets[start_R[run] : start_R[run] + length + 1], out_N[place : place + length]
+        for k in range(length):
+            target[k] = part[k + 1] - part[k]
+        place += length
 
 
 def runs(values: NDArray, start_R: NDArray, length_R: NDArray, size: int, kind: Any = np.int64) -> NDArray:
