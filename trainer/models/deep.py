@@ -28,7 +28,7 @@ class Deep(nn.Module):
         self.first_encoder = Transformer(dimension, config.intent_layers, heads, dropout, config.expansion)
         bottleneck = sum(feature.size - FIRST_VALUE for feature in manifest.intents) or dimension
         self.bridge = nn.Sequential(nn.Linear(dimension, bottleneck), nn.GELU(), nn.Linear(bottleneck, dimension))
-        self.second_input = Joined([width, dimension, dimension], dimension, dropout)
+        self.second_input = Joined([width, dimension, dimension], dimension, dropout, from_item=True)
         self.second_encoder = Transformer(dimension, config.item_layers, heads, dropout, config.expansion)
 
     def forward(self, inputs: Inputs) -> Output:

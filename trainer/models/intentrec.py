@@ -45,7 +45,7 @@ class IntentRec(nn.Module):
         self.intent_heads = nn.ModuleDict({name: nn.Linear(dimension, count) for name, count in labels.items()})
         self.projections = nn.ModuleDict({name: nn.Linear(count, dimension) for name, count in labels.items()})
         self.attention = nn.Linear(dimension, 1)
-        self.item_input = Joined([width, dimension, dimension], dimension, dropout)
+        self.item_input = Joined([width, dimension, dimension], dimension, dropout, from_item=True)
         self.item_encoder = Transformer(dimension, config.item_layers, heads, dropout, config.expansion)
 
     def forward(self, inputs: Inputs) -> Output:
