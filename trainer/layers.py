@@ -123,8 +123,8 @@ class Joined(nn.Module):
 
     With `from_item` the linear layer begins as the first D inputs, which are the item's own vector, plus a small random
     mix of all: so the item that was watched reaches the output layer, which is the item table itself, from the first
-    step on. The last encoder's input begins so (ours): without it IntentRec loses a quarter of its MRR on Retailrocket's
-    small log, where people come back to an item; the encoders before do better without.
+    step on. The last encoder's input begins so (ours): without it IntentRec loses a quarter of its MRR on
+    Retailrocket's small log, where people come back to an item; the encoders before do better without.
     """
 
     def __init__(self, widths: list[int], dimension: int, dropout: float, from_item: bool = False) -> None:
