@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -161,9 +160,3 @@ def label_counts(reader: Reader) -> dict[str, np.ndarray]:
 def majority_labels(counts: dict[str, np.ndarray]) -> dict[str, int]:
     """The known label that is most common, by intent."""
     return {name: int(number[FIRST_VALUE:].argmax()) + FIRST_VALUE for name, number in counts.items()}
-
-
-def jagged_rows(value: JaggedTensor) -> list[list[Any]]:
-    """A jagged tensor as lists, for showing."""
-    offsets = [0, *value.lengths.cumsum(0).tolist()]
-    return [value.values[begin:end].tolist() for begin, end in pairwise(offsets)]

@@ -100,10 +100,3 @@ def copy_lengths(offsets: NDArray, start_R: NDArray, length_R: NDArray, out_N: N
         for k in range(length):
             target[k] = part[k + 1] - part[k]
         place += length
-
-
-def runs(values: NDArray, start_R: NDArray, length_R: NDArray, size: int, kind: Any = np.int64) -> NDArray:
-    """`copy_runs` into a new array of `size` = the sum of the lengths."""
-    out = np.empty(size, dtype=kind)
-    copy_runs(values, start_R, length_R, out)
-    return out

@@ -96,7 +96,7 @@ def first_answer(url: str, seconds: float = 90) -> dict:
 
 @pytest.mark.slow
 def test_submit_runs_the_cluster_config_as_a_job(stages: str, head: Head) -> None:
-    """configs/cluster.yaml whole, with a small log and CPUs in place of its own."""
+    """configs/cluster.yaml whole, with a small log and CPUs in place of its own; prepare's tasks run on the cluster."""
     (words,) = [words for words in COMMANDS if words[:2] == ["intentrec", "submit"]]
     command = [word.replace("http://head:8265", head.dashboard) for word in words]
     bucket = stages.rpartition("/")[0]
@@ -105,7 +105,7 @@ def test_submit_runs_the_cluster_config_as_a_job(stages: str, head: Head) -> Non
         *("cluster.workers=2", "cluster.gpus=false", "cluster.cpus_per_worker=1"),
         *("train.epochs=1", "train.reader={tokens: 1024, max_length: 30, windows: true}"),
         *("train.tables.dimension=16", "train.loss.negatives=64", "evaluate.resamples=200"),
-        "data.split={kind: point_in_time, validation: 3d, test: 3d}",
+        *("data.split={kind: point_in_time, validation: 3d, test: 3d}", "data.partition_events=1500"),
     ]
     done = subprocess.run(
         [str(Path(sys.executable).with_name(command[0])), *command[1:], *small],
@@ -116,6 +116,7 @@ def test_submit_runs_the_cluster_config_as_a_job(stages: str, head: Head) -> Non
         timeout=400,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "partitions written: 100%" in done.stdout + done.stderr
     for name in yaml.safe_load((ROOT / "configs" / "cluster.yaml").read_text())["models"]:
         assert re.search(rf"^{name} .*\d", done.stdout, re.MULTILINE)
     assert exists(f"{bucket}/production/report/index.html")
