@@ -12,16 +12,14 @@ from __future__ import annotations
 import json
 import os
 import platform
-import subprocess
 import sys
 import tempfile
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 
-from benchmarks.memory import PeakMemory
+from benchmarks.memory import watch
 
 
 def measure(config: str, overrides: list[str]) -> dict[str, object]:
@@ -29,24 +27,19 @@ def measure(config: str, overrides: list[str]) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as temporary:
         storage = next((word.partition("=")[2] for word in overrides if word.startswith("storage=")), temporary)
         command = [sys.executable, "-m", "cluster.cli", "run", config, f"storage={temporary}", *overrides]
-        began = time.perf_counter()
-        process = subprocess.Popen(command, stdout=sys.stderr)
-        peak = PeakMemory(process.pid)
-        peak.start()
-        status = process.wait()
-        seconds = time.perf_counter() - began
-        peak.stop()
-        if status:
-            sys.exit(f"{' '.join(command)} ended with status {status}")
+        found = watch(command)
+        if found.status:
+            sys.exit(f"{' '.join(command)} ended with status {found.status}")
         (path,) = Path(storage).glob("*/results.json")
         results = json.loads(path.read_text())
     return {
         "command": " ".join(["python -m benchmarks.main_job", config, *overrides]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
-        "seconds": {"all": round(seconds, 1)} | {name: round(value, 1) for name, value in results["seconds"].items()},
-        "peak_memory_gib": round(peak.gib, 2),
-        "processes": peak.processes,
+        "seconds": {"all": round(found.seconds, 1)}
+        | {name: round(value, 1) for name, value in results["seconds"].items()},
+        "peak_memory_gib": round(found.gib, 2),
+        "processes": found.processes,
         "data": {name: results["data"][name] for name in ("users", "items", "events")},
         "targets": results["protocol"]["targets"],
         "unknown_targets": results["protocol"]["unknown_targets"],

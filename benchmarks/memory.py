@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
+import time
+from dataclasses import dataclass
 
 import psutil
 
@@ -37,3 +41,27 @@ def _proportional(process: psutil.Process) -> int:
         return int(process.memory_full_info().pss)
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return 0
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What a command took, and its exit status."""
+
+    status: int
+    seconds: float
+    gib: float
+    processes: int
+    printed: str | None
+    """Where it was asked for."""
+
+
+def watch(command: list[str], keep_output: bool = False) -> Watched:
+    """Run `command` to its end; what it prints goes to stderr, or is kept."""
+    began = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE if keep_output else sys.stderr, text=True)
+    peak = PeakMemory(process.pid)
+    peak.start()
+    printed, _ = process.communicate()
+    seconds = time.perf_counter() - began
+    peak.stop()
+    return Watched(process.returncode, seconds, peak.gib, peak.processes, printed)

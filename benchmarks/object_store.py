@@ -10,15 +10,13 @@ from __future__ import annotations
 import json
 import os
 import platform
-import subprocess
 import sys
 import tempfile
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.memory import PeakMemory
+from benchmarks.memory import watch
 from cluster.config import Config
 from ingest.manifest import load_manifest
 from ingest.settings import load_settings
@@ -45,15 +43,10 @@ print(json.dumps({"first_batch_seconds": round(first, 2), "epoch_seconds": round
 
 def timed(command: list[str]) -> tuple[dict[str, float], str]:
     """Seconds and peak memory of a command, and what it printed."""
-    began = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    peak = PeakMemory(process.pid)
-    peak.start()
-    printed, _ = process.communicate()
-    peak.stop()
-    if process.returncode:
-        sys.exit(f"{command} ended with status {process.returncode}")
-    return {"seconds": round(time.perf_counter() - began, 1), "peak_memory_gib": round(peak.gib, 2)}, printed
+    found = watch(command, keep_output=True)
+    if found.status:
+        sys.exit(f"{command} ended with status {found.status}")
+    return {"seconds": round(found.seconds, 1), "peak_memory_gib": round(found.gib, 2)}, found.printed or ""
 
 
 def measure(path: str, overrides: list[str]) -> dict[str, Any]:

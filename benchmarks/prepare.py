@@ -20,14 +20,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from benchmarks.memory import PeakMemory
+from benchmarks.memory import watch
 
 FEATURES = [
     {"name": "action", "intent": True},
@@ -71,16 +70,11 @@ events.sort(["user_id", "timestamp"]).write_parquet(out, compression="zstd")
 
 def timed(command: list[str]) -> dict[str, float]:
     """Seconds and peak memory of a command."""
-    began = time.perf_counter()
-    process = subprocess.Popen(command, stdout=sys.stderr)
-    peak = PeakMemory(process.pid)
-    peak.start()
-    status = process.wait()
-    seconds = time.perf_counter() - began
-    peak.stop()
-    if status:
-        return {"failed_with_status": status, "after_seconds": round(seconds, 1), "peak_memory_gib": round(peak.gib, 2)}
-    return {"seconds": round(seconds, 1), "peak_memory_gib": round(peak.gib, 2)}
+    found = watch(command)
+    took = {"peak_memory_gib": round(found.gib, 2)}
+    if found.status:
+        return {"failed_with_status": found.status, "after_seconds": round(found.seconds, 1)} | took
+    return {"seconds": round(found.seconds, 1)} | took
 
 
 def measure(log: Path, folder: Path, no_ray: bool, ray_data: bool) -> dict[str, Any]:
