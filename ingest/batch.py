@@ -21,8 +21,9 @@ from torch import Tensor
 from ingest import kernels
 from ingest.items import ItemTable
 from ingest.jagged import Jagged, offsets_of, ranges
-from ingest.manifest import Manifest, PreparedFeature
+from ingest.manifest import Manifest
 from ingest.schema import PADDING, UNKNOWN
+from ingest.spans import Lists, Spans
 
 
 @dataclass(frozen=True)
@@ -122,45 +123,6 @@ class Rows:
         )
 
 
-@dataclass(frozen=True)
-class _Runs:
-    """A stretch of consecutive values for each sequence."""
-
-    start_B: NDArray[np.int64]
-    length_B: NDArray[np.int64]
-    size: int
-    """The sum of the lengths."""
-
-    def of(self, values: NDArray, kind: Any = np.int64) -> NDArray:
-        """The values, one stretch after the other: [size]."""
-        out = np.empty(self.size, dtype=kind)
-        kernels.copy_runs(values, self.start_B, self.length_B, out)
-        return out
-
-    def of_lists(self, lists: Jagged) -> JaggedTensor:
-        """Likewise of lists."""
-        lengths = np.empty(self.size, dtype=np.int64)
-        kernels.copy_lengths(lists.offsets, self.start_B, self.length_B, lengths)
-        first_B = lists.offsets[self.start_B]
-        count_B = lists.offsets[self.start_B + self.length_B] - first_B
-        values = _Runs(first_B, count_B, int(count_B.sum())).of(lists.values)
-        return JaggedTensor(_tensor(values), _tensor(lengths))
-
-
-@dataclass(frozen=True)
-class _Places:
-    """Where a batch's interactions are in the stored columns, and in what was looked up for all N of them."""
-
-    all: _Runs
-    """Those of every sequence, targets included."""
-    tokens: _Runs
-    targets: _Runs | None
-    """None where the targets are still to come."""
-    tokens_of_all: _Runs
-    """The tokens among all N."""
-    targets_of_all: _Runs | None
-
-
 class BatchBuilder:
     """Cuts rows into sequences and builds a `Batch` from them.
 
@@ -217,24 +179,26 @@ class BatchBuilder:
         row_B, start_B, end_B, targets_B = row_B[order], start_B[order], end_B[order], targets_B[order]
         row_begin_B = item.offsets[index[row_B]]
         begin_B, length_B = row_begin_B + start_B, end_B - start_B - 1
-        places = self._places(begin_B, length_B, targets_B)
+        spans = self._spans(begin_B, length_B, targets_B)
         token_offsets = offsets_of(length_B)
         Q = int(targets_B.sum())
         position_T, target_position_Q = np.empty(token_offsets[-1], np.int64), np.empty(Q, np.int64)
         kernels.count_up(np.zeros_like(length_B), length_B, position_T)
         kernels.count_up(token_offsets[1:] - targets_B, targets_B, target_position_Q)
-        target_Q = np.full(Q, PADDING) if places.targets is None else places.targets.of(item.values)
-        features, labels = self._features(rows, places)
+        item_T, target_Q = spans.of(item.values)
+        if self.after_last:
+            target_Q = np.full(Q, PADDING)
+        features, labels = self._features(rows, spans)
         return Batch(
             rows=len(index),
             lengths_B=_tensor(length_B),
-            item_T=_tensor(places.tokens.of(item.values)),
-            time_T=_tensor(places.tokens.of(rows.columns["time"].values)),
+            item_T=_tensor(item_T),
+            time_T=_tensor(spans.tokens_alone.of(rows.columns["time"].values)[0]),
             position_T=_tensor(position_T),
             features=features,
             target_position_Q=_tensor(target_position_Q),
             target_Q=_tensor(target_Q),
-            weight_Q=self._weights(rows, places, target_Q > UNKNOWN),
+            weight_Q=self._weights(rows, spans, target_Q > UNKNOWN),
             labels=labels,
             row_Q=_tensor(np.repeat(row_B, targets_B)),
             users=[rows.user[row] for row in index] if self.with_seen else [],
@@ -243,55 +207,41 @@ class BatchBuilder:
             else None,
         )
 
-    def _places(self, begin_B: NDArray, length_B: NDArray, targets_B: NDArray) -> _Places:
+    def _spans(self, begin_B: NDArray, length_B: NDArray, targets_B: NDArray) -> Spans:
         """Of sequences that begin at `begin_B`, have `length_B` tokens and `targets_B` targets at their ends."""
-        held_out = 0 if self.after_last else 1
-        span_B = length_B + held_out
-        packed_B = offsets_of(span_B)
-        N, T, Q = int(packed_B[-1]), int(length_B.sum()), int(targets_B.sum())
-        before_B = span_B - targets_B
-        return _Places(
-            all=_Runs(begin_B, span_B, N),
-            tokens=_Runs(begin_B, length_B, T),
-            targets=_Runs(begin_B + before_B, targets_B, Q) if held_out else None,
-            tokens_of_all=_Runs(packed_B[:-1], length_B, T),
-            targets_of_all=_Runs(packed_B[:-1] + before_B, targets_B, Q) if held_out else None,
-        )
+        end_B = begin_B + length_B
+        if self.after_last:
+            return Spans(begin_B, length_B, end_B, np.zeros_like(targets_B))
+        return Spans(begin_B, length_B, np.minimum(end_B + 1 - targets_B, end_B), targets_B)
 
-    def _weights(self, rows: Rows, places: _Places, known_Q: NDArray) -> Tensor:
-        if places.targets is None or "duration" not in rows.columns:
+    def _weights(self, rows: Rows, spans: Spans, known_Q: NDArray) -> Tensor:
+        if self.after_last or "duration" not in rows.columns:
             return torch.from_numpy(known_Q.astype(np.float32))
-        weight_Q = places.targets.of(rows.columns["duration"].values, np.float32)
+        weight_Q = replace(spans, tokens_B=np.zeros_like(spans.tokens_B)).of(
+            rows.columns["duration"].values, np.float32
+        )[1]
         weight_Q /= np.float32(self.manifest.mean_duration)
         weight_Q *= known_Q
         return torch.from_numpy(weight_Q)
 
     def _features(
-        self, rows: Rows, places: _Places
+        self, rows: Rows, spans: Spans
     ) -> tuple[dict[str, Tensor | JaggedTensor], dict[str, Tensor | JaggedTensor]]:
         """Every feature of the tokens, and the intents of the targets."""
         features: dict[str, Tensor | JaggedTensor] = {}
         labels: dict[str, Tensor | JaggedTensor] = {}
-        looked_up = [feature for feature in self.features if feature.of == "item"]
-        item_N = places.all.of(rows.columns["item"].values, np.int32) if looked_up else None
-        time_N = places.all.of(rows.columns["time"].values) if looked_up else None
         for feature in self.features:
-            column: NDArray | Jagged
+            name, chosen = feature.name, spans if feature.intent else spans.tokens_alone
+            found: tuple[NDArray, NDArray] | tuple[Lists, Lists]
             if feature.of == "item":
-                assert item_N is not None
-                assert time_N is not None
-                column, tokens, targets = (
-                    self.items.gather(feature, item_N, time_N),
-                    places.tokens_of_all,
-                    places.targets_of_all,
-                )
+                found = self.items.of(feature, rows.columns["item"].values, rows.columns["time"].values, chosen)
+            elif feature.kind == "categories":
+                found = chosen.of_lists(rows.nested[name])
             else:
-                of_lists = feature.kind == "categories"
-                column = rows.nested[feature.name] if of_lists else rows.columns[feature.name].values
-                tokens, targets = places.tokens, places.targets
-            features[feature.name] = _of_runs(column, tokens, feature)
-            if feature.intent and targets is not None:
-                labels[feature.name] = _of_runs(column, targets, feature)
+                found = chosen.of(rows.columns[name].values, np.float32 if feature.is_number else np.int64)
+            features[name] = _feature_tensor(found[0])
+            if feature.intent and not self.after_last:
+                labels[name] = _feature_tensor(found[1])
         return features, labels
 
     def _seen(self, begin_B: NDArray, target_B: NDArray, targets_B: NDArray, item: Jagged) -> JaggedTensor:
@@ -307,9 +257,11 @@ class BatchBuilder:
         labels: dict[str, Tensor | JaggedTensor] = {}
         for feature in self.features:
             for values, length in ((features, zero), (labels, zero[:0])):
-                column = Jagged.from_lengths(zero[:0], length) if feature.kind == "categories" else length
+                column = length.astype(np.float32) if feature.is_number else length
                 if values is features or feature.intent:
-                    values[feature.name] = _feature_tensor(column, feature)
+                    values[feature.name] = _feature_tensor(
+                        (zero[:0], length) if feature.kind == "categories" else column
+                    )
         return Batch(
             rows=0,
             lengths_B=_tensor(zero + 1),
@@ -326,16 +278,10 @@ class BatchBuilder:
         )
 
 
-def _of_runs(column: NDArray | Jagged, chosen: _Runs, feature: PreparedFeature) -> Tensor | JaggedTensor:
-    if isinstance(column, Jagged):
-        return chosen.of_lists(column)
-    return torch.from_numpy(chosen.of(column, np.float32 if feature.is_number else np.int64))
-
-
-def _feature_tensor(column: NDArray | Jagged, feature: PreparedFeature) -> Tensor | JaggedTensor:
-    if isinstance(column, Jagged):
-        return JaggedTensor(_tensor(column.values), _tensor(column.lengths))
-    return torch.from_numpy(column.astype(np.float32)) if feature.is_number else _tensor(column)
+def _feature_tensor(values: NDArray | Lists) -> Tensor | JaggedTensor:
+    if isinstance(values, tuple):
+        return JaggedTensor(torch.from_numpy(values[0]), torch.from_numpy(values[1]))
+    return torch.from_numpy(values)
 
 
 def _tensor(values: NDArray) -> Tensor:

@@ -1,4 +1,4 @@
-"""The item table in memory: attributes by item index, gathered for the items of a batch.
+"""The item table in memory: attributes by item index, looked up for the items of a batch.
 
 Attributes are a function of the item's index, so they are stored once and not in every interaction.
 """
@@ -16,6 +16,7 @@ from ingest import kernels
 from ingest.jagged import Jagged
 from ingest.manifest import Manifest, PreparedFeature
 from ingest.schema import FIRST_VALUE, UNKNOWN
+from ingest.spans import Lists, Spans
 from ingest.storage import arrow_filesystem, join
 
 MISSING_TIME = int(np.iinfo(np.int64).min)
@@ -24,34 +25,40 @@ MISSING_TIME = int(np.iinfo(np.int64).min)
 
 @dataclass(frozen=True)
 class ItemTable:
-    """Attribute columns by item index (V rows): arrays, or `Jagged` for features of kind categories."""
+    """Attribute columns by item index (V rows): arrays, or `Jagged` for features of kind categories, whose values have
+    `kernels.COPIED` to spare."""
 
     size: int
     columns: dict[str, NDArray | Jagged]
     counts: NDArray[np.int64]
     """How often the training data have each item: shape [V]."""
 
-    def gather(self, feature: PreparedFeature, item_N: NDArray, time_N: NDArray) -> NDArray | Jagged:
-        """The feature's values for interactions with `item_N` at `time_N`: ages are counted until then."""
+    def of(
+        self, feature: PreparedFeature, item: NDArray, time: NDArray, spans: Spans
+    ) -> tuple[NDArray, NDArray] | tuple[Lists, Lists]:
+        """The feature's values of a batch's tokens and targets; `item` and `time` are of all stored interactions.
+
+        Ages are counted until the interaction.
+        """
         column = self.columns[feature.name]
         if isinstance(column, Jagged):
-            offsets = np.empty(len(item_N) + 1, dtype=np.int64)
-            kernels.list_offsets(column.offsets, item_N, offsets)
-            values = np.empty(offsets[-1], dtype=column.values.dtype)
-            kernels.take_lists(column.values, column.offsets, item_N, values)
-            return Jagged(values, offsets)
+            return _lists(column, item, spans)
+        out = spans.empty(np.float32 if feature.is_number else np.int64)
         if feature.kind == "elapsed":
-            return age_index(time_N, item_N, column, feature.edges)
-        found = np.empty(len(item_N), dtype=column.dtype)
-        kernels.look_up(column, item_N, found)
-        return found
+            edges = np.asarray(feature.edges, np.float64)
+            kernels.split_ages(time, item, column, edges, MISSING_TIME, FIRST_VALUE, UNKNOWN, *spans.places, *out)
+        else:
+            kernels.split_attribute(column, item, *spans.places, *out)
+        return out
 
 
-def age_index(time_N: NDArray, item_N: NDArray, since_V: NDArray, edges: list[float]) -> NDArray[np.int32]:
-    """The index of each age `time - since` of an item among the bins; unknown where `since` is missing. [N]."""
-    index = np.empty(len(item_N), dtype=np.int32)
-    kernels.age_bins(time_N, item_N, since_V, np.asarray(edges, np.float64), MISSING_TIME, FIRST_VALUE, UNKNOWN, index)
-    return index
+def _lists(column: Jagged, item: NDArray, spans: Spans) -> tuple[Lists, Lists]:
+    lengths = spans.empty()
+    kernels.split_item_lengths(column.offsets, item, *spans.places, *lengths)
+    sizes = [int(part.sum()) for part in lengths]
+    values = [np.empty(size + kernels.COPIED, dtype=np.int64) for size in sizes]
+    kernels.split_item_lists(column.values, column.offsets, item, *spans.places, *values)
+    return (values[0][: sizes[0]], lengths[0]), (values[1][: sizes[1]], lengths[1])
 
 
 def load_items(url: str, manifest: Manifest) -> ItemTable:
@@ -68,7 +75,8 @@ def load_items(url: str, manifest: Manifest) -> ItemTable:
 
 def _column(column: pa.Array, feature: PreparedFeature) -> NDArray | Jagged:
     if feature.kind == "categories":
-        return Jagged.from_arrow(column)
+        lists = Jagged.from_arrow(column)
+        return Jagged(np.append(lists.values, np.zeros(kernels.COPIED, lists.values.dtype)), lists.offsets)
     if feature.kind == "elapsed":
         return column.fill_null(MISSING_TIME).to_numpy(zero_copy_only=False).astype(np.int64)
     return column.to_numpy(zero_copy_only=False)

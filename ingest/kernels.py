@@ -1,9 +1,10 @@
 """The loops that put batches together, compiled by Numba: one pass over memory each, and other threads run meanwhile.
 
-    R  runs: stretches of consecutive values, at `start_R` in their array, `length_R` long
-    N  values of all runs, one after the other
+    B  sequences: the `tokens` interactions from `start` on are inputs, the `targets` ones from `first` on are to be
+       predicted; first <= start + tokens, and most interactions are both
+    T  tokens of all sequences        Q  targets of all sequences        V  rows of the item table
 
-numpy would build an index of N integers for each gather and pass over memory several times; and its short calls hold
+numpy would build an index of T integers for each gather and pass over memory several times; and its short calls hold
 the interpreter's lock. Compiled at first use and kept on disk.
 """
 
@@ -16,23 +17,13 @@ import numba
 from numpy.typing import NDArray
 
 F = TypeVar("F", bound=Callable[..., Any])
+COPIED = 4
+"""Values that `split_item_lists` copies at once: arrays of lists' values have so many to spare at their ends."""
 
 
 def _compiled(function: F) -> F:
     made: Any = numba.njit(nogil=True, cache=True)(function)
     return made
-
-
-@_compiled
-def copy_runs(values: NDArray, start_R: NDArray, length_R: NDArray, out_N: NDArray) -> None:
-    """The runs of `values` one after the other, in the type of `out_N`."""
-    place = 0
-    for run in range(len(start_R)):
-        length = length_R[run]
-        part, target = values[start_R[run] : start_R[run] + length], out_N[place : place + length]
-        for k in range(length):
-            target[k] = part[k]
-        place += length
 
 
 @_compiled
@@ -48,20 +39,71 @@ def count_up(first_R: NDArray, length_R: NDArray, out_N: NDArray) -> None:
 
 
 @_compiled
-def look_up(table_V: NDArray, index_N: NDArray, out_N: NDArray) -> None:
-    """The row of `table_V` at each index."""
-    for n in range(len(index_N)):
-        out_N[n] = table_V[index_N[n]]
+def split(
+    values: NDArray, start_B: NDArray, tokens_B: NDArray, first_B: NDArray, targets_B: NDArray,
+    out_T: NDArray, out_Q: NDArray,
+) -> None:  # fmt: skip
+    """The values of the tokens and those of the targets, in the types of the outputs."""
+    t, q = 0, 0
+    for b in range(len(start_B)):
+        tokens, targets = tokens_B[b], targets_B[b]
+        part, out = values[start_B[b] : start_B[b] + tokens], out_T[t : t + tokens]
+        for k in range(tokens):
+            out[k] = part[k]
+        part, out = values[first_B[b] : first_B[b] + targets], out_Q[q : q + targets]
+        for k in range(targets):
+            out[k] = part[k]
+        t += tokens
+        q += targets
 
 
 @_compiled
-def age_bins(
-    time_N: NDArray, index_N: NDArray, since_V: NDArray, edges: NDArray, missing: int, first: int, unknown: int,
+def split_lengths(
+    offsets: NDArray, start_B: NDArray, tokens_B: NDArray, first_B: NDArray, targets_B: NDArray,
+    out_T: NDArray, out_Q: NDArray,
+) -> None:  # fmt: skip
+    """The lengths of lists, that of list n being offsets[n + 1] - offsets[n]."""
+    t, q = 0, 0
+    for b in range(len(start_B)):
+        tokens, targets = tokens_B[b], targets_B[b]
+        part, out = offsets[start_B[b] : start_B[b] + tokens + 1], out_T[t : t + tokens]
+        for k in range(tokens):
+            out[k] = part[k + 1] - part[k]
+        part, out = offsets[first_B[b] : first_B[b] + targets + 1], out_Q[q : q + targets]
+        for k in range(targets):
+            out[k] = part[k + 1] - part[k]
+        t += tokens
+        q += targets
+
+
+@_compiled
+def split_attribute(
+    table_V: NDArray, item: NDArray, start_B: NDArray, tokens_B: NDArray, first_B: NDArray, targets_B: NDArray,
+    out_T: NDArray, out_Q: NDArray,
+) -> None:  # fmt: skip
+    """The row of `table_V` of every item."""
+    t, q = 0, 0
+    for b in range(len(start_B)):
+        start, tokens, first, targets = start_B[b], tokens_B[b], first_B[b], targets_B[b]
+        items, out = item[start : start + tokens], out_T[t : t + tokens]
+        for k in range(tokens):
+            out[k] = table_V[items[k]]
+        both = min(targets, start + tokens - first)
+        found = out_Q[q : q + targets]
+        found[:both] = out[first - start : first - start + both]
+        for k in range(both, targets):
+            found[k] = table_V[item[first + k]]
+        t += tokens
+        q += targets
+
+
+@_compiled
+def _age_bins(
+    time_N: NDArray, item_N: NDArray, since_V: NDArray, edges: NDArray, missing: int, first: int, unknown: int,
     out_N: NDArray,
 ) -> None:  # fmt: skip
-    """The bin of time - since_V[index] among `edges`, from `first` on; `unknown` where since is `missing`."""
-    for n in range(len(index_N)):
-        since = since_V[index_N[n]]
+    for n in range(len(item_N)):
+        since = since_V[item_N[n]]
         age = time_N[n] - since
         found = first
         for edge in edges:
@@ -70,32 +112,74 @@ def age_bins(
 
 
 @_compiled
-def list_offsets(offsets: NDArray, index_N: NDArray, out_N1: NDArray) -> None:
-    """Where each list begins when those at every index are put one after the other, and where the last ends."""
-    total = 0
-    out_N1[0] = 0
-    for n in range(len(index_N)):
-        total += offsets[index_N[n] + 1] - offsets[index_N[n]]
-        out_N1[n + 1] = total
+def split_ages(
+    time: NDArray, item: NDArray, since_V: NDArray, edges: NDArray, missing: int, first_bin: int, unknown: int,
+    start_B: NDArray, tokens_B: NDArray, first_B: NDArray, targets_B: NDArray, out_T: NDArray, out_Q: NDArray,
+) -> None:  # fmt: skip
+    """The bin of time - since_V[item] among `edges`, from `first_bin` on; `unknown` where since is `missing`."""
+    bins = since_V, edges, missing, first_bin, unknown
+    t, q = 0, 0
+    for b in range(len(start_B)):
+        start, end, first, targets = start_B[b], start_B[b] + tokens_B[b], first_B[b], targets_B[b]
+        out, found = out_T[t : t + tokens_B[b]], out_Q[q : q + targets]
+        _age_bins(time[start:end], item[start:end], *bins, out)
+        both = min(targets, end - first)
+        found[:both] = out[first - start : first - start + both]
+        if both < targets:
+            _age_bins(time[first + both : first + targets], item[first + both : first + targets], *bins, found[both:])
+        t += tokens_B[b]
+        q += targets
 
 
 @_compiled
-def take_lists(values: NDArray, offsets: NDArray, index_N: NDArray, out: NDArray) -> None:
-    """The values of the lists at every index, one list after the other."""
-    place = 0
-    for n in range(len(index_N)):
-        for k in range(offsets[index_N[n]], offsets[index_N[n] + 1]):
-            out[place] = values[k]
-            place += 1
+def split_item_lengths(
+    offsets_V1: NDArray, item: NDArray, start_B: NDArray, tokens_B: NDArray, first_B: NDArray, targets_B: NDArray,
+    out_T: NDArray, out_Q: NDArray,
+) -> None:  # fmt: skip
+    """The length of every item's list."""
+    t, q = 0, 0
+    for b in range(len(start_B)):
+        start, tokens, first, targets = start_B[b], tokens_B[b], first_B[b], targets_B[b]
+        items, out = item[start : start + tokens], out_T[t : t + tokens]
+        for k in range(tokens):
+            out[k] = offsets_V1[items[k] + 1] - offsets_V1[items[k]]
+        both = min(targets, start + tokens - first)
+        found = out_Q[q : q + targets]
+        found[:both] = out[first - start : first - start + both]
+        for k in range(both, targets):
+            found[k] = offsets_V1[item[first + k] + 1] - offsets_V1[item[first + k]]
+        t += tokens
+        q += targets
 
 
 @_compiled
-def copy_lengths(offsets: NDArray, start_R: NDArray, length_R: NDArray, out_N: NDArray) -> None:
-    """The lengths of runs of lists: of list n it is offsets[n + 1] - offsets[n]."""
-    place = 0
-    for run in range(len(start_R)):
-        length = length_R[run]
-        part, target = offsets[start_R[run] : start_R[run] + length + 1], out_N[place : place + length]
-        for k in range(length):
-            target[k] = part[k + 1] - part[k]
+def _copy_lists(values: NDArray, offsets_V1: NDArray, item_N: NDArray, out: NDArray, place: int) -> int:
+    """The lists at every index go to `out` from `place` on; gives the place after them.
+
+    `COPIED` values go at once, whatever a list's length: most lists are short, and their lengths are hard to predict.
+    """
+    for n in range(len(item_N)):
+        begin, length = offsets_V1[item_N[n]], offsets_V1[item_N[n] + 1] - offsets_V1[item_N[n]]
+        for k in range(COPIED):
+            out[place + k] = values[begin + k]
+        for k in range(COPIED, length):
+            out[place + k] = values[begin + k]
         place += length
+    return place
+
+
+@_compiled
+def split_item_lists(
+    values: NDArray, offsets_V1: NDArray, item: NDArray,
+    start_B: NDArray, tokens_B: NDArray, first_B: NDArray, targets_B: NDArray, out: NDArray, target_out: NDArray,
+) -> None:  # fmt: skip
+    """The values of every item's list, one list after the other; all arrays of values have `COPIED` to spare."""
+    place, target_place = 0, 0
+    for b in range(len(start_B)):
+        end, first, after = start_B[b] + tokens_B[b], first_B[b], first_B[b] + targets_B[b]
+        shared = _copy_lists(values, offsets_V1, item[start_B[b] : min(first, end)], out, place)
+        place = _copy_lists(values, offsets_V1, item[min(first, end) : end], out, shared)
+        if targets_B[b]:
+            both = place - shared
+            target_out[target_place : target_place + both] = out[shared:place]
+            target_place = _copy_lists(values, offsets_V1, item[end:after], target_out, target_place + both)
