@@ -41,6 +41,7 @@ class Batch:
     rows: int
     """Users' rows that it was made from."""
     lengths_B: Tensor
+    """Tokens of each sequence; it stays on the CPU, where the layout of the attention is made."""
     item_T: Tensor
     time_T: Tensor
     position_T: Tensor
@@ -77,7 +78,10 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The batch on `device`; from pinned memory the copy goes on after the call."""
-        return self if device.type == "cpu" else self._changed(lambda tensor: tensor.to(device, non_blocking=True))
+        if device.type == "cpu":
+            return self
+        moved = self._changed(lambda tensor: tensor.to(device, non_blocking=True))
+        return replace(moved, lengths_B=self.lengths_B)
 
     def pinned(self) -> Batch:
         """The batch in memory from which a GPU copies by itself."""

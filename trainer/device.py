@@ -35,5 +35,6 @@ def _arrived(batch: Batch, left: L, done: torch.cuda.Event) -> tuple[Batch, L]:
     stream = torch.cuda.current_stream()
     stream.wait_event(done)
     for tensor in batch.tensors():
-        tensor.record_stream(stream)
+        if tensor.is_cuda:
+            tensor.record_stream(stream)
     return batch, left

@@ -6,6 +6,7 @@ T  tokens     D  model dimension     n  numeric features
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +32,27 @@ class Inputs:
     layout: Layout
 
 
+class Dropout(nn.Module):
+    """Dropout whose mask costs 16 random bits a value on CPU, where torch draws a number for each, one by one.
+
+    There the rate is rounded to a multiple of 2 ** -16, and the values that stay are scaled accordingly.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+        self.dropped = round(rate * 2**16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not self.dropped:
+            return x
+        if x.device.type != "cpu":
+            return F.dropout(x, self.rate)
+        draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        kept = draws.view(torch.int16)[: x.numel()].view(x.shape) >= self.dropped - 2**15
+        return x * kept.to(x.dtype).mul_(2**16 / (2**16 - self.dropped))
+
+
 class TimestampEncoding(nn.Module):
     """The embedding of the timestamp that all Transformers take as positional encoding: [T] -> [T, D].
 
@@ -50,7 +72,7 @@ class TimestampEncoding(nn.Module):
             calendar, shortest = [], 2
         ratio = (4 * span / shortest) ** (1 / (waves - 1))
         periods = [*calendar, *(shortest * ratio**i for i in range(waves))]
-        frequency_w = 2 * math.pi / torch.tensor(periods, dtype=torch.float64)
+        frequency_w = 1 / torch.tensor(periods, dtype=torch.float64)
         self.frequency_w: Tensor
         self.register_buffer("frequency_w", frequency_w, persistent=False)
         self.linear = nn.Linear(2 * len(periods) + 2, dimension)
@@ -58,7 +80,8 @@ class TimestampEncoding(nn.Module):
 
     def forward(self, inputs: Inputs) -> Tensor:
         since_T = (inputs.time_T - self.origin).double()
-        phase_Tw = (since_T[:, None] * self.frequency_w).remainder(2 * math.pi).float()
+        turns_Tw = since_T[:, None] * self.frequency_w
+        phase_Tw = (turns_Tw - turns_Tw.floor()).float() * (2 * math.pi)
         gap_T = F.pad((inputs.time_T[1:] - inputs.time_T[:-1]), (1, 0)).clamp(min=0)
         first_T = (inputs.position_T == 0).float()
         gap_T = torch.log1p(gap_T.float()) / self.gap_scale * (1 - first_T)
@@ -68,17 +91,24 @@ class TimestampEncoding(nn.Module):
 
 
 class Positions(nn.Module):
-    """What tells a Transformer's tokens apart: the timestamp's encoding, a learned place, or both. [T] -> [T, D]."""
+    """What tells the tokens of each of several encoders apart: a learned place, with `timestamp` its encoding too.
 
-    def __init__(self, manifest: Manifest, dimension: int, max_length: int, timestamp: bool) -> None:
+    [T] -> one [T, D] for each of `encoders`, side by side in one lookup and one product.
+    """
+
+    def __init__(self, manifest: Manifest, dimension: int, max_length: int, timestamp: bool, encoders: int = 1) -> None:
         super().__init__()
-        self.place = nn.Embedding(max_length, dimension)
+        self.encoders = encoders
+        self.place = nn.Embedding(max_length, encoders * dimension)
         nn.init.normal_(self.place.weight, std=0.02)
-        self.timestamp = TimestampEncoding(manifest, dimension) if timestamp else None
+        self.timestamp = TimestampEncoding(manifest, encoders * dimension) if timestamp else None
 
-    def forward(self, inputs: Inputs) -> Tensor:
-        place_TD: Tensor = self.place(inputs.position_T)
-        return place_TD if self.timestamp is None else place_TD + self.timestamp(inputs)
+    def forward(self, inputs: Inputs) -> tuple[Tensor, ...]:
+        encoded_TX = self.place(inputs.position_T)
+        if self.timestamp is not None:
+            encoded_TX = encoded_TX + self.timestamp(inputs)
+        parts: tuple[Tensor, ...] = encoded_TX.chunk(self.encoders, dim=1)
+        return parts
 
 
 class Block(nn.Module):
@@ -87,15 +117,15 @@ class Block(nn.Module):
     def __init__(self, dimension: int, heads: int, dropout: float, expansion: int) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(dimension)
-        self.attention = CausalAttention(dimension, heads, dropout)
+        self.attention = CausalAttention(dimension, heads)
         self.feed_forward = nn.Sequential(
             nn.LayerNorm(dimension),
             nn.Linear(dimension, expansion * dimension),
             nn.GELU(),
             nn.Linear(expansion * dimension, dimension),
-            nn.Dropout(dropout),
+            Dropout(dropout),
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x_TD: Tensor, layout: Layout) -> Tensor:
         x_TD = x_TD + self.dropout(self.attention(self.attention_norm(x_TD), layout))
@@ -119,7 +149,10 @@ class Transformer(nn.Module):
 
 
 class Joined(nn.Module):
-    """{a (+) b (+) ...} -> linear + norm: vectors of the given widths to [T, D].
+    """{F (+) a (+) b ...} -> linear + norm: the feature vector and others of the given widths to [T, D].
+
+    A product with a concatenation is the sum of the products with its parts. So nothing is concatenated: the feature
+    vector's part comes from `project`, which takes it for all of a model's encoders at once, and the others are added.
 
     With `from_item` the linear layer begins as the first D inputs, which are the item's own vector, plus a small random
     mix of all: so the item that was watched reaches the output layer, which is the item table itself, from the first
@@ -129,16 +162,34 @@ class Joined(nn.Module):
 
     def __init__(self, widths: list[int], dimension: int, dropout: float, from_item: bool = False) -> None:
         super().__init__()
+        self.widths = widths
         self.linear = nn.Linear(sum(widths), dimension)
         if from_item:
             with torch.no_grad():
                 self.linear.weight += torch.eye(*self.linear.weight.shape)
         self.norm = nn.LayerNorm(dimension)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
-    def forward(self, *parts: Tensor) -> Tensor:
-        joined: Tensor = self.dropout(self.norm(self.linear(torch.cat(parts, dim=1))))
+    def forward(self, projected_TD: Tensor, *others: Tensor) -> Tensor:
+        x_TD = projected_TD
+        for other, weight in zip(others, self.linear.weight.split(self.widths, dim=1)[1:], strict=True):
+            x_TD = torch.addmm(x_TD, other, weight.T)
+        joined: Tensor = self.dropout(self.norm(x_TD))
         return joined
+
+
+def side_by_side(linears: Iterable[nn.Module], x_TX: Tensor) -> Tensor:
+    """The outputs of several linear layers of one input, as one matrix product: [T, sum of their widths]."""
+    weights, biases = zip(*((linear.weight, linear.bias) for linear in linears), strict=True)
+    return F.linear(x_TX, torch.cat(weights), torch.cat(biases))
+
+
+def project(joined: Sequence[Joined], features_TW: Tensor) -> tuple[Tensor, ...]:
+    """The feature vector's part of each of `joined`, bias included: one [T, D] for each."""
+    width = features_TW.shape[1]
+    weight = torch.cat([part.linear.weight[:, :width] for part in joined])
+    projected_TX = F.linear(features_TW, weight, torch.cat([part.linear.bias for part in joined]))
+    return projected_TX.chunk(len(joined), dim=1)
 
 
 class FeatureVector(nn.Module):
@@ -154,22 +205,22 @@ class FeatureVector(nn.Module):
         self.width = dimension * (1 + len(manifest.features) - numbers) + numbers
 
     def forward(self, inputs: Inputs) -> Tensor:
-        vectors_TW = torch.cat(list(inputs.vectors.values()), dim=1) * self.scale
-        return torch.cat([vectors_TW, inputs.numbers_Tn], dim=1)
+        vectors_TW = torch.cat([*inputs.vectors.values(), inputs.numbers_Tn / self.scale], dim=1)
+        return vectors_TW * self.scale
 
 
 class ShortTerm(nn.Module):
-    """S_k: one causal attention layer over F_j with T_k - T_j <= `window`, [T, width] -> [T, D]."""
+    """S_k: one causal attention layer over F_j with T_k - T_j <= `window`; F_j projected, [T, D] -> [T, D]."""
 
     def __init__(self, width: int, dimension: int, heads: int, dropout: float, window: int) -> None:
         super().__init__()
         self.window = window
         self.join = Joined([width], dimension, dropout)
-        self.attention = CausalAttention(dimension, heads, dropout)
+        self.attention = CausalAttention(dimension, heads)
         self.norm = nn.LayerNorm(dimension)
 
-    def forward(self, features_TW: Tensor, encoded_TD: Tensor, inputs: Inputs) -> Tensor:
-        x_TD = self.join(features_TW) + encoded_TD
+    def forward(self, projected_TD: Tensor, encoded_TD: Tensor, inputs: Inputs) -> Tensor:
+        x_TD = self.join(projected_TD) + encoded_TD
         masks = inputs.layout.window_masks(inputs.time_T, self.window)
         short_TD: Tensor = self.norm(x_TD + self.attention(x_TD, inputs.layout, masks))
         return short_TD

@@ -53,7 +53,9 @@ class Recommender(nn.Module):
             if columns
             else candidates_CD.new_zeros(batch.tokens, 0)
         )
-        inputs = Inputs(vectors, numbers_Tn, batch.time_T, batch.position_T, Layout(batch.lengths_B))
+        inputs = Inputs(
+            vectors, numbers_Tn, batch.time_T, batch.position_T, Layout(batch.lengths_B, batch.item_T.device)
+        )
         output = self.network(inputs)
         at = batch.target_position_Q
         return Prediction(

@@ -14,7 +14,7 @@ from ingest.errors import InputError
 from ingest.jagged import Jagged
 from tests.small import HOUR, MODEL, Data, make_step, take_rows, train_config
 from trainer.attention import Layout
-from trainer.layers import Inputs, ShortTerm
+from trainer.layers import Inputs, ShortTerm, project
 from trainer.models.config import DeepConfig, IntentRecConfig, NeuralConfig, SASRecConfig
 from trainer.recommender import Prediction, build
 from trainer.step import Step
@@ -105,11 +105,11 @@ def test_short_term_interest_sees_the_window_and_no_more() -> None:
     n = len(time)
     features, encoded = torch.randn(n, width), torch.randn(n, 8)
     inputs = Inputs({}, torch.zeros(n, 0), time, torch.arange(n), Layout(torch.tensor([n])))
-    before = short_term(features, encoded, inputs)
+    before = short_term(*project([short_term.join], features), encoded, inputs)
     for j in range(n):
         other = features.clone()
         other[j] = torch.randn(width)
-        moved = (short_term(other, encoded, inputs) - before).abs().amax(dim=1) > 1e-7
+        moved = (short_term(*project([short_term.join], other), encoded, inputs) - before).abs().amax(dim=1) > 1e-7
         assert moved.tolist() == [k >= j and int(time[k] - time[j]) <= window for k in range(n)]
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from ingest.manifest import Manifest
 from ingest.schema import FIRST_VALUE
-from trainer.layers import FeatureVector, Inputs, Joined, Positions, ShortTerm, Transformer
+from trainer.layers import FeatureVector, Inputs, Joined, Positions, ShortTerm, Transformer, project
 from trainer.models.base import Output
 from trainer.models.config import DeepConfig
 
@@ -21,7 +21,7 @@ class Deep(nn.Module):
     def __init__(self, config: DeepConfig, manifest: Manifest, dimension: int, max_length: int) -> None:
         super().__init__()
         self.features = FeatureVector(manifest, dimension)
-        self.positions = nn.ModuleList(Positions(manifest, dimension, max_length, timestamp=True) for _ in range(3))
+        self.positions = Positions(manifest, dimension, max_length, timestamp=True, encoders=3)
         width, heads, dropout = self.features.width, config.heads, config.dropout
         self.short_term = ShortTerm(width, dimension, heads, dropout, config.window_span)
         self.first_input = Joined([width, dimension], dimension, dropout)
@@ -32,10 +32,12 @@ class Deep(nn.Module):
         self.second_encoder = Transformer(dimension, config.item_layers, heads, dropout, config.expansion)
 
     def forward(self, inputs: Inputs) -> Output:
-        features_TW = self.features(inputs)
-        window_TD, first_TD, second_TD = (positions(inputs) for positions in self.positions)
-        short_TD = self.short_term(features_TW, window_TD, inputs)
-        x_TD = self.first_input(features_TW, short_TD) + first_TD
+        window_TD, first_TD, second_TD = self.positions(inputs)
+        recent_F, first_F, second_F = project(
+            [self.short_term.join, self.first_input, self.second_input], self.features(inputs)
+        )
+        short_TD = self.short_term(recent_F, window_TD, inputs)
+        x_TD = self.first_input(first_F, short_TD) + first_TD
         bridge_TD = self.bridge(self.first_encoder(x_TD, inputs.layout))
-        x_TD = self.second_input(features_TW, short_TD, bridge_TD) + second_TD
+        x_TD = self.second_input(second_F, short_TD, bridge_TD) + second_TD
         return Output(self.second_encoder(x_TD, inputs.layout))

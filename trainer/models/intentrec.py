@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ingest.errors import InputError
 from ingest.manifest import Manifest
 from ingest.schema import FIRST_VALUE
-from trainer.layers import FeatureVector, Inputs, Joined, Positions, ShortTerm, Transformer
+from trainer.layers import FeatureVector, Inputs, Joined, Positions, ShortTerm, Transformer, project, side_by_side
 from trainer.models.base import Output
 from trainer.models.config import IntentRecConfig
 
@@ -36,8 +36,9 @@ class IntentRec(nn.Module):
         empty = [name for name, count in labels.items() if count < 1]
         if empty:
             raise InputError(f"intent {empty[0]!r} has no value at all in the training data")
+        self.labels = list(labels.values())
         self.features = FeatureVector(manifest, dimension)
-        self.positions = nn.ModuleList(Positions(manifest, dimension, max_length, timestamp=True) for _ in range(3))
+        self.positions = Positions(manifest, dimension, max_length, timestamp=True, encoders=3)
         width, heads, dropout = self.features.width, config.heads, config.dropout
         self.short_term = ShortTerm(width, dimension, heads, dropout, config.window_span)
         self.intent_input = Joined([width, dimension], dimension, dropout)
@@ -49,20 +50,35 @@ class IntentRec(nn.Module):
         self.item_encoder = Transformer(dimension, config.item_layers, heads, dropout, config.expansion)
 
     def forward(self, inputs: Inputs) -> Output:
-        features_TW = self.features(inputs)
-        window_TD, intent_TD, item_TD = (positions(inputs) for positions in self.positions)
-        short_TD = self.short_term(features_TW, window_TD, inputs)
-        x_TD = self.intent_input(features_TW, short_TD) + intent_TD
-        encoded_TD = self.intent_encoder(x_TD, inputs.layout)
-        intents = {name: head(encoded_TD) for name, head in self.intent_heads.items()}
+        window_TD, intent_TD, item_TD = self.positions(inputs)
+        recent_F, intent_F, item_F = project(
+            [self.short_term.join, self.intent_input, self.item_input], self.features(inputs)
+        )
+        short_TD = self.short_term(recent_F, window_TD, inputs)
+        x_TD = self.intent_input(intent_F, short_TD) + intent_TD
+        intents = self.predict_intents(self.intent_encoder(x_TD, inputs.layout))
         intent_embedding_TD, attention_TM = self.aggregate(intents)
-        x_TD = self.item_input(features_TW, short_TD, intent_embedding_TD) + item_TD
+        x_TD = self.item_input(item_F, short_TD, intent_embedding_TD) + item_TD
         return Output(self.item_encoder(x_TD, inputs.layout), intents, attention_TM)
 
+    def predict_intents(self, encoded_TD: Tensor) -> dict[str, Tensor]:
+        """The logits of every intent, as one matrix product."""
+        logits = side_by_side(self.intent_heads.values(), encoded_TD).split(self.labels, dim=1)
+        return dict(zip(self.intent_heads, logits, strict=True))
+
     def aggregate(self, intents: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Z and the weights of the intents from their logits: [T, D] and [T, M]."""
-        projected_TMD = torch.stack(
-            [self.projections[name](logits.softmax(dim=1)) for name, logits in intents.items()], dim=1
+        """Z and the weights of the intents from their logits: [T, D] and [T, M].
+
+        With Proj_i(p) = P_i p + b_i, FC_att(z) = w z + c and the weights s_i, the sum over the intents is one product:
+        a_i = (w P_i) p^i + w b_i + c, and Z = [s_1 p^1 (+) ... (+) s_M p^M] [P_1 ... P_M]^T + s [b_1 ... b_M]^T.
+        """
+        labels = [logits.softmax(dim=1) for logits in intents.values()]
+        weight, bias = zip(
+            *((projection.weight, projection.bias) for projection in self.projections.values()), strict=True
         )
-        attention_TM = self.attention(projected_TMD).squeeze(2).softmax(dim=1)
-        return (attention_TM.unsqueeze(2) * projected_TMD).sum(dim=1), attention_TM
+        weight_DL, bias_MD = torch.cat(weight, dim=1), torch.stack(bias)
+        score_L = (self.attention.weight @ weight_DL)[0].split(self.labels)
+        scores_TM = torch.stack([label @ score for label, score in zip(labels, score_L, strict=True)], dim=1)
+        attention_TM = (scores_TM + self.attention(bias_MD).T).softmax(dim=1)
+        weighted_TL = torch.cat([label * attention_TM[:, i, None] for i, label in enumerate(labels)], dim=1)
+        return torch.addmm(attention_TM @ bias_MD, weighted_TL, weight_DL.T), attention_TM

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import nn
 
 from ingest.manifest import Manifest
-from trainer.layers import Inputs, Positions, Transformer
+from trainer.layers import Dropout, Inputs, Positions, Transformer
 from trainer.models.base import Output
 from trainer.models.config import SASRecConfig
 
@@ -23,9 +24,10 @@ class SASRec(nn.Module):
         super().__init__()
         self.scale = math.sqrt(dimension)
         self.positions = Positions(manifest, dimension, max_length, timestamp=False)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.encoder = Transformer(dimension, config.layers, config.heads, config.dropout, config.expansion)
 
     def forward(self, inputs: Inputs) -> Output:
-        x_TD = self.dropout(inputs.vectors["item"] * self.scale + self.positions(inputs))
+        (place_TD,) = self.positions(inputs)
+        x_TD = self.dropout(torch.add(place_TD, inputs.vectors["item"], alpha=self.scale))
         return Output(self.encoder(x_TD, inputs.layout))
