@@ -178,24 +178,25 @@ class Joined(nn.Module):
         return joined
 
 
+def project(joined: Sequence[Joined], features_TW: Tensor, scale: float = 1.0) -> tuple[Tensor, ...]:
+    """The part of each of `joined` that comes from `scale` times the feature vector, bias included: one [T, D] each."""
+    width = features_TW.shape[1]
+    weight = torch.cat([part.linear.weight[:, :width] for part in joined])
+    projected_TX = F.linear(features_TW, weight * scale, torch.cat([part.linear.bias for part in joined]))
+    return projected_TX.chunk(len(joined), dim=1)
+
+
 def side_by_side(linears: Iterable[nn.Module], x_TX: Tensor) -> Tensor:
     """The outputs of several linear layers of one input, as one matrix product: [T, sum of their widths]."""
     weights, biases = zip(*((linear.weight, linear.bias) for linear in linears), strict=True)
     return F.linear(x_TX, torch.cat(weights), torch.cat(biases))
 
 
-def project(joined: Sequence[Joined], features_TW: Tensor) -> tuple[Tensor, ...]:
-    """The feature vector's part of each of `joined`, bias included: one [T, D] for each."""
-    width = features_TW.shape[1]
-    weight = torch.cat([part.linear.weight[:, :width] for part in joined])
-    projected_TX = F.linear(features_TW, weight, torch.cat([part.linear.bias for part in joined]))
-    return projected_TX.chunk(len(joined), dim=1)
-
-
 class FeatureVector(nn.Module):
-    """F_k: the item's vector (+) those of all features (+) normalised numbers, [T, `width`].
+    """F_k / `scale`: the item's vector (+) those of all features (+) normalised numbers, [T, `width`].
 
     Rows are drawn small, for the output layer; as inputs they are scaled by sqrt(D), as in the Transformer and SASRec.
+    `project` does so, on the weights.
     """
 
     def __init__(self, manifest: Manifest, dimension: int) -> None:
@@ -205,8 +206,7 @@ class FeatureVector(nn.Module):
         self.width = dimension * (1 + len(manifest.features) - numbers) + numbers
 
     def forward(self, inputs: Inputs) -> Tensor:
-        vectors_TW = torch.cat([*inputs.vectors.values(), inputs.numbers_Tn / self.scale], dim=1)
-        return vectors_TW * self.scale
+        return torch.cat([*inputs.vectors.values(), inputs.numbers_Tn / self.scale], dim=1)
 
 
 class ShortTerm(nn.Module):

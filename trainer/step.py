@@ -39,7 +39,7 @@ class Step:
         fused = set(self.parallel.fused_optimizer.params)
         self.dense = {name: p for name, p in self.parallel.named_parameters() if name not in fused and p.numel()}
         self.optimizer = torch.optim.AdamW(
-            self.dense.values(), lr=config.learning_rate, weight_decay=config.weight_decay
+            self.dense.values(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
         self.sampler = NegativeSampler(config.loss, manifest.items, config.seed)
         self.intent_weight = model.intent_weight if isinstance(model, IntentRecConfig) else 0.0

@@ -34,7 +34,7 @@ class Deep(nn.Module):
     def forward(self, inputs: Inputs) -> Output:
         window_TD, first_TD, second_TD = self.positions(inputs)
         recent_F, first_F, second_F = project(
-            [self.short_term.join, self.first_input, self.second_input], self.features(inputs)
+            [self.short_term.join, self.first_input, self.second_input], self.features(inputs), self.features.scale
         )
         short_TD = self.short_term(recent_F, window_TD, inputs)
         x_TD = self.first_input(first_F, short_TD) + first_TD

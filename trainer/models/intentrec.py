@@ -52,7 +52,7 @@ class IntentRec(nn.Module):
     def forward(self, inputs: Inputs) -> Output:
         window_TD, intent_TD, item_TD = self.positions(inputs)
         recent_F, intent_F, item_F = project(
-            [self.short_term.join, self.intent_input, self.item_input], self.features(inputs)
+            [self.short_term.join, self.intent_input, self.item_input], self.features(inputs), self.features.scale
         )
         short_TD = self.short_term(recent_F, window_TD, inputs)
         x_TD = self.intent_input(intent_F, short_TD) + intent_TD
