@@ -20,16 +20,15 @@ def intent_loss(logits_QL: Tensor, label: Tensor | JaggedTensor, weight_Q: Tenso
     Labels are vocabulary indices; unknown ones have no loss. Of several true labels all are positives and nothing is a
     negative: the sum of their -log p divided by their number.
     """
-    log_p_QL = F.log_softmax(logits_QL, dim=1)
     if isinstance(label, JaggedTensor):
         row_N = torch.repeat_interleave(label.lengths)
-        known_N = (label.values >= FIRST_VALUE).to(logits_QL.dtype)
-        log_p_N = log_p_QL[row_N, (label.values - FIRST_VALUE).clamp(min=0)]
+        known_N = (label.values >= FIRST_VALUE).to(weight_Q.dtype)
         count_Q = torch.zeros_like(weight_Q).index_add_(0, row_N, known_N)
-        return -(weight_Q[row_N] * known_N * log_p_N / count_Q[row_N].clamp(min=1)).sum()
-    known_Q = label >= FIRST_VALUE
-    log_p_Q = log_p_QL.gather(1, (label - FIRST_VALUE).clamp(min=0)[:, None])[:, 0]
-    return -(weight_Q * known_Q * log_p_Q).sum()
+        share_N = (weight_Q / count_Q.clamp_(min=1))[row_N] * known_N
+        place_N = row_N * logits_QL.shape[1] + (label.values - FIRST_VALUE).clamp_(min=0)
+        return -(share_N * F.log_softmax(logits_QL, dim=1).flatten().index_select(0, place_N)).sum()
+    known_Q = (label - FIRST_VALUE).clamp_(min=-1)
+    return (weight_Q * F.cross_entropy(logits_QL, known_Q, ignore_index=-1, reduction="none")).sum()
 
 
 def intent_hits(logits_QL: Tensor, label: Tensor | JaggedTensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ sums of gradients are in float32 at least.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -22,13 +22,15 @@ from ingest.schema import FIRST_VALUE
 from trainer.negatives import Negatives
 from trainer.workers import gather_rows
 
-CHUNK = 64
-"""Targets that are scored at once where scoring more, of the whole slice, would be too many scores."""
+FEWEST = 64
+"""Targets in a chunk below which matrix products are slow, and the slice is rather cut into tiles."""
+TILED = 256
+"""Targets in a chunk that is scored tile by tile."""
 
 
 def default_scores(device: torch.device) -> int:
     """Scores alive at once by default: few on a CPU, in whose cache they stay, many on a GPU."""
-    return 2**25 if device.type == "cuda" else 2**18
+    return 2**25 if device.type == "cuda" else 2**19
 
 
 def catalogue_slice(items: int, rank: int, workers: int) -> tuple[int, int]:
@@ -78,9 +80,9 @@ class _SampledSoftmax(torch.autograd.Function):
         scores: int,
     ) -> Tensor:
         product, exact = _types(query_QD, negative_ND)
-        grad_query_QD, grad_positive_QD, grad_negative_ND = (
-            torch.zeros_like(rows, dtype=exact) for rows in (query_QD, positive_QD, negative_ND)
-        )
+        make = torch.empty_like if len(item_N) else torch.zeros_like
+        grad_query_QD, grad_positive_QD = make(query_QD, dtype=exact), make(positive_QD, dtype=exact)
+        grad_negative_ND = torch.zeros_like(negative_ND, dtype=exact)
         loss = grad_query_QD.new_zeros(())
         rows_ND, shift_N, weight_Q = negative_ND.to(product), log_q_N.to(exact).neg(), weight_Q.to(exact)
         chunks = _chunks(len(query_QD), max(1, scores // len(item_N))) if len(item_N) else ()
@@ -93,17 +95,16 @@ class _SampledSoftmax(torch.autograd.Function):
                 loss -= weight_C @ F.logsigmoid(margin_C)
                 moved_C1 = (weight_C * margin_C.neg().sigmoid())[:, None]
                 mean_CD = (probability_CN.to(product) @ rows_ND).to(exact)
-                grad_query_QD[part] = mean_CD.sub_(positive_CD).mul_(moved_C1)
-                query_CD = query_CD * moved_C1
-                grad_positive_QD[part] = query_CD.neg()
-                _add_product(grad_negative_ND, probability_CN.T, query_CD, product)
+                torch.mul(mean_CD.sub_(positive_CD), moved_C1, out=grad_query_QD[part])
+                torch.mul(query_CD, moved_C1.neg(), out=grad_positive_QD[part])
+                _add_product(grad_negative_ND, probability_CN.T, grad_positive_QD[part], product, -1)
         gradients = (grad_query_QD, grad_positive_QD, grad_negative_ND)
         ctx.save_for_backward(*_like(gradients, (query_QD, positive_QD, negative_ND)))
         return loss
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return *(gradients[0] * saved for saved in ctx.saved_tensors), None, None, None, None, None
+        return *(saved.mul_(gradients[0]) for saved in ctx.saved_tensors), None, None, None, None, None
 
 
 def full_softmax(
@@ -159,7 +160,7 @@ class _FullSoftmax(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return *(gradients[0] * saved for saved in ctx.saved_tensors), None, None, None, None, None
+        return *(saved.mul_(gradients[0]) for saved in ctx.saved_tensors), None, None, None, None, None
 
 
 class _Slice:
@@ -179,7 +180,8 @@ class _Slice:
         """The mean row under the softmax over the slice."""
         self.log_total_A = torch.full_like(weight_A, -torch.inf)
         self.grad_items_vD = torch.zeros_like(items_vD, dtype=query_AD.dtype)
-        chunk = max(1, min(CHUNK, scores), scores // max(1, len(items_vD)))
+        whole = scores // max(1, len(items_vD))
+        chunk = whole if whole >= FEWEST else min(TILED, scores)
         self.chunks = list(_chunks(len(query_AD), chunk))
         self.tiles = list(_chunks(len(items_vD), max(1, scores // chunk)))
         self.fused = fused and len(self.tiles) == 1
@@ -267,11 +269,13 @@ def _softmax(scores_CN: Tensor) -> tuple[Tensor, Tensor]:
     return probability_CN, scores_CN.amax(dim=1) - probability_CN.amax(dim=1).log_()
 
 
-def _add_product(total_ND: Tensor, left_NC: Tensor, right_CD: Tensor, product: torch.dtype) -> None:
+def _add_product(
+    total_ND: Tensor, left_NC: Tensor, right_CD: Tensor, product: torch.dtype, sign: Literal[1, -1] = 1
+) -> None:
     if total_ND.dtype == product:
-        total_ND.addmm_(left_NC, right_CD)
+        total_ND.addmm_(left_NC, right_CD, alpha=sign)
     else:
-        total_ND += left_NC.to(product) @ right_CD.to(product)
+        total_ND.add_(left_NC.to(product) @ right_CD.to(product), alpha=sign)
 
 
 def _like(gradients: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> Iterator[Tensor]:

@@ -56,10 +56,20 @@ def test_full_softmax_and_its_gradients_are_cross_entropys(case: Case, scores: i
     same_gradients(loss, expected, case[:2])
 
 
+@pytest.mark.parametrize("scores", [64 * (V - 2), 64 * (V - 2) - 1, 70 * (V - 2)])
+def test_many_targets_are_taken_in_chunks(case: Case, scores: int) -> None:
+    """Chunks of 64 and of 70 targets and the whole catalogue, or of 256 and tiles of 4 items."""
+    generator = torch.Generator().manual_seed(2)
+    query = torch.randn(300, D, generator=generator, dtype=torch.float64, requires_grad=True)
+    target, weight = torch.randint(2, V, (300,), generator=generator), torch.rand(300, generator=generator).double()
+    part = (query, case[1], target, weight)
+    loss, expected = in_one(*part, scores), dense_full(*part)
+    torch.testing.assert_close(loss, expected)
+    same_gradients(loss, expected, (query, case[1]))
+
+
 @pytest.mark.parametrize("scores", [1, 30, 10_000])
-def test_full_softmax_over_two_workers_slices_is_cross_entropys(
-    case: Case, scores: int, two_workers: TwoWorkers
-) -> None:
+def test_full_softmax_over_two_slices_is_cross_entropys(case: Case, scores: int, two_workers: TwoWorkers) -> None:
     """Queries split unevenly, one worker without any, and both: losses add up, gradients are put together."""
     query, items, target, weight = case
     results = two_workers.result(f"softmax/{scores}")
@@ -108,12 +118,12 @@ def test_sampled_softmax_and_its_gradients_are_the_formulas(case: Case, sampling
 def test_the_sampled_denominator_is_the_full_one_on_average(case: Case, sampling: str) -> None:
     """Batches are drawn from the items' frequencies, which is what the correction of in-batch negatives supposes."""
     query, items, target, _ = (part.detach() for part in case)
-    sampler = NegativeSampler(LossConfig.model_validate({"negatives": 64, "sampling": sampling}), V, 0, COUNTS)
+    sampler = NegativeSampler(LossConfig.model_validate({"negatives": 256, "sampling": sampling}), V, 0, COUNTS)
     generator, frequency = torch.Generator().manual_seed(0), torch.from_numpy(COUNTS).double()
-    means, draws = torch.zeros(3, dtype=torch.float64), 3000
+    means, draws = torch.zeros(3, dtype=torch.float64), 800
     positive = (query * items[target]).sum(dim=1)
     for step in range(draws):
-        batch = torch.multinomial(frequency, 500, replacement=True, generator=generator)
+        batch = torch.multinomial(frequency, 2000, replacement=True, generator=generator)
         negatives = sampler(step, batch)
         for q in range(3):
             one = slice(q, q + 1)
