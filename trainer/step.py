@@ -68,14 +68,14 @@ class Step:
 
     def losses(self, batch: Batch, number: int) -> Losses:
         """The losses of `batch` in step `number`, as sums over this worker's targets."""
-        prediction, item = (self._full if self.config.loss.kind == "full" else self._sampled)(batch, number)
+        prediction, item = self._full(batch) if self.config.loss.kind == "full" else self._sampled(batch, number)
         intents = {
             name: intent_loss(logits_QL, batch.labels[name], batch.weight_Q)
             for name, logits_QL in prediction.intents.items()
         }
         return Losses(item, intents)
 
-    def _full(self, batch: Batch, number: int) -> tuple[Prediction, Tensor]:
+    def _full(self, batch: Batch) -> tuple[Prediction, Tensor]:
         prediction: Prediction = self.parallel(batch, self.slice_v)
         rows_vD, workers = prediction.candidates_CD, self.worker.workers
         item = full_softmax(

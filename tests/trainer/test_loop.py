@@ -220,3 +220,10 @@ def test_tensorboard_has_torchtitans_names_the_plan_and_the_config(undisturbed: 
     assert "epochs: 2" in texts["config/text_summary"]
     assert "| item |" in texts["plan/text_summary"]
     assert "| sharding |" in texts["plan/text_summary"]
+
+
+def test_in_batch_negatives_are_corrected_by_the_training_counts(data: Data, tmp_path: Path) -> None:
+    trainer = make_trainer(data.url, tmp_path, epochs=1, loss={"kind": "sampled", "sampling": "in_batch"})
+    assert trainer.step.sampler.counts_V is not None
+    assert trainer.step.sampler.counts_V.tolist() == data.items.counts.tolist()
+    trainer.fit()
