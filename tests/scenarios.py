@@ -11,6 +11,7 @@ import pickle
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+from torch import Tensor
 
 import embeddings.sharding
 import evaluation.ranking
@@ -29,9 +31,21 @@ from evaluation.evaluate import validate
 from evaluation.ranking import CatalogueRanker, NeuralScorer, own_slice
 from evaluation.recommend import Names, recommend
 from ingest.batch import JaggedTensor
-from tests.small import BLOCK_ROWS, Data, Stopped, dense, inputs_of, make_step, make_trainer, watched, weights
+from tests.small import (
+    BLOCK_ROWS,
+    Data,
+    Stopped,
+    dense,
+    inputs_of,
+    make_step,
+    make_trainer,
+    softmax_case,
+    watched,
+    weights,
+)
 from trainer.checkpoint import Checkpoints
 from trainer.progress import Progress
+from trainer.softmax import catalogue_slice, full_softmax
 from trainer.workers import Worker, gather_objects, total
 
 ALL = ["item", "action", "tags", "genres", "content_type", "release_age"]
@@ -40,7 +54,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "table_wise": {"tables": {"sharding": dict.fromkeys(ALL, "table_wise")}},
     "column_wise": {"tables": {"sharding": dict.fromkeys(ALL, "column_wise"), "dimension": 256}},
     "planner": {"tables": {"sharding": {"item": "row_wise"}, "optimizer": "sgd"}},
-    "sampled": {"tables": {"optimizer": "rowwise_adagrad"}, "loss": {"kind": "sampled", "negatives": 16}},
+    "full in one tile": {"tables": {"sharding": {"item": "row_wise"}}, "loss": {"scores_at_once": 10_000}},
+    **{
+        sampling: {
+            "tables": {"optimizer": "rowwise_adagrad"},
+            "loss": {"kind": "sampled", "negatives": 16, "sampling": sampling, "in_batch_share": 0.7},
+        }
+        for sampling in ("log_uniform", "uniform", "in_batch", "mixed")
+    },
 }
 STEPS = [[range(9), range(9, 12)], [[], range(12, 20)], [range(20, 29), range(29, 32)]]
 """Rows of each worker in three steps: uneven, and one of them empty."""
@@ -56,7 +77,7 @@ def take(step: Any, data: Data, worker: Worker, number: int) -> tuple[float, flo
 
 
 def steps(data: Data, folder: Path, worker: Worker, setting: str) -> dict[str, Any]:
-    step = make_step(data.manifest, worker, **SETTINGS[setting])
+    step = make_step(data.manifest, worker, counts=data.items.counts, **SETTINGS[setting])
     before = weights(step)
     losses = [take(step, data, worker, 0)]
     first, gradients = weights(step), dense(step, gradients=True)
@@ -64,6 +85,33 @@ def steps(data: Data, folder: Path, worker: Worker, setting: str) -> dict[str, A
     plan = {t: p.sharding_type for part in step.parallel.plan.plan.values() for t, p in part.items()}
     return {"before": before, "first": first, "gradients": gradients, "third": weights(step), "losses": losses,
             "plan": plan}  # fmt: skip
+
+
+SPLITS = [(9, 4), (0, 13), (13, 0), (0, 0)]
+"""Targets of each worker: uneven, one without any, and both."""
+
+
+def sharded_softmax(data: Data, folder: Path, worker: Worker, scores: int) -> list[list[Tensor]]:
+    """The full softmax of `softmax_case` over two slices: loss, and gradients of the own queries and rows, by split."""
+    query, items, target, weight = softmax_case()
+    first, end = catalogue_slice(len(items), worker.rank, worker.workers)
+    results = []
+    for sizes in SPLITS:
+        own = slice(sum(sizes[: worker.rank]), sum(sizes[: worker.rank + 1]))
+        rows = query[own].detach().requires_grad_(), items[first:end].detach().requires_grad_()
+        loss = full_softmax(*rows, target[own], weight[own], first, scores, worker.workers)
+        results.append([loss.detach(), *torch.autograd.grad(3 * loss, rows)])
+    return results
+
+
+def unknown_targets(data: Data, folder: Path, worker: Worker, loss: dict[str, Any]) -> tuple[float, float, bool]:
+    """A step whose targets are all unknown: loss, the gradient's norm, and whether all weights stayed."""
+    step = make_step(data.manifest, worker, counts=data.items.counts, tables={"optimizer": "sgd"}, loss=loss)
+    batch, before = data.batch(range(4)), weights(step)
+    unknown = replace(batch, target_Q=torch.ones_like(batch.target_Q), weight_Q=torch.zeros_like(batch.weight_Q))
+    losses, norm = step.train(unknown, 0, 0.0)
+    after = weights(step)
+    return float(losses.item), norm, all(torch.equal(after[name], value) for name, value in before.items())
 
 
 def save(data: Data, folder: Path, worker: Worker) -> list[dict[str, Any]]:
@@ -189,6 +237,15 @@ def neural(data: Data, folder: Path, worker: Worker) -> Any:
 Scenario = Callable[..., Any]
 SCENARIOS: dict[str, tuple[Scenario, str, dict[str, Any]]] = {
     **{f"steps/{name}": (steps, "data", {"setting": name}) for name in SETTINGS},
+    **{f"softmax/{scores}": (sharded_softmax, "data", {"scores": scores}) for scores in (1, 30, 10_000)},
+    **{
+        f"unknown/{name}": (unknown_targets, "data", {"loss": loss})
+        for name, loss in {
+            "full": {"kind": "full"},
+            "in_batch": {"kind": "sampled", "sampling": "in_batch"},
+            "mixed": {"kind": "sampled", "sampling": "mixed"},
+        }.items()
+    },
     "save": (save, "data", {}),
     "load": (load, "data", {"made_by": 1, "sharding": "table_wise"}),
     "train": (train, "data", {}),

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 import embeddings.sharding
@@ -121,7 +122,7 @@ def train_config(**changes: Any) -> TrainConfig:
         "log_steps": 1,
         "reader": {"tokens": 60, "max_length": 20, "shuffle_buffer": 200},
         "tables": {"dimension": 8, "learning_rate": 0.1, "optimizer": "adagrad"},
-        "loss": {"kind": "full", "chunk": 16},
+        "loss": {"kind": "full", "scores_at_once": 64},
     }
     for key, value in changes.items():
         base[key] = base.get(key, {}) | value if isinstance(value, dict) else value
@@ -173,8 +174,14 @@ class Data:
         return self.builder.build(self.rows, index) if len(index) else self.builder.empty()
 
 
-def make_step(manifest: Manifest, worker: Worker | None = None, model: NeuralConfig = MODEL, **changes: Any) -> Step:
-    return Step(model, train_config(**changes), manifest, worker or Worker())
+def make_step(
+    manifest: Manifest,
+    worker: Worker | None = None,
+    model: NeuralConfig = MODEL,
+    counts: NDArray | None = None,
+    **changes: Any,
+) -> Step:
+    return Step(model, train_config(**changes), manifest, worker or Worker(), counts)
 
 
 def weights(step: Step) -> dict[str, Tensor]:
@@ -191,6 +198,16 @@ def weights(step: Step) -> dict[str, Tensor]:
             full[row : row + part.shape[0], column : column + part.shape[1]] = part
         whole[table] = full
     return whole | dense(step)
+
+
+def softmax_case() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Queries [13, 4], an item table [20, 4], known targets and weights, in float64."""
+    generator = torch.Generator().manual_seed(1)
+    query = torch.randn(13, 4, generator=generator, dtype=torch.float64)
+    items = torch.randn(20, 4, generator=generator, dtype=torch.float64)
+    target = torch.randint(2, 20, (13,), generator=generator)
+    weight = torch.rand(13, generator=generator, dtype=torch.float64)
+    return query.requires_grad_(), items.requires_grad_(), target, weight
 
 
 def dense(step: Step, gradients: bool = False) -> dict[str, Tensor]:

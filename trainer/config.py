@@ -17,10 +17,14 @@ class LossConfig(Settings):
     kind: Literal["sampled", "full"] = "sampled"
     """Softmax over negatives shared by the batch, or over the whole catalogue."""
     negatives: int = Field(default=512, ge=1)
-    sampling: Literal["uniform", "log_uniform"] = "log_uniform"
-    """Item indices fall with the items' popularity, so `log_uniform` draws popular items more often."""
-    chunk: int = Field(default=1024, ge=1)
-    """Targets whose scores of the whole catalogue are in memory at once, for the full softmax."""
+    sampling: Literal["uniform", "log_uniform", "in_batch", "mixed"] = "log_uniform"
+    """Item indices fall with the items' popularity, so `log_uniform` draws popular items more often. `in_batch` draws
+    from the targets of the global batch, `mixed` both from them and uniformly."""
+    in_batch_share: float = Field(default=0.5, gt=0, lt=1)
+    """The part of `mixed` negatives that comes from the batch."""
+    scores_at_once: int | None = Field(default=None, ge=1)
+    """Scores in memory at a time, of all those of the batch's targets with the items or negatives; by default what a
+    CPU keeps in its cache, and more on a GPU."""
 
 
 class TrainConfig(Settings):

@@ -73,7 +73,7 @@ class Trainer:
         self.run, self.worker, self.validate, self.config = run, worker, validate, run.train
         self.manifest: Manifest = load_manifest(run.data)
         self.items = load_items(run.data, self.manifest)
-        self.step = Step(run.model, run.train, self.manifest, worker)
+        self.step = Step(run.model, run.train, self.manifest, worker, self.items.counts)
         self.checkpoints = Checkpoints(run.checkpoints, run.train.keep, worker)
         self.reader = Reader(
             run.data,

@@ -9,16 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from embeddings.sharding import shard
 from ingest.batch import Batch
 from ingest.manifest import Manifest
 from trainer.config import TrainConfig
-from trainer.losses import NegativeSampler, full_softmax, intent_loss, sampled_softmax
+from trainer.losses import intent_loss
 from trainer.models.config import IntentRecConfig, NeuralConfig
+from trainer.negatives import NegativeSampler
 from trainer.recommender import Prediction, Recommender, build
-from trainer.workers import Worker
+from trainer.softmax import catalogue_slice, default_scores, full_softmax, sampled_softmax
+from trainer.workers import Worker, gather_rows
 
 
 @dataclass(frozen=True)
@@ -30,9 +33,19 @@ class Losses:
 
 
 class Step:
-    """A sharded model with its optimizers."""
+    """A sharded model with its optimizers.
 
-    def __init__(self, model: NeuralConfig, config: TrainConfig, manifest: Manifest, worker: Worker) -> None:
+    `counts`: how often the training data have each item, [V], without which in-batch negatives can not be drawn.
+    """
+
+    def __init__(
+        self,
+        model: NeuralConfig,
+        config: TrainConfig,
+        manifest: Manifest,
+        worker: Worker,
+        counts: NDArray | None = None,
+    ) -> None:
         self.config, self.manifest, self.worker = config, manifest, worker
         recommender = build(model, config, manifest).to_device(worker.device)
         self.parallel = shard(recommender, recommender.tables.names, config.tables, worker.device, config.seed)
@@ -41,9 +54,11 @@ class Step:
         self.optimizer = torch.optim.AdamW(
             self.dense.values(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
-        self.sampler = NegativeSampler(config.loss, manifest.items, config.seed)
+        self.sampler = NegativeSampler(config.loss, manifest.items, config.seed, counts)
         self.intent_weight = model.intent_weight if isinstance(model, IntentRecConfig) else 0.0
-        self.catalogue_V = torch.arange(manifest.items, device=worker.device)
+        self.first, end = catalogue_slice(manifest.items, worker.rank, worker.workers)
+        self.slice_v = torch.arange(self.first, end, device=worker.device)
+        self.scores = config.loss.scores_at_once or default_scores(worker.device)
 
     @property
     def recommender(self) -> Recommender:
@@ -53,29 +68,31 @@ class Step:
 
     def losses(self, batch: Batch, number: int) -> Losses:
         """The losses of `batch` in step `number`, as sums over this worker's targets."""
-        weight_Q = batch.weight_Q
-        if self.config.loss.kind == "full":
-            prediction: Prediction = self.parallel(batch, self.catalogue_V)
-            item = full_softmax(
-                prediction.query_QD, prediction.candidates_CD, batch.target_Q, weight_Q, self.config.loss.chunk
-            )
-        else:
-            negative_N = self.sampler.draw(number).to(batch.target_Q.device)
-            prediction = self.parallel(batch, torch.cat([batch.target_Q, negative_N]))
-            positive_QD, negative_ND = prediction.candidates_CD.split([len(batch.target_Q), len(negative_N)])
-            item = sampled_softmax(
-                prediction.query_QD,
-                positive_QD,
-                negative_ND,
-                batch.target_Q,
-                negative_N,
-                self.sampler.log_expected(negative_N),
-                weight_Q,
-            )
+        prediction, item = self._full(batch) if self.config.loss.kind == "full" else self._sampled(batch, number)
         intents = {
-            name: intent_loss(logits_QL, batch.labels[name], weight_Q) for name, logits_QL in prediction.intents.items()
+            name: intent_loss(logits_QL, batch.labels[name], batch.weight_Q)
+            for name, logits_QL in prediction.intents.items()
         }
         return Losses(item, intents)
+
+    def _full(self, batch: Batch) -> tuple[Prediction, Tensor]:
+        prediction: Prediction = self.parallel(batch, self.slice_v)
+        rows_vD, workers = prediction.candidates_CD, self.worker.workers
+        item = full_softmax(
+            prediction.query_QD, rows_vD, batch.target_Q, batch.weight_Q, self.first, self.scores, workers
+        )
+        return prediction, item
+
+    def _sampled(self, batch: Batch, number: int) -> tuple[Prediction, Tensor]:
+        target_Q = batch.target_Q
+        shared = self.sampler.needs_targets and self.worker.workers > 1
+        negatives = self.sampler(number, gather_rows(target_Q)[0] if shared else target_Q)
+        prediction: Prediction = self.parallel(batch, torch.cat([target_Q, negatives.item_N]))
+        positive_QD, negative_ND = prediction.candidates_CD.split([len(target_Q), len(negatives.item_N)])
+        item = sampled_softmax(
+            prediction.query_QD, positive_QD, negative_ND, target_Q, negatives, batch.weight_Q, self.scores
+        )
+        return prediction, item
 
     def train(self, batch: Batch, number: int, global_weight: float) -> tuple[Losses, float]:
         """Take step `number` (from 0); the losses, detached, and the dense gradient's norm before it is cut.

@@ -70,16 +70,17 @@ def gather_objects(value: Any) -> list[Any]:
     return values
 
 
-def gather_rows(rows_NX: Tensor) -> tuple[Tensor, list[int]]:
+def gather_rows(rows_NX: Tensor, sizes: list[int] | None = None) -> tuple[Tensor, list[int]]:
     """All workers' rows, those of rank 0 first, and how many each has; their numbers may differ.
 
-    Shapes: [N, ...] -> [sum of N over the workers, ...].
+    `sizes`: how many each has, where an earlier call has told. Shapes: [N, ...] -> [sum of N over the workers, ...].
     """
     workers = dist.get_world_size()
-    own = torch.tensor([len(rows_NX)], device=rows_NX.device)
-    counts = [torch.zeros_like(own) for _ in range(workers)]
-    dist.all_gather(counts, own)
-    sizes = [int(count) for count in counts]
+    if sizes is None:
+        own = torch.tensor([len(rows_NX)], device=rows_NX.device)
+        counts = [torch.zeros_like(own) for _ in range(workers)]
+        dist.all_gather(counts, own)
+        sizes = [int(count) for count in counts]
     padded = rows_NX.new_zeros((max(sizes), *rows_NX.shape[1:]))
     padded[: len(rows_NX)] = rows_NX
     parts = [torch.empty_like(padded) for _ in range(workers)]

@@ -122,7 +122,7 @@ def test_one_worker_goes_on_where_two_were_killed_and_every_row_comes_once(
         ({"model": IntentRecConfig(heads=2, dropout=0.3, window="9h")}, "model.window"),
         ({"model": IntentRecConfig(heads=4, dropout=0.3, window="8h")}, "model.heads"),
         ({"seed": 5}, "train.seed"),
-        ({"loss": {"chunk": 3}}, "train.loss"),
+        ({"loss": {"scores_at_once": 3}}, "train.loss"),
     ],
 )  # fmt: skip
 def test_another_config_in_the_same_folder_is_refused_by_its_key(
@@ -220,3 +220,10 @@ def test_tensorboard_has_torchtitans_names_the_plan_and_the_config(undisturbed: 
     assert "epochs: 2" in texts["config/text_summary"]
     assert "| item |" in texts["plan/text_summary"]
     assert "| sharding |" in texts["plan/text_summary"]
+
+
+def test_in_batch_negatives_are_corrected_by_the_training_counts(data: Data, tmp_path: Path) -> None:
+    trainer = make_trainer(data.url, tmp_path, epochs=1, loss={"kind": "sampled", "sampling": "in_batch"})
+    assert trainer.step.sampler.counts_V is not None
+    assert trainer.step.sampler.counts_V.tolist() == data.items.counts.tolist()
+    trainer.fit()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from evaluation.evaluate import validate
 from ingest.batch import Batch, JaggedTensor
-from tests.scenarios import SETTINGS, TwoWorkers, steps
+from tests.scenarios import SCENARIOS, SETTINGS, TwoWorkers, steps, unknown_targets
 from tests.small import MODEL, Data, dense, make_step, same, train_config, weights
 from trainer.attention import Layout
 from trainer.layers import Inputs
@@ -58,20 +58,25 @@ def plain_loss(
     return (batch.weight_Q * losses).sum() / batch.weight_Q.sum()
 
 
-@pytest.mark.parametrize("kind", ["full", "sampled"])
-@pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "rowwise_adagrad"])
-def test_one_step_equals_plain_torch(data: Data, kind: str, optimizer: str) -> None:
+@pytest.mark.parametrize(
+    ("sampling", "optimizer"),
+    [
+        *itertools.product([None, "log_uniform"], ["sgd", "adagrad", "rowwise_adagrad"]),
+        *itertools.product(["uniform", "in_batch", "mixed"], ["sgd"]),
+    ],
+)
+def test_one_step_equals_plain_torch(data: Data, sampling: str | None, optimizer: str) -> None:
     """Dense gradients, AdamW's weights, and table rows that are read both as inputs and as candidates."""
     changes: dict[str, Any] = {
         "tables": {"optimizer": optimizer, "learning_rate": 0.3},
-        "loss": {"kind": kind, "negatives": 20},
+        "loss": {"kind": "sampled", "negatives": 20, "sampling": sampling} if sampling else {"kind": "full"},
         "clip_norm": 1e9,
     }
-    step, batch = make_step(data.manifest, **changes), data.batch(range(8))
+    step, batch = make_step(data.manifest, counts=data.items.counts, **changes), data.batch(range(8))
     tables = {name: weights(step)[name].requires_grad_() for name in step.recommender.tables.names}
     network = build(MODEL, train_config(**changes), data.manifest).network
-    negative = step.sampler.draw(0) if kind == "sampled" else None
-    log_expected = None if negative is None else step.sampler.log_expected(negative)
+    negative = step.sampler.draw(0, batch.target_Q) if sampling else None
+    log_expected = None if negative is None else step.sampler.log_expected(negative).float()
     loss = plain_loss(network, tables, batch, negative, log_expected)
     loss.backward()
     losses, norm = step.train(batch, 0, float(batch.weight_Q.sum()))
@@ -133,14 +138,12 @@ def test_an_evaluation_between_two_steps_changes_neither(data: Data) -> None:
     same(*results)
 
 
-def test_an_unknown_target_trains_nothing(data: Data) -> None:
-    step, batch = make_step(data.manifest, tables={"optimizer": "sgd"}), data.batch(range(4))
-    before = weights(step)
-    unknown = replace(batch, target_Q=torch.ones_like(batch.target_Q), weight_Q=torch.zeros_like(batch.weight_Q))
-    losses, norm = step.train(unknown, 0, 0.0)
-    assert losses.item == 0
-    assert norm == 0
-    same(weights(step), before)
+@pytest.mark.parametrize("kind", ["full", "in_batch", "mixed"])
+def test_unknown_targets_train_nothing(kind: str, data: Data, two_workers: TwoWorkers) -> None:
+    """In one process and on two workers."""
+    _, _, arguments = SCENARIOS[f"unknown/{kind}"]
+    alone = unknown_targets(data, Path(), Worker(), **arguments)
+    assert [alone, *two_workers.result(f"unknown/{kind}")] == [(0, 0, True)] * 3
 
 
 def test_the_item_loss_reaches_the_intent_heads(data: Data) -> None:

@@ -1,0 +1,282 @@
+"""The item losses: softmax over sampled negatives, or over the whole catalogue, of which each worker has a slice.
+
+    Q  targets of this worker     A  targets of all workers     C  a chunk of either     D  dimension
+    N  negatives                  v  items of this worker's slice                        n  a tile of the slice
+
+Losses are sums over targets. Gradients are taken in the forward pass, chunk by chunk, so that at most `scores` scores
+are alive (and their softmax). Scores are products in autocast's type where it is on; the softmax, the losses and the
+sums of gradients are in float32 at least.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from ingest.schema import FIRST_VALUE
+from trainer.negatives import Negatives
+from trainer.workers import gather_rows
+
+FEWEST = 64
+"""Targets in a chunk below which matrix products are slow, and the slice is rather cut into tiles."""
+TILED = 256
+"""Targets in a chunk that is scored tile by tile."""
+
+
+def default_scores(device: torch.device) -> int:
+    """Scores alive at once by default: few on a CPU, in whose cache they stay, many on a GPU."""
+    return 2**25 if device.type == "cuda" else 2**19
+
+
+def catalogue_slice(items: int, rank: int, workers: int) -> tuple[int, int]:
+    """The first item of a worker's slice and the first after it, padding and unknown left out.
+
+    A row-wise sharded table is cut at the same places: its workers look up rows of their own.
+    """
+    rows = -(-items // workers)
+    end = min((rank + 1) * rows, items)
+    return min(max(rank * rows, FIRST_VALUE), end), end
+
+
+def sampled_softmax(
+    query_QD: Tensor,
+    positive_QD: Tensor,
+    negative_ND: Tensor,
+    target_Q: Tensor,
+    negatives: Negatives,
+    weight_Q: Tensor,
+    scores: int,
+) -> Tensor:
+    """The weighted sum of -log of the target's probability among itself and the negatives; a scalar.
+
+    `positive_QD`, `negative_ND`: rows of the item table. A negative's score is lowered by the logarithm of its expected
+    count, which makes the denominator an unbiased estimate of the full softmax's (Bengio and Senecal 2008); the target
+    is there by itself and takes no correction (arXiv 2507.09331). A negative that is the target is masked.
+    """
+    loss: Tensor = _SampledSoftmax.apply(
+        query_QD, positive_QD, negative_ND, target_Q, negatives.item_N, negatives.log_q_N, weight_Q, scores
+    )
+    return loss
+
+
+class _SampledSoftmax(torch.autograd.Function):
+    """With t the target's score and L the log-sum-exp of the negatives', a target's loss is -log sigmoid(t - L)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query_QD: Tensor,
+        positive_QD: Tensor,
+        negative_ND: Tensor,
+        target_Q: Tensor,
+        item_N: Tensor,
+        log_q_N: Tensor,
+        weight_Q: Tensor,
+        scores: int,
+    ) -> Tensor:
+        product, exact = _types(query_QD, negative_ND)
+        make = torch.empty_like if len(item_N) else torch.zeros_like
+        grad_query_QD, grad_positive_QD = make(query_QD, dtype=exact), make(positive_QD, dtype=exact)
+        grad_negative_ND = torch.zeros_like(negative_ND, dtype=exact)
+        loss = grad_query_QD.new_zeros(())
+        rows_ND, shift_N, weight_Q = negative_ND.to(product), log_q_N.to(exact).neg(), weight_Q.to(exact)
+        chunks = _chunks(len(query_QD), max(1, scores // len(item_N))) if len(item_N) else ()
+        with torch.autocast(query_QD.device.type, enabled=False):
+            for part in chunks:
+                query_CD, positive_CD, weight_C = query_QD[part].to(exact), positive_QD[part].to(exact), weight_Q[part]
+                scores_CN = _scores(query_CD, rows_ND, shift_N)
+                probability_CN, log_total_C = _softmax(_mask(scores_CN, item_N, target_Q[part]))
+                margin_C = (query_CD * positive_CD).sum(dim=1) - log_total_C
+                loss -= weight_C @ F.logsigmoid(margin_C)
+                moved_C1 = (weight_C * margin_C.neg().sigmoid())[:, None]
+                mean_CD = (probability_CN.to(product) @ rows_ND).to(exact)
+                torch.mul(mean_CD.sub_(positive_CD), moved_C1, out=grad_query_QD[part])
+                torch.mul(query_CD, moved_C1.neg(), out=grad_positive_QD[part])
+                _add_product(grad_negative_ND, probability_CN.T, grad_positive_QD[part], product, -1)
+        gradients = (grad_query_QD, grad_positive_QD, grad_negative_ND)
+        ctx.save_for_backward(*_like(gradients, (query_QD, positive_QD, negative_ND)))
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return *(saved.mul_(gradients[0]) for saved in ctx.saved_tensors), None, None, None, None, None
+
+
+def full_softmax(
+    query_QD: Tensor, items_vD: Tensor, target_Q: Tensor, weight_Q: Tensor, first: int, scores: int, workers: int = 1
+) -> Tensor:
+    """The weighted sum of -log softmax over all workers' slices of the catalogue; a scalar.
+
+    `items_vD`: the item table's rows from `first` on, this worker's `catalogue_slice`. A target in nobody's slice has
+    to have weight 0. All workers have to call it at the same time, and to go back with the same factor: the sum of
+    their losses is the global loss, of which `items_vD` gets the whole gradient here, as do the worker's own queries.
+
+    As in Megatron-LM's vocabulary-parallel cross-entropy (arXiv 1909.08053), queries travel, [A, D], and scores do not.
+    """
+    loss: Tensor = _FullSoftmax.apply(query_QD, items_vD, target_Q, weight_Q, first, scores, workers)
+    return loss
+
+
+class _FullSoftmax(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query_QD: Tensor,
+        items_vD: Tensor,
+        target_Q: Tensor,
+        weight_Q: Tensor,
+        first: int,
+        scores: int,
+        workers: int,
+    ) -> Tensor:
+        product, exact = _types(query_QD, items_vD)
+        with torch.autocast(query_QD.device.type, enabled=False):
+            own, query_AD, target_A, weight_A = _gather(query_QD, target_Q, weight_Q.to(exact), workers)
+            part = _Slice(query_AD.to(exact), items_vD, weight_A, product, scores, fused=workers == 1)
+            part.score()
+            own_a = ((target_A >= first) & (target_A < first + len(items_vD))).nonzero()[:, 0]
+            column_a = target_A[own_a] - first
+            positive_aD = items_vD[column_a].to(exact)
+            positive_A = torch.zeros_like(weight_A)
+            positive_A[own_a] = (part.query_AD[own_a] * positive_aD).sum(dim=1)
+            log_total_A = part.log_total_A
+            if workers > 1:
+                log_total_A, positive_A = _over_workers(log_total_A, positive_A)
+                part.mean_AD *= (part.log_total_A - log_total_A).exp_()[:, None]
+            grad_query_AD = part.mean_AD.index_add_(0, own_a, positive_aD, alpha=-1).mul_(weight_A[:, None])
+            summing = dist.all_reduce(grad_query_AD, async_op=True) if workers > 1 else None
+            grad_items_vD = part.grad_items(log_total_A)
+            grad_items_vD.index_add_(0, column_a, part.weighted_AD[own_a], alpha=-1)
+            if summing is not None:
+                summing.wait()
+            loss = weight_A[own] @ (log_total_A - positive_A)[own]
+        ctx.save_for_backward(*_like((grad_query_AD[own], grad_items_vD), (query_QD, items_vD)))
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return *(saved.mul_(gradients[0]) for saved in ctx.saved_tensors), None, None, None, None, None
+
+
+class _Slice:
+    """The softmax of all queries over one slice of the catalogue, tile by tile.
+
+    Scores are computed once where the slice is the whole catalogue and one tile wide (`fused`), else twice: for the
+    log-sum-exp and the mean row, and, once the log-sum-exp over everything is known, for the rows' gradients.
+    """
+
+    def __init__(
+        self, query_AD: Tensor, items_vD: Tensor, weight_A: Tensor, product: torch.dtype, scores: int, fused: bool
+    ) -> None:
+        self.query_AD, self.product = query_AD, product
+        self.rows_vD = items_vD.to(product)
+        self.weighted_AD = weight_A[:, None] * query_AD
+        self.mean_AD = torch.zeros_like(query_AD)
+        """The mean row under the softmax over the slice."""
+        self.log_total_A = torch.full_like(weight_A, -torch.inf)
+        self.grad_items_vD = torch.zeros_like(items_vD, dtype=query_AD.dtype)
+        whole = scores // max(1, len(items_vD))
+        chunk = whole if whole >= FEWEST else min(TILED, scores)
+        self.chunks = list(_chunks(len(query_AD), chunk))
+        self.tiles = list(_chunks(len(items_vD), max(1, scores // chunk)))
+        self.fused = fused and len(self.tiles) == 1
+
+    def score(self) -> None:
+        """Find `log_total_A` and `mean_AD`."""
+        for chunk in self.chunks:
+            mean_CD, log_total_C = self.mean_AD[chunk], self.log_total_A[chunk]
+            for tile in self.tiles:
+                probability_Cn, log_tile_C = _softmax(_scores(self.query_AD[chunk], self.rows_vD[tile]))
+                tile_CD = (probability_Cn.to(self.product) @ self.rows_vD[tile]).to(mean_CD.dtype)
+                if self.fused:
+                    _add_product(self.grad_items_vD, probability_Cn.T, self.weighted_AD[chunk], self.product)
+                both_C = torch.logaddexp(log_total_C, log_tile_C)
+                mean_CD *= (log_total_C - both_C).exp_()[:, None]
+                mean_CD += tile_CD * (log_tile_C - both_C).exp_()[:, None]
+                log_total_C.copy_(both_C)
+
+    def grad_items(self, log_total_A: Tensor) -> Tensor:
+        """What the scores but for the targets' own give, [v, D]; `log_total_A` is over the whole catalogue."""
+        if self.fused:
+            return self.grad_items_vD
+        for tile in self.tiles:
+            for chunk in self.chunks:
+                scores_Cn = _scores(self.query_AD[chunk], self.rows_vD[tile])
+                probability_Cn = scores_Cn.sub_(log_total_A[chunk, None]).exp_()
+                _add_product(self.grad_items_vD[tile], probability_Cn.T, self.weighted_AD[chunk], self.product)
+        return self.grad_items_vD
+
+
+def _gather(query_QD: Tensor, target_Q: Tensor, weight_Q: Tensor, workers: int) -> tuple[slice, Tensor, Tensor, Tensor]:
+    """All workers' queries, targets and weights, and where this worker's own are among them."""
+    if workers == 1:
+        return slice(0, len(query_QD)), query_QD, target_Q, weight_Q
+    query_AD, sizes = gather_rows(query_QD)
+    rank = dist.get_rank()
+    own = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
+    return own, query_AD, gather_rows(target_Q, sizes)[0], gather_rows(weight_Q, sizes)[0]
+
+
+def _over_workers(log_total_A: Tensor, positive_A: Tensor) -> tuple[Tensor, Tensor]:
+    """The log-sum-exp over all slices, and the targets' scores, each of which one worker has."""
+    largest_A = log_total_A.clone()
+    dist.all_reduce(largest_A, op=dist.ReduceOp.MAX)
+    sums_2A = torch.stack([(log_total_A - largest_A).exp_(), positive_A])
+    dist.all_reduce(sums_2A)
+    return largest_A + sums_2A[0].log(), sums_2A[1]
+
+
+def _types(query_QD: Tensor, rows_ND: Tensor) -> tuple[torch.dtype, torch.dtype]:
+    """The type of matrix products, and that of everything else."""
+    device = query_QD.device.type
+    on = torch.is_autocast_enabled(device)
+    product = torch.get_autocast_dtype(device) if on else torch.promote_types(query_QD.dtype, rows_ND.dtype)
+    return product, torch.promote_types(product, torch.float32)
+
+
+def _chunks(size: int, chunk: int) -> Iterator[slice]:
+    return (slice(begin, min(begin + chunk, size)) for begin in range(0, size, chunk))
+
+
+def _scores(query_CD: Tensor, rows_ND: Tensor, shift_N: Tensor | None = None) -> Tensor:
+    """Products of queries and rows in the rows' type, as the queries' type, with `shift_N` added."""
+    product_CD = query_CD.to(rows_ND.dtype)
+    if shift_N is not None and shift_N.dtype == rows_ND.dtype:
+        return torch.addmm(shift_N, product_CD, rows_ND.T)
+    scores_CN = (product_CD @ rows_ND.T).to(query_CD.dtype)
+    return scores_CN if shift_N is None else scores_CN.add_(shift_N)
+
+
+def _mask(scores_CN: Tensor, item_N: Tensor, target_C: Tensor) -> Tensor:
+    """Puts the scores of negatives that are the target out of the softmax, in place; `item_N` is ascending.
+
+    The lowest finite number stands for -inf: a row of nothing else has a softmax without NaN, and no weight.
+    """
+    column_C = torch.searchsorted(item_N, target_C).clamp_(max=len(item_N) - 1)
+    hit_C1 = (item_N[column_C] == target_C)[:, None]
+    value_C1 = scores_CN.gather(1, column_C[:, None]).masked_fill_(hit_C1, torch.finfo(scores_CN.dtype).min)
+    return scores_CN.scatter_(1, column_C[:, None], value_C1)
+
+
+def _softmax(scores_CN: Tensor) -> tuple[Tensor, Tensor]:
+    """The softmax of each row and its log-sum-exp: the largest score less the logarithm of its probability."""
+    probability_CN = torch.softmax(scores_CN, dim=1)
+    return probability_CN, scores_CN.amax(dim=1) - probability_CN.amax(dim=1).log_()
+
+
+def _add_product(
+    total_ND: Tensor, left_NC: Tensor, right_CD: Tensor, product: torch.dtype, sign: Literal[1, -1] = 1
+) -> None:
+    if total_ND.dtype == product:
+        total_ND.addmm_(left_NC, right_CD, alpha=sign)
+    else:
+        total_ND.add_(left_NC.to(product) @ right_CD.to(product), alpha=sign)
+
+
+def _like(gradients: tuple[Tensor, ...], inputs: tuple[Tensor, ...]) -> Iterator[Tensor]:
+    return (gradient.to(given.dtype) for gradient, given in zip(gradients, inputs, strict=True))
