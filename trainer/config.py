@@ -38,6 +38,11 @@ class TrainConfig(Settings):
     """Steps over which the dense learning rate rises from 0."""
     clip_norm: float = Field(default=1.0, gt=0)
     """The dense gradient's norm is cut to this."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of matrix products: `bf16` casts their inputs (autocast); weights, softmax, losses and optimizers stay in fp32.
+    It is for GPUs, where it takes the jagged flash attention kernel."""
+    compile: bool = False
+    """Whether the feed-forward layers go through torch.compile. It takes some minutes at the start."""
     seed: int = Field(default=0, ge=0)
     metric: Literal["NDCG@10", "HR@10", "MRR", "MRR@10"] = "MRR"
     """The validation metric that chooses the best epoch."""

@@ -15,7 +15,7 @@ from ingest.batch import Batch
 from ingest.manifest import Manifest
 from trainer.attention import Layout
 from trainer.config import TrainConfig
-from trainer.layers import Inputs
+from trainer.layers import Block, Inputs
 from trainer.models.config import DeepConfig, IntentRecConfig, NeuralConfig
 from trainer.models.deep import Deep
 from trainer.models.intentrec import IntentRec
@@ -45,6 +45,12 @@ class Recommender(nn.Module):
         self.network.to(device)
         return self
 
+    def compile_feed_forward(self) -> None:
+        """The feed-forward layers through torch.compile, for batches of any number of tokens."""
+        for block in self.network.modules():
+            if isinstance(block, Block):
+                block.feed_forward.compile(dynamic=True)
+
     def forward(self, batch: Batch, candidates_C: Tensor) -> Prediction:
         vectors, candidates_CD = self.tables(batch, candidates_C)
         columns = [batch.features[name] for name in self.numbers]
@@ -59,9 +65,9 @@ class Recommender(nn.Module):
         output = self.network(inputs)
         at = batch.target_position_Q
         return Prediction(
-            output.query_TD.index_select(0, at),
+            output.query_TD.index_select(0, at).float(),
             candidates_CD,
-            {name: logits.index_select(0, at) for name, logits in output.intents.items()},
+            {name: logits.index_select(0, at).float() for name, logits in output.intents.items()},
             None if output.attention_TM is None else output.attention_TM.index_select(0, at),
         )
 

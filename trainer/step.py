@@ -48,6 +48,8 @@ class Step:
     ) -> None:
         self.config, self.manifest, self.worker = config, manifest, worker
         recommender = build(model, config, manifest).to_device(worker.device)
+        if config.compile:
+            recommender.compile_feed_forward()
         self.parallel = shard(recommender, recommender.tables.names, config.tables, worker.device, config.seed)
         fused = set(self.parallel.fused_optimizer.params)
         self.dense = {name: p for name, p in self.parallel.named_parameters() if name not in fused and p.numel()}
@@ -68,6 +70,13 @@ class Step:
 
     def losses(self, batch: Batch, number: int) -> Losses:
         """The losses of `batch` in step `number`, as sums over this worker's targets."""
+        with self._autocast():
+            return self._losses(batch, number)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.worker.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+
+    def _losses(self, batch: Batch, number: int) -> Losses:
         prediction, item = self._full(batch) if self.config.loss.kind == "full" else self._sampled(batch, number)
         intents = {
             name: intent_loss(logits_QL, batch.labels[name], batch.weight_Q)
@@ -121,5 +130,6 @@ class Step:
     def predict(self, batch: Batch) -> Prediction:
         """The model's answer for the batch's targets, without dropout and without candidates."""
         self.parallel.eval()
-        prediction: Prediction = self.recommender(batch, batch.target_Q[:0])
+        with self._autocast():
+            prediction: Prediction = self.recommender(batch, batch.target_Q[:0])
         return prediction

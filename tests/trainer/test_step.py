@@ -107,6 +107,32 @@ def test_one_step_equals_plain_torch(data: Data, sampling: str | None, optimizer
         torch.testing.assert_close(after[name][settled], expected[settled], rtol=1e-3, atol=1e-4, msg=name)
 
 
+@pytest.mark.parametrize("kind", ["full", "sampled"])
+def test_bf16_is_close_to_fp32_and_keeps_weights_in_fp32(data: Data, kind: str) -> None:
+    batch = data.batch(range(12))
+    found = {}
+    for precision in ("fp32", "bf16"):
+        step = make_step(data.manifest, precision=precision, loss={"kind": kind, "negatives": 20}, clip_norm=1e9)
+        query_QD = step.predict(batch).query_QD
+        losses, norm = step.train(batch, 0, float(batch.weight_Q.sum()))
+        found[precision] = torch.stack([losses.item, *losses.intents.values()]), norm, query_QD
+        assert {value.dtype for value in (*weights(step).values(), query_QD)} == {torch.float32}
+    for ours, theirs in zip(found["bf16"], found["fp32"], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0.03, atol=0.05)
+    assert not torch.equal(found["bf16"][0], found["fp32"][0])
+
+
+def test_compiled_feed_forward_layers_give_the_same(data: Data) -> None:
+    """With batches of two sizes."""
+    results = []
+    for compiled in (False, True):
+        step = make_step(data.manifest, compile=compiled)
+        norms = [step.train(data.batch(rows), n, 50.0)[1] for n, rows in enumerate((range(12), range(12, 40)))]
+        results.append((weights(step), norms))
+    assert results[0][1] == pytest.approx(results[1][1], rel=1e-4)
+    same(results[0][0], results[1][0], 1e-4)
+
+
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_two_workers_take_the_steps_of_one(setting: str, data: Data, two_workers: TwoWorkers) -> None:
     """Uneven parts, and one worker with an empty batch: gradients after one step, weights after one and three."""
