@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
+from torch.overrides import TorchFunctionMode
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.model_parallel import DefaultDataParallelWrapper, DistributedModelParallel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
@@ -62,10 +64,11 @@ def shard(
             apply_optimizer_in_backward(_OPTIMIZERS[config.optimizer], fused, {"lr": config.learning_rate})
         # A static graph's first all-reduce hangs on tensors that DDP finds in the output: it finds none in a dataclass.
         wrapper = DefaultDataParallelWrapper(static_graph=False, find_unused_parameters=False)
-        parallel = DistributedModelParallel(
-            model, device=device, plan=plan, sharders=sharders, data_parallel_wrapper=wrapper
-        )
-    _initialise(parallel, config, seed)
+        with _Undrawn():
+            parallel = DistributedModelParallel(
+                model, device=device, plan=plan, sharders=sharders, data_parallel_wrapper=wrapper
+            )
+        _initialise(parallel, config, seed)
     return parallel
 
 
@@ -107,6 +110,37 @@ def table_states(parallel: nn.Module) -> Iterator[tuple[str, Tensor | ShardedTen
             yield name.split(".embeddings.")[1].removesuffix(".weight"), value
 
 
+def rows_in_slices(parallel: nn.Module, table: str, slices: list[tuple[int, int]]) -> Tensor | None:
+    """This worker's rows of `table` in place, without a copy, where worker r holds the rows slices[r] and nothing else.
+
+    None, on every worker alike, where the table is spread otherwise. Shape: [rows of the slice, dimension].
+    """
+    weight = dict(table_states(parallel))[table]
+    if not isinstance(weight, ShardedTensor):
+        return weight.detach() if slices == [(0, weight.size(0))] else None
+    held: list[tuple[int | None, int, int, int]] = []
+    for shard in weight.metadata().shards_metadata:
+        begin, column = shard.shard_offsets
+        rank = shard.placement.rank() if shard.placement is not None else None
+        held.append((rank, begin, begin + shard.shard_sizes[0], column))
+    if held != [(rank, begin, end, 0) for rank, (begin, end) in enumerate(slices)]:
+        return None
+    (local,) = weight.local_shards()
+    return local.tensor.detach()
+
+
+class _Undrawn(TorchFunctionMode):
+    """Tables are allocated and not drawn by TorchRec, which fills them twice: `_initialise` draws every row."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is Tensor.uniform_ or func is nn.init.uniform_:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
 def _initialise(parallel: nn.Module, config: TableConfig, seed: int) -> None:
     for table, weight in table_states(parallel):
         if isinstance(weight, ShardedTensor):
@@ -117,17 +151,26 @@ def _initialise(parallel: nn.Module, config: TableConfig, seed: int) -> None:
             _fill(weight.detach(), table, 0, 0, weight.size(1), config.initial_deviation, seed)
 
 
-@torch.no_grad()
 def _fill(part: Tensor, table: str, row: int, column: int, dimension: int, deviation: float, seed: int) -> None:
+    """Draw `part`, which begins at `row` and `column` of `table`; a block is in memory a second time at most."""
     rows, columns = part.shape
-    for block in range(row // BLOCK_ROWS, -(-(row + rows) // BLOCK_ROWS)):
+    blocks = range(row // BLOCK_ROWS, -(-(row + rows) // BLOCK_ROWS))
+
+    @torch.no_grad()
+    def draw(block: int) -> None:
         digest = hashlib.sha256(f"{seed}/{table}/{block}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-        values = torch.empty(BLOCK_ROWS, dimension).normal_(0.0, deviation, generator=generator)
         begin, end = max(row, block * BLOCK_ROWS), min(row + rows, (block + 1) * BLOCK_ROWS)
-        part[begin - row : end - row] = values[
-            begin - block * BLOCK_ROWS : end - block * BLOCK_ROWS, column : column + columns
-        ].to(part)
+        target, first = part[begin - row : end - row], begin - block * BLOCK_ROWS
+        whole = target.shape == (BLOCK_ROWS, dimension) and target.is_contiguous()
+        if whole and target.is_cpu and target.dtype == torch.float32:
+            target.normal_(0.0, deviation, generator=generator)
+            return
+        values = torch.empty(BLOCK_ROWS, dimension).normal_(0.0, deviation, generator=generator)
+        target.copy_(values[first : first + len(target), column : column + columns])
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(draw, blocks))
 
 
 def describe_plan(parallel: DistributedModelParallel) -> str:

@@ -29,7 +29,7 @@ class ItemTable:
     size: int
     columns: dict[str, NDArray | Jagged]
     counts: NDArray[np.int64]
-    """How often the training data have each item: shape [V]."""
+    """How often the training data have each item: shape [V], or [0] where it was not asked for."""
 
     def gather(self, feature: PreparedFeature, item_N: NDArray, time_N: NDArray) -> NDArray | Jagged:
         """The feature's values for interactions with `item_N` at `time_N`: ages are counted until then."""
@@ -54,15 +54,16 @@ def age_index(time_N: NDArray, item_N: NDArray, since_V: NDArray, edges: list[fl
     return index
 
 
-def load_items(url: str, manifest: Manifest) -> ItemTable:
-    """Read items.parquet of the prepared data set in the folder `url`."""
+def load_items(url: str, manifest: Manifest, counts: bool = True) -> ItemTable:
+    """Read items.parquet of the prepared data set in the folder `url`, with the items' counts or without."""
     filesystem, path = arrow_filesystem(join(url, "items.parquet"))
     features = [feature for feature in manifest.features if feature.of == "item"]
-    table = pq.read_table(path, filesystem=filesystem, columns=["count", *(feature.name for feature in features)])
+    names = [feature.name for feature in features]
+    table = pq.read_table(path, filesystem=filesystem, columns=["count", *names] if counts else names)
     return ItemTable(
-        size=table.num_rows,
+        size=manifest.items,
         columns={feature.name: _column(table[feature.name].combine_chunks(), feature) for feature in features},
-        counts=table["count"].to_numpy().astype(np.int64),
+        counts=table["count"].to_numpy().astype(np.int64) if counts else np.empty(0, np.int64),
     )
 
 

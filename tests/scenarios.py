@@ -20,7 +20,6 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
-import embeddings.sharding
 import evaluation.ranking
 import evaluation.recommend
 from evaluation.baselines import Markov, Popularity
@@ -29,7 +28,7 @@ from evaluation.evaluate import validate
 from evaluation.ranking import CatalogueRanker, NeuralScorer, own_slice
 from evaluation.recommend import Names, recommend
 from ingest.batch import JaggedTensor
-from tests.small import BLOCK_ROWS, Data, Stopped, dense, inputs_of, make_step, make_trainer, watched, weights
+from tests.small import Data, Stopped, dense, inputs_of, make_step, make_trainer, small_pieces, watched, weights
 from trainer.checkpoint import Checkpoints
 from trainer.progress import Progress
 from trainer.workers import Worker, gather_objects, total
@@ -177,9 +176,9 @@ def recommended(data: Data, folder: Path, worker: Worker) -> Path:
     return url
 
 
-def neural(data: Data, folder: Path, worker: Worker) -> Any:
+def neural(data: Data, folder: Path, worker: Worker, sharding: str = "table_wise") -> Any:
     """This worker's item rows, fetched in pieces, the whole table, and the validation of the model as it begins."""
-    step = make_step(data.manifest, worker)
+    step = make_step(data.manifest, worker, tables={"sharding": {"item": sharding}})
     rows = NeuralScorer(step, rows_at_once=7).rows_vD
     reader = data.reader("validation", worker, evaluate=True)
     validation = validate(step, reader, worker, filter_seen=True)
@@ -201,6 +200,7 @@ SCENARIOS: dict[str, tuple[Scenario, str, dict[str, Any]]] = {
     "top/many": (ranking, "data", {"share": 0.7, "filtered": True, "k": 28}),
     "baselines": (baselines, "data", {}),
     "neural": (neural, "data", {}),
+    "neural/row_wise": (neural, "data", {"sharding": "row_wise"}),
     "recommended": (recommended, "data", {}),
 }
 """Function, data set and arguments, by name."""
@@ -208,8 +208,8 @@ SCENARIOS: dict[str, tuple[Scenario, str, dict[str, Any]]] = {
 
 def run(name: str, urls: dict[str, str], folder: Path, worker: Worker) -> Any:
     function, data, arguments = SCENARIOS[name]
-    embeddings.sharding.BLOCK_ROWS = BLOCK_ROWS
-    return function(Data(urls[data]), folder, worker, **arguments)
+    with small_pieces():
+        return function(Data(urls[data]), folder, worker, **arguments)
 
 
 def _work(rank: int, urls: dict[str, str], folder: Path) -> None:

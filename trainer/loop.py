@@ -17,7 +17,7 @@ import torch
 from embeddings.sharding import describe_plan
 from ingest.batch import Batch
 from ingest.errors import InputError
-from ingest.items import load_items
+from ingest.items import ItemTable, load_items
 from ingest.manifest import Manifest, load_manifest
 from ingest.reader import Left, Position, Reader
 from ingest.schema import UNKNOWN
@@ -67,12 +67,13 @@ class Trainer:
     """Trains one model in every worker of the process group.
 
     `validate` ranks the catalogue for the validation split; it is called by all workers at the end of each epoch.
+    `items`: those of the data set, where they are in memory already.
     """
 
-    def __init__(self, run: Run, worker: Worker, validate: Validate) -> None:
+    def __init__(self, run: Run, worker: Worker, validate: Validate, items: ItemTable | None = None) -> None:
         self.run, self.worker, self.validate, self.config = run, worker, validate, run.train
         self.manifest: Manifest = load_manifest(run.data)
-        self.items = load_items(run.data, self.manifest)
+        self.items = load_items(run.data, self.manifest, counts=False) if items is None else items
         self.step = Step(run.model, run.train, self.manifest, worker)
         self.checkpoints = Checkpoints(run.checkpoints, run.train.keep, worker)
         self.reader = Reader(

@@ -43,7 +43,8 @@ class Step:
         )
         self.sampler = NegativeSampler(config.loss, manifest.items, config.seed)
         self.intent_weight = model.intent_weight if isinstance(model, IntentRecConfig) else 0.0
-        self.catalogue_V = torch.arange(manifest.items, device=worker.device)
+        full = config.loss.kind == "full"
+        self.catalogue_V = torch.arange(manifest.items if full else 0, device=worker.device)
 
     @property
     def recommender(self) -> Recommender:
