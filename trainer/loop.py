@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from embeddings.sharding import describe_plan
+from embeddings.plan import describe_plan
 from ingest.batch import Batch
 from ingest.errors import InputError
 from ingest.items import ItemTable, load_items
@@ -99,7 +99,7 @@ class Trainer:
             self.checkpoints.load(self.step, latest)
         self.monitor = Monitor(join(self.run.folder, "tensorboard"), self.worker)
         self.monitor.text("config", f"```yaml\n{self.run.description}\n```")
-        self.monitor.text("plan", describe_plan(self.step.parallel))
+        self.monitor.text("plan", describe_plan(self.step.planned, self.step.recommender.tables.configs))
         try:
             while not self.progress.finished:
                 self._epoch()
@@ -190,11 +190,23 @@ class Trainer:
         loss = self._loss_sum / weight
         parts = {name: value / weight for name, value in self._parts.items()}
         learning_rate = self.step.optimizer.param_groups[0]["lr"]
+        self.monitor.scalars(self.progress.step, self._lookup_shares())
         throughput = self.monitor.point(self.progress.step, loss, parts, norm, learning_rate)
         self.progress.train_curve.append((self.progress.step, loss))
         self._loss_sum, self._weight_sum, self._parts = 0.0, 0.0, {}
         if bar is not None:
             bar.set_description(self._caption(loss, throughput))
+
+    def _lookup_shares(self) -> dict[str, float]:
+        """Each table's share of the rows that all workers have looked up since the last point."""
+        tables = self.step.recommender.tables
+        own = torch.tensor(list(tables.lookups.values()), dtype=torch.float64, device=self.worker.device)
+        counts = total(own).tolist()
+        tables.lookups = dict.fromkeys(tables.names, 0)
+        everything = max(sum(counts), 1.0)
+        return {
+            f"tables/lookups(%)/{n}": 100 * count / everything for n, count in zip(tables.names, counts, strict=True)
+        }
 
     def _caption(self, loss: float | None = None, throughput: float = 0.0) -> str:
         caption = f"{self.run.name} epoch {self.progress.epoch + 1}/{self.config.epochs}"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from embeddings.sharding import shard
+from embeddings.tables import expected_lookups
 from ingest.batch import Batch
 from ingest.manifest import Manifest
 from trainer.config import TrainConfig
@@ -35,7 +36,12 @@ class Step:
     def __init__(self, model: NeuralConfig, config: TrainConfig, manifest: Manifest, worker: Worker) -> None:
         self.config, self.manifest, self.worker = config, manifest, worker
         recommender = build(model, config, manifest).to_device(worker.device)
-        self.parallel = shard(recommender, recommender.tables.names, config.tables, worker.device, config.seed)
+        tables, full = recommender.tables, config.loss.kind == "full"
+        candidates = manifest.items if full else config.reader.tokens + config.loss.negatives
+        lookups = expected_lookups(tables.keys, config.reader.tokens, candidates)
+        self.parallel, self.planned = shard(
+            recommender, tables.configs, config.tables, worker.device, config.seed, lookups
+        )
         fused = set(self.parallel.fused_optimizer.params)
         self.dense = {name: p for name, p in self.parallel.named_parameters() if name not in fused and p.numel()}
         self.optimizer = torch.optim.AdamW(
@@ -43,7 +49,6 @@ class Step:
         )
         self.sampler = NegativeSampler(config.loss, manifest.items, config.seed)
         self.intent_weight = model.intent_weight if isinstance(model, IntentRecConfig) else 0.0
-        full = config.loss.kind == "full"
         self.catalogue_V = torch.arange(manifest.items if full else 0, device=worker.device)
 
     @property
