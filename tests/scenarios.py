@@ -22,15 +22,18 @@ import torch.multiprocessing
 
 import evaluation.ranking
 import evaluation.recommend
+from embeddings.sharding import table_states
 from evaluation.baselines import Markov, Popularity
 from evaluation.config import RecommendConfig
 from evaluation.evaluate import validate
 from evaluation.ranking import CatalogueRanker, NeuralScorer, own_slice
 from evaluation.recommend import Names, recommend
 from ingest.batch import JaggedTensor
+from ingest.errors import InputError
 from tests.small import Data, Stopped, dense, inputs_of, make_step, make_trainer, small_pieces, watched, weights
 from trainer.checkpoint import Checkpoints
 from trainer.progress import Progress
+from trainer.step import Step
 from trainer.workers import Worker, gather_objects, total
 
 ALL = ["item", "action", "tags", "genres", "content_type", "release_age"]
@@ -40,6 +43,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "column_wise": {"tables": {"sharding": dict.fromkeys(ALL, "column_wise"), "dimension": 256}},
     "planner": {"tables": {"sharding": {"item": "row_wise"}, "optimizer": "sgd"}},
     "sampled": {"tables": {"optimizer": "rowwise_adagrad"}, "loss": {"kind": "sampled", "negatives": 16}},
+}
+HALF: dict[str, dict[str, Any]] = {
+    "fp16 tables": {"tables": SETTINGS["row_wise"]["tables"] | {"precision": "fp16"}},
+    "fp16 communication": {"tables": SETTINGS["row_wise"]["tables"] | {"communication": "fp16"}},
 }
 STEPS = [[range(9), range(9, 12)], [[], range(12, 20)], [range(20, 29), range(29, 32)]]
 """Rows of each worker in three steps: uneven, and one of them empty."""
@@ -54,15 +61,36 @@ def take(step: Any, data: Data, worker: Worker, number: int) -> tuple[float, flo
     return float(total(losses.item)) + sum(float(total(value)) for value in losses.intents.values()), norm
 
 
+def held(step: Step) -> tuple[int, int]:
+    """Bytes of the tables' weights and of their optimizer's state that this worker holds."""
+    states = step.parallel.fused_optimizer.state_dict()["state"].values()
+    weights = [value for _, value in table_states(step.parallel)]
+    optimizer = [value for state in states for value in state.values()]
+    sizes = [
+        sum(shard.tensor.nbytes for value in values if hasattr(value, "local_shards") for shard in value.local_shards())
+        for values in (weights, optimizer)
+    ]
+    return sizes[0], sizes[1]
+
+
+def refused(data: Data, folder: Path, worker: Worker) -> tuple[str]:
+    """What each worker says where the second may take next to no memory."""
+    try:
+        make_step(data.manifest, worker, tables={"ddr_gib": 1.0 if worker.first else 1e-6})
+    except InputError as error:
+        return (str(error),)
+    raise AssertionError("was not refused")
+
+
 def steps(data: Data, folder: Path, worker: Worker, setting: str) -> dict[str, Any]:
-    step = make_step(data.manifest, worker, **SETTINGS[setting])
+    step = make_step(data.manifest, worker, **(SETTINGS | HALF)[setting])
     before = weights(step)
     losses = [take(step, data, worker, 0)]
     first, gradients = weights(step), dense(step, gradients=True)
     losses += [take(step, data, worker, number) for number in (1, 2)]
     plan = {t: p.sharding_type for part in step.parallel.plan.plan.values() for t, p in part.items()}
     return {"before": before, "first": first, "gradients": gradients, "third": weights(step), "losses": losses,
-            "plan": plan}  # fmt: skip
+            "plan": plan, "needs": step.planned.needs, "held": held(step)}  # fmt: skip
 
 
 def save(data: Data, folder: Path, worker: Worker) -> list[dict[str, Any]]:
@@ -187,7 +215,8 @@ def neural(data: Data, folder: Path, worker: Worker, sharding: str = "table_wise
 
 Scenario = Callable[..., Any]
 SCENARIOS: dict[str, tuple[Scenario, str, dict[str, Any]]] = {
-    **{f"steps/{name}": (steps, "data", {"setting": name}) for name in SETTINGS},
+    **{f"steps/{name}": (steps, "data", {"setting": name}) for name in SETTINGS | HALF},
+    "refused": (refused, "data", {}),
     "save": (save, "data", {}),
     "load": (load, "data", {"made_by": 1, "sharding": "table_wise"}),
     "train": (train, "data", {}),
