@@ -163,6 +163,10 @@ class Config(Settings):
 def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict) and key not in ("sharding",)
+        both = (
+            isinstance(value, dict)
+            and isinstance(merged.get(key), dict)
+            and key not in ("sharding", "kernel", "learning_rates")
+        )
         merged[key] = _laid_over(merged[key], value) if both else value
     return merged

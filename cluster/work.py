@@ -52,7 +52,8 @@ def run_stages(arguments: dict[str, Any], worker: Worker) -> dict[str, Any]:
 def train_models(config: Config, models: list[str], worker: Worker) -> None:
     """Train `models` of the config, one after the other."""
     manifest = load_manifest(config.data_folder)
-    items = load_items(config.data_folder, manifest)
+    counts = any(config.train_config(name).loss.needs_counts for name in models)
+    items = load_items(config.data_folder, manifest, counts)
     for name in models:
         train = config.train_config(name)
         reader = _reader(config, manifest, items, "validation", train.reader, worker, True)
@@ -60,7 +61,7 @@ def train_models(config: Config, models: list[str], worker: Worker) -> None:
         assert isinstance(model, NeuralConfig)
         run = Run(name, model, train, config.data_folder, config.model_folder(name), config.text())
         check = functools.partial(validate, reader=reader, worker=worker, filter_seen=config.evaluate.filter_seen)
-        Trainer(run, worker, check).fit()
+        Trainer(run, worker, check, items).fit()
 
 
 def _reader(
@@ -211,7 +212,7 @@ def recommend_users(config: Config, worker: Worker) -> dict[str, Any]:
     """Write recommendations for every user to the config's folder of them; their number, and by which model."""
     settings = config.recommend or RecommendConfig()
     manifest = load_manifest(config.data_folder)
-    items = load_items(config.data_folder, manifest)
+    items = load_items(config.data_folder, manifest, counts=False)
     name = config.recommended
     assert name is not None
     train, model = config.train_config(name), config.models[name]

@@ -4,27 +4,45 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from ingest.settings import Settings
 
 ITEM = "item"
 """The name of the item table."""
-Sharding = Literal["data_parallel", "table_wise", "row_wise", "column_wise", "table_row_wise", "grid_shard"]
+Sharding = Literal["data_parallel", "table_wise", "row_wise", "column_wise"]
+Kernel = Literal["fused", "fused_uvm", "fused_uvm_caching"]
+Optimizer = Literal["rowwise_adagrad", "rowwise_adam", "sgd", "adagrad", "adam"]
+_BAGS_ONLY = ("table_row_wise", "table_column_wise", "grid_shard")
 
 
 class TableConfig(Settings):
-    """The `tables` section: dimension, sharding and optimizer of the embedding tables."""
+    """The `tables` section: dimension, sharding, memory and optimizer of the embedding tables."""
 
     dimension: int = Field(default=64, ge=4)
     sharding: dict[str, Sharding] = {ITEM: "row_wise"}
     """Table (`item` or a feature) -> how it is sharded; tables not named are left to TorchRec's planner. A
     data_parallel table (GPU only) is trained by the dense optimizer, the others by the fused one below."""
-    optimizer: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = "rowwise_adagrad"
-    """The fused optimizer, applied in the backward pass. `adam` runs on GPU only."""
+    kernel: dict[str, Kernel] = {}
+    """Table -> where its rows live: in the device's memory (`fused`, the default), in the machine's (`fused_uvm`), or
+    there with a cache on the device (`fused_uvm_caching`). Both UVM kernels are for GPU only."""
+    cache_load_factor: float = Field(default=0.2, gt=0, lt=1)
+    """Share of a `fused_uvm_caching` table's rows that the device caches."""
+    precision: Literal["fp32", "fp16"] = "fp32"
+    """Of the rows; the optimizer's state is always fp32."""
+    communication: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Precision in which rows and their gradients travel between workers; bf16 on GPU only."""
+    optimizer: Optimizer = "rowwise_adagrad"
+    """The fused optimizer, applied in the backward pass. `adam` and `rowwise_adam` run on GPU only."""
     learning_rate: float = Field(default=0.05, gt=0)
+    learning_rates: dict[str, float] = {}
+    """Table -> its own learning rate, where it is other than `learning_rate`."""
     initial_deviation: float = Field(default=0.05, gt=0)
     """Standard deviation of the normal distribution that rows are drawn from."""
+    hbm_gib: float | None = Field(default=None, gt=0)
+    """Memory of each GPU that tables may take; by default 85% of what it has."""
+    ddr_gib: float | None = Field(default=None, gt=0)
+    """Memory of the machine that each worker's tables may take; by default 85% of it, shared by its workers."""
 
     @field_validator("dimension")
     @classmethod
@@ -32,3 +50,28 @@ class TableConfig(Settings):
         if value % 4:
             raise ValueError("takes a multiple of 4: fbgemm reads rows in groups of four floats")
         return value
+
+    @field_validator("sharding", mode="before")
+    @classmethod
+    def _of_collections(cls, value: object) -> object:
+        chosen = value.values() if isinstance(value, dict) else ()
+        if refused := [kind for kind in chosen if kind in _BAGS_ONLY]:
+            raise ValueError(
+                f"TorchRec has {refused[0]} for pooled EmbeddingBagCollections alone, and sequences need an "
+                "EmbeddingCollection: takes data_parallel, table_wise, row_wise or column_wise"
+            )
+        return value
+
+    @field_validator("learning_rates")
+    @classmethod
+    def _positive(cls, value: dict[str, float]) -> dict[str, float]:
+        if any(rate <= 0 for rate in value.values()):
+            raise ValueError("takes learning rates above 0")
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> TableConfig:
+        for table, kernel in self.kernel.items():
+            if kernel != "fused" and self.sharding.get(table) == "data_parallel":
+                raise ValueError(f"kernel of {table!r}: a data_parallel table takes no {kernel}")
+        return self

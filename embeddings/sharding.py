@@ -8,28 +8,31 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
+from torch.overrides import TorchFunctionMode
+from torchrec import EmbeddingConfig
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
+from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_qcomm_codecs_registry
 from torchrec.distributed.model_parallel import DefaultDataParallelWrapper, DistributedModelParallel
-from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
-from torchrec.distributed.types import ShardingPlan
 from torchrec.optim import RowWiseAdagrad
 from torchrec.optim import optimizers as torchrec_optimizers
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
 from embeddings.config import TableConfig
+from embeddings.plan import Planned, make_plan
 from ingest.errors import InputError
 
 BLOCK_ROWS = 65_536
-_PLANNER_KINDS = ["table_wise", "row_wise", "column_wise"]
+_GRADIENT_SCALE = 1024.0
 _OPTIMIZERS: dict[str, Any] = {
     "rowwise_adagrad": RowWiseAdagrad,
+    "rowwise_adam": torchrec_optimizers.PartialRowWiseAdam,
     "adagrad": torchrec_optimizers.Adagrad,
     "sgd": torchrec_optimizers.SGD,
     "adam": torchrec_optimizers.Adam,
@@ -37,36 +40,68 @@ _OPTIMIZERS: dict[str, Any] = {
 
 
 def shard(
-    model: nn.Module, tables: list[str], config: TableConfig, device: torch.device, seed: int
-) -> DistributedModelParallel:
-    """`model` with its tables (named `tables`) sharded over the default process group, the rest under DDP.
+    model: nn.Module,
+    tables: list[EmbeddingConfig],
+    config: TableConfig,
+    device: torch.device,
+    seed: int,
+    lookups: Mapping[str, float],
+) -> tuple[DistributedModelParallel, Planned]:
+    """`model` with its `tables` sharded over the default process group and the rest under DDP, and by which plan.
 
-    Raises `InputError` where the config names a table that is not there, or an optimizer that the device lacks.
+    `lookups`: expected rows of each table that a worker looks up in a step. Raises `InputError` where the config names
+    a table that is not there, what the device lacks, or tables that do not fit into memory.
     """
-    unknown = sorted(set(config.sharding) - set(tables))
-    if unknown:
-        raise InputError(f"tables.sharding: no table {unknown[0]!r}; allowed: {', '.join(tables)}")
-    if config.optimizer == "adam" and device.type == "cpu":
-        raise InputError("tables.optimizer: fbgemm has no fused adam on CPU; allowed: rowwise_adagrad, adagrad, sgd")
-    if "data_parallel" in config.sharding.values() and device.type == "cpu":
+    _check(tables, config, device)
+    codecs = get_qcomm_codecs_registry(_communication(config, device), device=device)
+    sharders = [EmbeddingCollectionSharder(qcomm_codecs_registry=codecs)]
+    planned = make_plan(model, sharders, tables, config, device, lookups)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name, parameter in _tables_of(model):
+            if not planned.is_data_parallel(name):
+                rate = config.learning_rates.get(name, config.learning_rate)
+                apply_optimizer_in_backward(_OPTIMIZERS[config.optimizer], [parameter], {"lr": rate})
+        # A static graph's first all-reduce hangs on tensors that DDP finds in the output: it finds none in a dataclass.
+        wrapper = DefaultDataParallelWrapper(static_graph=False, find_unused_parameters=False)
+        with _Undrawn():
+            parallel = DistributedModelParallel(
+                model, device=device, plan=planned.plan, sharders=sharders, data_parallel_wrapper=wrapper
+            )
+        _initialise(parallel, config, seed)
+    return parallel, planned
+
+
+def _check(tables: list[EmbeddingConfig], config: TableConfig, device: torch.device) -> None:
+    names = [table.name for table in tables]
+    for key in ("sharding", "kernel", "learning_rates"):
+        unknown = sorted(set(getattr(config, key)) - set(names))
+        if unknown:
+            raise InputError(f"tables.{key}: no table {unknown[0]!r}; allowed: {', '.join(names)}")
+    if device.type != "cpu":
+        return
+    if config.optimizer in ("adam", "rowwise_adam"):
+        raise InputError(
+            f"tables.optimizer: fbgemm has no fused {config.optimizer} on CPU; allowed: rowwise_adagrad, adagrad, sgd"
+        )
+    if "data_parallel" in config.sharding.values():
         raise InputError(
             "tables.sharding: fbgemm's dense kernel, which data_parallel takes, sums a sample's rows on CPU; "
             "allowed: table_wise, row_wise, column_wise"
         )
-    sharders = [EmbeddingCollectionSharder()]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        plan = _plan(model, sharders, tables, config, device)
-        fused = [parameter for name, parameter in _tables_of(model) if not _is_data_parallel(plan, name)]
-        if fused:
-            apply_optimizer_in_backward(_OPTIMIZERS[config.optimizer], fused, {"lr": config.learning_rate})
-        # A static graph's first all-reduce hangs on tensors that DDP finds in the output: it finds none in a dataclass.
-        wrapper = DefaultDataParallelWrapper(static_graph=False, find_unused_parameters=False)
-        parallel = DistributedModelParallel(
-            model, device=device, plan=plan, sharders=sharders, data_parallel_wrapper=wrapper
-        )
-    _initialise(parallel, config, seed)
-    return parallel
+    if uvm := [kernel for kernel in config.kernel.values() if kernel != "fused"]:
+        raise InputError(f"tables.kernel: {uvm[0]} keeps rows for a GPU in the machine's memory; on CPU allowed: fused")
+    if config.communication == "bf16":
+        raise InputError("tables.communication: gloo carries no bf16 between CPUs; allowed: fp32, fp16")
+
+
+def _communication(config: TableConfig, device: torch.device) -> QCommsConfig:
+    """Gradients are small, so where they travel as fp16 they are scaled, and on a GPU they travel as bf16 instead."""
+    precision = CommType(config.communication)
+    if precision == CommType.FP16 and device.type == "cuda":
+        return QCommsConfig(forward_precision=precision, backward_precision=CommType.BF16)
+    scale = _GRADIENT_SCALE if precision == CommType.FP16 else None
+    return QCommsConfig(forward_precision=precision, backward_precision=precision, backward_loss_scale=scale)
 
 
 def _tables_of(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -75,36 +110,42 @@ def _tables_of(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
             yield name.split(".embeddings.")[1].removesuffix(".weight"), parameter
 
 
-def _plan(
-    model: nn.Module,
-    sharders: list[EmbeddingCollectionSharder],
-    tables: list[str],
-    config: TableConfig,
-    device: torch.device,
-) -> ShardingPlan:
-    def constraint(table: str) -> ParameterConstraints:
-        chosen = config.sharding.get(table)
-        kernel = "dense" if chosen == "data_parallel" else "fused"
-        return ParameterConstraints(sharding_types=[chosen] if chosen else _PLANNER_KINDS, compute_kernels=[kernel])
-
-    topology = Topology(world_size=dist.get_world_size(), compute_device=device.type)
-    planner = EmbeddingShardingPlanner(topology=topology, constraints={table: constraint(table) for table in tables})
-    group = dist.group.WORLD
-    assert group is not None
-    return planner.collective_plan(model, sharders, group)
-
-
-def _is_data_parallel(plan: ShardingPlan, table: str) -> bool:
-    return any(
-        getattr(module_plan.get(table), "sharding_type", None) == "data_parallel" for module_plan in plan.plan.values()
-    )
-
-
 def table_states(parallel: nn.Module) -> Iterator[tuple[str, Tensor | ShardedTensor]]:
     """The name and the weight of every table as this worker holds it."""
     for name, value in parallel.state_dict().items():
         if ".embeddings." in name and name.endswith(".weight"):
             yield name.split(".embeddings.")[1].removesuffix(".weight"), value
+
+
+def rows_in_slices(parallel: nn.Module, table: str, slices: list[tuple[int, int]]) -> Tensor | None:
+    """This worker's rows of `table` in place, without a copy, where worker r holds the rows slices[r] and nothing else.
+
+    None, on every worker alike, where the table is spread otherwise. Shape: [rows of the slice, dimension].
+    """
+    weight = dict(table_states(parallel))[table]
+    if not isinstance(weight, ShardedTensor):
+        return weight.detach() if slices == [(0, weight.size(0))] else None
+    held: list[tuple[int | None, int, int, int]] = []
+    for shard in weight.metadata().shards_metadata:
+        begin, column = shard.shard_offsets
+        rank = shard.placement.rank() if shard.placement is not None else None
+        held.append((rank, begin, begin + shard.shard_sizes[0], column))
+    if held != [(rank, begin, end, 0) for rank, (begin, end) in enumerate(slices)]:
+        return None
+    (local,) = weight.local_shards()
+    return local.tensor.detach()
+
+
+class _Undrawn(TorchFunctionMode):
+    """Tables are allocated and not drawn by TorchRec, which fills them twice: `_initialise` draws every row."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is Tensor.uniform_ or func is nn.init.uniform_:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def _initialise(parallel: nn.Module, config: TableConfig, seed: int) -> None:
@@ -117,27 +158,23 @@ def _initialise(parallel: nn.Module, config: TableConfig, seed: int) -> None:
             _fill(weight.detach(), table, 0, 0, weight.size(1), config.initial_deviation, seed)
 
 
-@torch.no_grad()
 def _fill(part: Tensor, table: str, row: int, column: int, dimension: int, deviation: float, seed: int) -> None:
+    """Draw `part`, which begins at `row` and `column` of `table`; a block is in memory a second time at most."""
     rows, columns = part.shape
-    for block in range(row // BLOCK_ROWS, -(-(row + rows) // BLOCK_ROWS)):
+    blocks = range(row // BLOCK_ROWS, -(-(row + rows) // BLOCK_ROWS))
+
+    @torch.no_grad()
+    def draw(block: int) -> None:
         digest = hashlib.sha256(f"{seed}/{table}/{block}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-        values = torch.empty(BLOCK_ROWS, dimension).normal_(0.0, deviation, generator=generator)
         begin, end = max(row, block * BLOCK_ROWS), min(row + rows, (block + 1) * BLOCK_ROWS)
-        part[begin - row : end - row] = values[
-            begin - block * BLOCK_ROWS : end - block * BLOCK_ROWS, column : column + columns
-        ].to(part)
+        target, first = part[begin - row : end - row], begin - block * BLOCK_ROWS
+        whole = target.shape == (BLOCK_ROWS, dimension) and target.is_contiguous()
+        if whole and target.is_cpu and target.dtype == torch.float32:
+            target.normal_(0.0, deviation, generator=generator)
+            return
+        values = torch.empty(BLOCK_ROWS, dimension).normal_(0.0, deviation, generator=generator)
+        target.copy_(values[first : first + len(target), column : column + columns])
 
-
-def describe_plan(parallel: DistributedModelParallel) -> str:
-    """The sharding plan by table, as a Markdown table for TensorBoard."""
-    lines = ["| table | sharding | kernel | rows x dimension | workers |", "|---|---|---|---|---|"]
-    for module_plan in parallel.plan.plan.values():
-        for table, parameter in module_plan.items():
-            spec = parameter.sharding_spec
-            shards = spec.shards if spec is not None else []
-            sizes = ", ".join(f"{s.shard_sizes[0]} x {s.shard_sizes[1]}" for s in shards) or "whole"
-            ranks = ", ".join(str(rank) for rank in parameter.ranks or [])
-            lines.append(f"| {table} | {parameter.sharding_type} | {parameter.compute_kernel} | {sizes} | {ranks} |")
-    return "\n".join(lines)
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(draw, blocks))

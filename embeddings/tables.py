@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torchrec import EmbeddingCollection, EmbeddingConfig, JaggedTensor, KeyedJaggedTensor
+from torchrec.modules.embedding_configs import DataType
 
 from embeddings.config import ITEM
 from ingest import batch as ingest_batch
@@ -21,14 +22,21 @@ from ingest.manifest import Manifest
 CANDIDATES = "candidates"
 
 
-def build_tables(manifest: Manifest, dimension: int, features: bool = True) -> EmbeddingCollection:
+def build_tables(
+    manifest: Manifest, dimension: int, features: bool = True, precision: str = "fp32"
+) -> EmbeddingCollection:
     """The tables on the meta device: no memory until `embeddings.sharding.shard` places them.
 
-    `features`: whether the model reads category features besides the item.
+    `features`: whether the model reads category features besides the item. `precision`: of the rows.
     """
+    data_type = DataType.FP16 if precision == "fp16" else DataType.FP32
     tables = [
         EmbeddingConfig(
-            name=ITEM, num_embeddings=manifest.items, embedding_dim=dimension, feature_names=[ITEM, CANDIDATES]
+            name=ITEM,
+            num_embeddings=manifest.items,
+            embedding_dim=dimension,
+            feature_names=[ITEM, CANDIDATES],
+            data_type=data_type,
         )
     ]
     if features:
@@ -38,6 +46,7 @@ def build_tables(manifest: Manifest, dimension: int, features: bool = True) -> E
                 num_embeddings=feature.size,
                 embedding_dim=dimension,
                 feature_names=[feature.name],
+                data_type=data_type,
             )
             for feature in manifest.features
             if not feature.is_number
@@ -51,21 +60,32 @@ def lookup_keys(manifest: Manifest, features: bool = True) -> list[str]:
     return [ITEM, CANDIDATES, *names]
 
 
-def lookup(keys: list[str], batch: Batch | None, candidates_C: Tensor) -> KeyedJaggedTensor:
-    """What to look up for `batch` (nothing where None) and for `candidates_C`, as one sample for each key."""
+def expected_lookups(keys: list[str], tokens: int, candidates: int) -> dict[str, float]:
+    """Rows of each table that a batch of `tokens` looks up, by table; a list of values counts as one."""
+    found = {key: float(tokens) for key in keys if key != CANDIDATES}
+    found[ITEM] += candidates
+    return found
+
+
+def indices(keys: list[str], batch: Batch | None, candidates_C: Tensor) -> list[Tensor]:
+    """What to look up of each key for `batch` (nothing where None) and for `candidates_C`."""
     parts = []
-    empty = candidates_C.new_empty(0)
     for key in keys:
         if key == CANDIDATES:
             parts.append(candidates_C)
         elif batch is None:
-            parts.append(empty)
+            parts.append(candidates_C.new_empty(0))
         elif key == ITEM:
             parts.append(batch.item_T)
         else:
             value = batch.features[key]
             parts.append(value.values if isinstance(value, ingest_batch.JaggedTensor) else value)
-    lengths = torch.tensor([len(part) for part in parts], dtype=torch.int64, device=candidates_C.device)
+    return parts
+
+
+def lookup(keys: list[str], parts: list[Tensor]) -> KeyedJaggedTensor:
+    """The indices `parts` of each key as one sample for each key."""
+    lengths = torch.tensor([len(part) for part in parts], dtype=torch.int64, device=parts[0].device)
     return KeyedJaggedTensor(keys=keys, values=torch.cat(parts), lengths=lengths)
 
 
@@ -87,10 +107,12 @@ def pooled(batch: Batch, embedded: dict[str, JaggedTensor], keys: list[str]) -> 
 class Tables(nn.Module):
     """Holds the EmbeddingCollection of a model; TorchRec replaces `collection` by its sharded form."""
 
-    def __init__(self, manifest: Manifest, dimension: int, features: bool = True) -> None:
+    def __init__(self, manifest: Manifest, dimension: int, features: bool = True, precision: str = "fp32") -> None:
         super().__init__()
         self.keys = lookup_keys(manifest, features)
-        self.collection = build_tables(manifest, dimension, features)
+        self.collection = build_tables(manifest, dimension, features, precision)
+        self.lookups = dict.fromkeys(self.names, 0)
+        """Rows that this worker has looked up in training since it was last set to 0, by table."""
         self.configs: list[EmbeddingConfig] = list(self.collection.embedding_configs())
 
     @property
@@ -100,11 +122,15 @@ class Tables(nn.Module):
 
     def forward(self, batch: Batch, candidates_C: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Vectors of the inputs, each [T, D], and the item table's rows of the candidates, [C, D]."""
-        embedded = self.collection(lookup(self.keys, batch, candidates_C))
+        parts = indices(self.keys, batch, candidates_C)
+        if self.training:
+            for key, part in zip(self.keys, parts, strict=True):
+                self.lookups[ITEM if key == CANDIDATES else key] += len(part)
+        embedded = self.collection(lookup(self.keys, parts))
         return pooled(batch, embedded, self.keys), embedded[CANDIDATES].values()
 
     @torch.no_grad()
     def item_rows(self, index_C: Tensor) -> Tensor:
         """Rows of the item table, [C, D], wherever they are; every worker has to call it at the same time."""
-        rows: Tensor = self.collection(lookup(self.keys, None, index_C))[CANDIDATES].values()
+        rows: Tensor = self.collection(lookup(self.keys, indices(self.keys, None, index_C)))[CANDIDATES].values()
         return rows.detach()

@@ -7,12 +7,15 @@ travel. The result is that of sorting all scores in one place, with ties counted
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from embeddings.config import ITEM
+from embeddings.sharding import rows_in_slices
 from evaluation.metrics import MISS
 from ingest.batch import Batch, JaggedTensor
 from ingest.schema import FIRST_VALUE
@@ -21,6 +24,8 @@ from trainer.workers import Worker, gather_rows
 
 SCORES_AT_ONCE = 2**24
 """Scores in memory at a time."""
+ROWS_CONVERTED = 2**16
+"""Rows of a half-precision table that are in single precision at a time."""
 
 
 class Scorer(Protocol):
@@ -36,16 +41,28 @@ class Scorer(Protocol):
 
 
 def own_slice(items: int, worker: Worker) -> tuple[int, int]:
-    """The first item of the worker's slice and the first after it."""
-    return items * worker.rank // worker.workers, items * (worker.rank + 1) // worker.workers
+    """The first item of the worker's slice and the first after it: the rows that it holds of a row-wise table."""
+    rows = -(-items // worker.workers)
+    if rows * (worker.workers - 1) >= items:
+        return items * worker.rank // worker.workers, items * (worker.rank + 1) // worker.workers
+    return rows * worker.rank, min(rows * (worker.rank + 1), items)
 
 
 class NeuralScorer:
-    """Dot products with the item table's rows. Every worker has to make its own at the same time."""
+    """Dot products with the item table's rows. Every worker has to make its own at the same time.
+
+    Rows that lie in slices already, as a row-wise table's do, are read where they are; others are fetched.
+    """
 
     def __init__(self, step: Step, rows_at_once: int = 262_144) -> None:
         self.step = step
         worker, items = step.worker, step.manifest.items
+        slices = [own_slice(items, replace(worker, rank=rank)) for rank in range(worker.workers)]
+        rows_vD = rows_in_slices(step.parallel, ITEM, slices)
+        self.rows_vD = self._fetched(rows_at_once) if rows_vD is None else rows_vD
+
+    def _fetched(self, rows_at_once: int) -> Tensor:
+        worker, items = self.step.worker, self.step.manifest.items
         begin, end = own_slice(items, worker)
         largest = -(-items // worker.workers)
         parts = []
@@ -53,14 +70,16 @@ class NeuralScorer:
             index = torch.arange(
                 min(begin + offset, end), min(begin + offset + rows_at_once, end), device=worker.device
             )
-            parts.append(step.recommender.tables.item_rows(index))
-        self.rows_vD = torch.cat(parts)
+            parts.append(self.step.recommender.tables.item_rows(index))
+        return torch.cat(parts)
 
     def queries(self, batch: Batch) -> Tensor:
         return self.step.predict(batch).query_QD
 
     def scores(self, queries: Tensor) -> Tensor:
-        return queries @ self.rows_vD.T
+        if self.rows_vD.dtype == queries.dtype:
+            return queries @ self.rows_vD.T
+        return torch.cat([queries @ rows.to(queries.dtype).T for rows in self.rows_vD.split(ROWS_CONVERTED)], dim=1)
 
 
 def best_columns(scores_av: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,7 @@ class ItemTable:
     size: int
     columns: dict[str, NDArray | Jagged]
     counts: NDArray[np.int64]
-    """How often the training data have each item: shape [V]."""
+    """How often the training data have each item: shape [V], or [0] where it was not asked for."""
 
     def of(
         self, feature: PreparedFeature, item: NDArray, time: NDArray, spans: Spans
@@ -61,15 +61,16 @@ def _lists(column: Jagged, item: NDArray, spans: Spans) -> tuple[Lists, Lists]:
     return (values[0][: sizes[0]], lengths[0]), (values[1][: sizes[1]], lengths[1])
 
 
-def load_items(url: str, manifest: Manifest) -> ItemTable:
-    """Read items.parquet of the prepared data set in the folder `url`."""
+def load_items(url: str, manifest: Manifest, counts: bool = True) -> ItemTable:
+    """Read items.parquet of the prepared data set in the folder `url`, with the items' counts or without."""
     filesystem, path = arrow_filesystem(join(url, "items.parquet"))
     features = [feature for feature in manifest.features if feature.of == "item"]
-    table = pq.read_table(path, filesystem=filesystem, columns=["count", *(feature.name for feature in features)])
+    names = [feature.name for feature in features]
+    table = pq.read_table(path, filesystem=filesystem, columns=["count", *names] if counts else names)
     return ItemTable(
-        size=table.num_rows,
+        size=manifest.items,
         columns={feature.name: _column(table[feature.name].combine_chunks(), feature) for feature in features},
-        counts=table["count"].to_numpy().astype(np.int64),
+        counts=table["count"].to_numpy().astype(np.int64) if counts else np.empty(0, np.int64),
     )
 
 

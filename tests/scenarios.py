@@ -22,23 +22,24 @@ import torch.distributed as dist
 import torch.multiprocessing
 from torch import Tensor
 
-import embeddings.sharding
 import evaluation.ranking
 import evaluation.recommend
+from embeddings.sharding import table_states
 from evaluation.baselines import Markov, Popularity
 from evaluation.config import RecommendConfig
 from evaluation.evaluate import validate
 from evaluation.ranking import CatalogueRanker, NeuralScorer, own_slice
 from evaluation.recommend import Names, recommend
 from ingest.batch import JaggedTensor
+from ingest.errors import InputError
 from tests.small import (
-    BLOCK_ROWS,
     Data,
     Stopped,
     dense,
     inputs_of,
     make_step,
     make_trainer,
+    small_pieces,
     softmax_case,
     watched,
     weights,
@@ -46,6 +47,7 @@ from tests.small import (
 from trainer.checkpoint import Checkpoints
 from trainer.progress import Progress
 from trainer.softmax import catalogue_slice, full_softmax
+from trainer.step import Step
 from trainer.workers import Worker, gather_objects, total
 
 ALL = ["item", "action", "tags", "genres", "content_type", "release_age"]
@@ -63,6 +65,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
         for sampling in ("log_uniform", "uniform", "in_batch", "mixed")
     },
 }
+HALF: dict[str, dict[str, Any]] = {
+    "fp16 tables": {"tables": SETTINGS["row_wise"]["tables"] | {"precision": "fp16"}},
+    "fp16 communication": {"tables": SETTINGS["row_wise"]["tables"] | {"communication": "fp16"}},
+}
 STEPS = [[range(9), range(9, 12)], [[], range(12, 20)], [range(20, 29), range(29, 32)]]
 """Rows of each worker in three steps: uneven, and one of them empty."""
 
@@ -76,15 +82,36 @@ def take(step: Any, data: Data, worker: Worker, number: int) -> tuple[float, flo
     return float(total(losses.item)) + sum(float(total(value)) for value in losses.intents.values()), norm
 
 
+def held(step: Step) -> tuple[int, int]:
+    """Bytes of the tables' weights and of their optimizer's state that this worker holds."""
+    states = step.parallel.fused_optimizer.state_dict()["state"].values()
+    weights = [value for _, value in table_states(step.parallel)]
+    optimizer = [value for state in states for value in state.values()]
+    sizes = [
+        sum(shard.tensor.nbytes for value in values if hasattr(value, "local_shards") for shard in value.local_shards())
+        for values in (weights, optimizer)
+    ]
+    return sizes[0], sizes[1]
+
+
+def refused(data: Data, folder: Path, worker: Worker) -> tuple[str]:
+    """What each worker says where the second may take next to no memory."""
+    try:
+        make_step(data.manifest, worker, tables={"ddr_gib": 1.0 if worker.first else 1e-6})
+    except InputError as error:
+        return (str(error),)
+    raise AssertionError("was not refused")
+
+
 def steps(data: Data, folder: Path, worker: Worker, setting: str) -> dict[str, Any]:
-    step = make_step(data.manifest, worker, counts=data.items.counts, **SETTINGS[setting])
+    step = make_step(data.manifest, worker, counts=data.items.counts, **(SETTINGS | HALF)[setting])
     before = weights(step)
     losses = [take(step, data, worker, 0)]
     first, gradients = weights(step), dense(step, gradients=True)
     losses += [take(step, data, worker, number) for number in (1, 2)]
     plan = {t: p.sharding_type for part in step.parallel.plan.plan.values() for t, p in part.items()}
     return {"before": before, "first": first, "gradients": gradients, "third": weights(step), "losses": losses,
-            "plan": plan}  # fmt: skip
+            "plan": plan, "needs": step.planned.needs, "held": held(step)}  # fmt: skip
 
 
 SPLITS = [(9, 4), (0, 13), (13, 0), (0, 0)]
@@ -225,9 +252,9 @@ def recommended(data: Data, folder: Path, worker: Worker) -> Path:
     return url
 
 
-def neural(data: Data, folder: Path, worker: Worker) -> Any:
+def neural(data: Data, folder: Path, worker: Worker, sharding: str = "table_wise") -> Any:
     """This worker's item rows, fetched in pieces, the whole table, and the validation of the model as it begins."""
-    step = make_step(data.manifest, worker)
+    step = make_step(data.manifest, worker, tables={"sharding": {"item": sharding}})
     rows = NeuralScorer(step, rows_at_once=7).rows_vD
     reader = data.reader("validation", worker, evaluate=True)
     validation = validate(step, reader, worker, filter_seen=True)
@@ -236,7 +263,7 @@ def neural(data: Data, folder: Path, worker: Worker) -> Any:
 
 Scenario = Callable[..., Any]
 SCENARIOS: dict[str, tuple[Scenario, str, dict[str, Any]]] = {
-    **{f"steps/{name}": (steps, "data", {"setting": name}) for name in SETTINGS},
+    **{f"steps/{name}": (steps, "data", {"setting": name}) for name in SETTINGS | HALF},
     **{f"softmax/{scores}": (sharded_softmax, "data", {"scores": scores}) for scores in (1, 30, 10_000)},
     **{
         f"unknown/{name}": (unknown_targets, "data", {"loss": loss})
@@ -246,6 +273,7 @@ SCENARIOS: dict[str, tuple[Scenario, str, dict[str, Any]]] = {
             "mixed": {"kind": "sampled", "sampling": "mixed"},
         }.items()
     },
+    "refused": (refused, "data", {}),
     "save": (save, "data", {}),
     "load": (load, "data", {"made_by": 1, "sharding": "table_wise"}),
     "train": (train, "data", {}),
@@ -258,6 +286,7 @@ SCENARIOS: dict[str, tuple[Scenario, str, dict[str, Any]]] = {
     "top/many": (ranking, "data", {"share": 0.7, "filtered": True, "k": 28}),
     "baselines": (baselines, "data", {}),
     "neural": (neural, "data", {}),
+    "neural/row_wise": (neural, "data", {"sharding": "row_wise"}),
     "recommended": (recommended, "data", {}),
 }
 """Function, data set and arguments, by name."""
@@ -265,8 +294,8 @@ SCENARIOS: dict[str, tuple[Scenario, str, dict[str, Any]]] = {
 
 def run(name: str, urls: dict[str, str], folder: Path, worker: Worker) -> Any:
     function, data, arguments = SCENARIOS[name]
-    embeddings.sharding.BLOCK_ROWS = BLOCK_ROWS
-    return function(Data(urls[data]), folder, worker, **arguments)
+    with small_pieces():
+        return function(Data(urls[data]), folder, worker, **arguments)
 
 
 def _work(rank: int, urls: dict[str, str], folder: Path) -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import embeddings.sharding
+import trainer.pieces
 from embeddings.sharding import table_states
 from evaluation.evaluate import validate
 from ingest.batch import Batch, BatchBuilder, Rows
@@ -46,18 +47,27 @@ MODEL = IntentRecConfig(heads=2, dropout=0.0, window="8h")
 
 BLOCK_ROWS = 16
 """Rows that are drawn at once, so that the small tables have several blocks."""
+PIECE_BYTES = 256
+"""Bytes of a tensor that a checkpoint holds in one piece, so that the small tables have several."""
+
+
+@contextmanager
+def small_pieces() -> Iterator[None]:
+    """Tables are drawn and saved in small pieces, as in all tests."""
+    before = embeddings.sharding.BLOCK_ROWS, trainer.pieces.PIECE_BYTES
+    embeddings.sharding.BLOCK_ROWS, trainer.pieces.PIECE_BYTES = BLOCK_ROWS, PIECE_BYTES
+    try:
+        yield
+    finally:
+        embeddings.sharding.BLOCK_ROWS, trainer.pieces.PIECE_BYTES = before
 
 
 @contextmanager
 def one_process() -> Iterator[None]:
-    """A process group of this process alone, with one thread, and tables that are drawn as in all tests."""
+    """A process group of this process alone, with one thread."""
     torch.set_num_threads(1)
-    before, embeddings.sharding.BLOCK_ROWS = embeddings.sharding.BLOCK_ROWS, BLOCK_ROWS
-    try:
-        with single_process(torch.device("cpu")):
-            yield
-    finally:
-        embeddings.sharding.BLOCK_ROWS = before
+    with small_pieces(), single_process(torch.device("cpu")):
+        yield
 
 
 def make_data(folder: Path, users: int = 60, items: int = 40, row_group: int = 100) -> str:

@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from ingest.errors import InputError
 from ingest.storage import join, make_folder, remove, write_text
+from trainer.pieces import SaveInPieces
 from trainer.progress import MARKER, Markers, Progress
 from trainer.step import Step
 from trainer.workers import Worker
@@ -45,7 +46,8 @@ class Checkpoints(Markers):
         dist.barrier()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            state_dict_saver.save(_state(step), storage_writer=FsspecWriter(path, sync_files=False))
+            writer = FsspecWriter(path, sync_files=False)
+            state_dict_saver.save(_state(step), storage_writer=writer, planner=SaveInPieces())
         dist.barrier()
         if self.worker.first:
             write_text(join(path, MARKER), json.dumps({"progress": asdict(progress), "config": config}))

@@ -26,6 +26,11 @@ class LossConfig(Settings):
     """Scores in memory at a time, of all those of the batch's targets with the items or negatives; by default what a
     CPU keeps in its cache, and more on a GPU."""
 
+    @property
+    def needs_counts(self) -> bool:
+        """Whether it needs to know how often the training data have each item."""
+        return self.kind == "sampled" and self.sampling in ("in_batch", "mixed")
+
 
 class TrainConfig(Settings):
     """How a neural model is trained. A model's own `train` keys are laid over these."""

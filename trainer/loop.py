@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from embeddings.sharding import describe_plan
+from embeddings.plan import describe_plan
 from ingest.batch import Batch
 from ingest.errors import InputError
-from ingest.items import load_items
+from ingest.items import ItemTable, load_items
 from ingest.manifest import Manifest, load_manifest
 from ingest.reader import Left, Position, Reader
 from ingest.schema import UNKNOWN
@@ -67,13 +67,15 @@ class Trainer:
     """Trains one model in every worker of the process group.
 
     `validate` ranks the catalogue for the validation split; it is called by all workers at the end of each epoch.
+    `items`: those of the data set, where they are in memory already; with counts where the loss needs them.
     """
 
-    def __init__(self, run: Run, worker: Worker, validate: Validate) -> None:
+    def __init__(self, run: Run, worker: Worker, validate: Validate, items: ItemTable | None = None) -> None:
         self.run, self.worker, self.validate, self.config = run, worker, validate, run.train
         self.manifest: Manifest = load_manifest(run.data)
-        self.items = load_items(run.data, self.manifest)
-        self.step = Step(run.model, run.train, self.manifest, worker, self.items.counts)
+        needs_counts = run.train.loss.needs_counts
+        self.items = load_items(run.data, self.manifest, needs_counts) if items is None else items
+        self.step = Step(run.model, run.train, self.manifest, worker, self.items.counts if needs_counts else None)
         self.checkpoints = Checkpoints(run.checkpoints, run.train.keep, worker)
         self.reader = Reader(
             run.data,
@@ -98,7 +100,7 @@ class Trainer:
             self.checkpoints.load(self.step, latest)
         self.monitor = Monitor(join(self.run.folder, "tensorboard"), self.worker)
         self.monitor.text("config", f"```yaml\n{self.run.description}\n```")
-        self.monitor.text("plan", describe_plan(self.step.parallel))
+        self.monitor.text("plan", describe_plan(self.step.planned, self.step.recommender.tables.configs))
         try:
             while not self.progress.finished:
                 self._epoch()
@@ -189,11 +191,23 @@ class Trainer:
         loss = self._loss_sum / weight
         parts = {name: value / weight for name, value in self._parts.items()}
         learning_rate = self.step.optimizer.param_groups[0]["lr"]
+        self.monitor.scalars(self.progress.step, self._lookup_shares())
         throughput = self.monitor.point(self.progress.step, loss, parts, norm, learning_rate)
         self.progress.train_curve.append((self.progress.step, loss))
         self._loss_sum, self._weight_sum, self._parts = 0.0, 0.0, {}
         if bar is not None:
             bar.set_description(self._caption(loss, throughput))
+
+    def _lookup_shares(self) -> dict[str, float]:
+        """Each table's share of the rows that all workers have looked up since the last point."""
+        tables = self.step.recommender.tables
+        own = torch.tensor(list(tables.lookups.values()), dtype=torch.float64, device=self.worker.device)
+        counts = total(own).tolist()
+        tables.lookups = dict.fromkeys(tables.names, 0)
+        everything = max(sum(counts), 1.0)
+        return {
+            f"tables/lookups(%)/{n}": 100 * count / everything for n, count in zip(tables.names, counts, strict=True)
+        }
 
     def _caption(self, loss: float | None = None, throughput: float = 0.0) -> str:
         caption = f"{self.run.name} epoch {self.progress.epoch + 1}/{self.config.epochs}"

@@ -20,7 +20,8 @@ MAY_CHANGE = {
     ("train", key)
     for key in ("epochs", "patience", "keep", "log_steps", "checkpoint_steps", "learning_rate", "clip_norm")
 }
-"""What may be other than in the checkpoint that training goes on from; the tables' sharding may, too."""
+"""What may be other than in the checkpoint that training goes on from; the tables' placement may, too."""
+PLACEMENT = {"sharding", "kernel", "cache_load_factor", "communication", "hbm_gib", "ddr_gib"}
 
 
 @dataclass
@@ -56,7 +57,7 @@ def identity(model: NeuralConfig, train: TrainConfig, data: str) -> dict[str, An
     """What a run was trained with: checkpoints keep it. `data` is the prepared data's fingerprint."""
     return {
         "model": model.model_dump(exclude={"train"}),
-        "train": train.model_dump(exclude={"tables": {"sharding"}}),
+        "train": train.model_dump(exclude={"tables": PLACEMENT}),
         "data": data,
     }
 

@@ -85,4 +85,4 @@ def build(model: NeuralConfig, train: TrainConfig, manifest: Manifest) -> Recomm
         else:
             network = SASRec(model, manifest, dimension, length)
     numbers = [feature.name for feature in manifest.features if feature.is_number] if model.reads_features else []
-    return Recommender(network, Tables(manifest, dimension, model.reads_features), numbers)
+    return Recommender(network, Tables(manifest, dimension, model.reads_features, train.tables.precision), numbers)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from embeddings.sharding import shard
+from embeddings.tables import expected_lookups
 from ingest.batch import Batch
 from ingest.manifest import Manifest
 from trainer.config import TrainConfig
@@ -50,7 +51,13 @@ class Step:
         recommender = build(model, config, manifest).to_device(worker.device)
         if config.compile:
             recommender.compile_feed_forward()
-        self.parallel = shard(recommender, recommender.tables.names, config.tables, worker.device, config.seed)
+        self.first, end = catalogue_slice(manifest.items, worker.rank, worker.workers)
+        tables, full = recommender.tables, config.loss.kind == "full"
+        candidates = end - self.first if full else config.reader.tokens + config.loss.negatives
+        lookups = expected_lookups(tables.keys, config.reader.tokens, candidates)
+        self.parallel, self.planned = shard(
+            recommender, tables.configs, config.tables, worker.device, config.seed, lookups
+        )
         fused = set(self.parallel.fused_optimizer.params)
         self.dense = {name: p for name, p in self.parallel.named_parameters() if name not in fused and p.numel()}
         self.optimizer = torch.optim.AdamW(
@@ -58,8 +65,7 @@ class Step:
         )
         self.sampler = NegativeSampler(config.loss, manifest.items, config.seed, counts)
         self.intent_weight = model.intent_weight if isinstance(model, IntentRecConfig) else 0.0
-        self.first, end = catalogue_slice(manifest.items, worker.rank, worker.workers)
-        self.slice_v = torch.arange(self.first, end, device=worker.device)
+        self.slice_v = torch.arange(self.first, end if full else self.first, device=worker.device)
         self.scores = config.loss.scores_at_once or default_scores(worker.device)
 
     @property

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from ingest.errors import InputError
-from tests.scenarios import ALL, SETTINGS, TwoWorkers
+from ingest.settings import build_settings
+from tests.scenarios import ALL, HALF, SETTINGS, TwoWorkers
 from tests.small import Data, make_step, same, weights
+from trainer.config import TrainConfig
 from trainer.workers import Worker
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -48,11 +50,48 @@ def test_rows_are_drawn_from_a_normal_distribution_and_no_two_are_alike(data: Da
     assert not torch.isclose(item, other["item"]).any(dim=1).all()
 
 
+@pytest.mark.parametrize("kind", ["table_row_wise", "grid_shard", "table_column_wise"])
+def test_a_sharding_that_sequences_have_not_is_refused_by_name(kind: str) -> None:
+    with pytest.raises(InputError, match=rf"tables.sharding: TorchRec has {kind} for pooled .* takes data_parallel"):
+        build_settings(TrainConfig, {"tables": {"sharding": {"item": kind}}}, "config")
+
+
+@pytest.mark.parametrize("setting", HALF)
+def test_half_precision_is_near_to_single_and_not_the_same(setting: str, two_workers: TwoWorkers) -> None:
+    (single, _), (half, other) = two_workers.result("steps/row_wise"), two_workers.result(f"steps/{setting}")
+    same(half["third"], other["third"])
+    same(half["third"], single["third"], 2e-2)
+    assert not torch.equal(half["third"]["item"], single["third"]["item"])
+    moved = (half["third"]["item"] - half["before"]["item"]).abs()
+    assert moved.max() > 0.1
+    if setting == "fp16 tables":
+        same({"item": half["third"]["item"].half().float()}, {"item": half["third"]["item"]})
+
+
+def test_a_table_has_its_own_learning_rate(data: Data) -> None:
+    """After one step of SGD the ways that rows have gone are as the rates."""
+    moved = []
+    for rates in ({}, {"item": 0.3}):
+        step = make_step(data.manifest, tables={"optimizer": "sgd", "learning_rate": 0.1, "learning_rates": rates})
+        before, batch = weights(step), data.batch(range(8))
+        step.train(batch, 0, float(batch.weight_Q.sum()))
+        after = weights(step)
+        moved.append({name: after[name] - before[name] for name in ALL})
+    torch.testing.assert_close(moved[1]["item"], 3 * moved[0]["item"], rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(moved[1]["action"], moved[0]["action"])
+    assert moved[0]["item"].abs().max() > 1e-4
+
+
 @pytest.mark.parametrize(
     ("tables", "message"),
     [
         ({"optimizer": "adam"}, "tables.optimizer: fbgemm has no fused adam on CPU"),
         ({"sharding": {"itms": "row_wise"}}, "tables.sharding: no table 'itms'; allowed: item, action"),
+        ({"optimizer": "rowwise_adam"}, "tables.optimizer: fbgemm has no fused rowwise_adam on CPU"),
+        ({"kernel": {"item": "fused_uvm_caching"}}, "tables.kernel: fused_uvm_caching .* on CPU allowed: fused"),
+        ({"kernel": {"itm": "fused"}}, "tables.kernel: no table 'itm'; allowed: item, action"),
+        ({"learning_rates": {"itm": 0.1}}, "tables.learning_rates: no table 'itm'"),
+        ({"communication": "bf16"}, "tables.communication: gloo carries no bf16"),
         ({"sharding": {"item": "data_parallel"}}, "tables.sharding: .*data_parallel.* on CPU; allowed: table_wise"),
     ],
 )

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from embeddings.sharding import table_states
 from evaluation.metrics import MISS
-from evaluation.ranking import CatalogueRanker, own_slice
+from evaluation.ranking import CatalogueRanker, NeuralScorer, own_slice
 from tests.scenarios import SCENARIOS, MatrixScorer, TwoWorkers, neural, ranking, ranking_case
-from tests.small import Data
+from tests.small import Data, make_step
 from trainer.workers import Worker
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -62,18 +63,27 @@ def test_slices_cover_every_item_once(workers: int) -> None:
     assert [item for begin, end in slices for item in range(begin, end)] == list(range(29))
 
 
-def test_the_neural_scorer_has_every_row_of_the_item_table_once(data: Data, two_workers: TwoWorkers) -> None:
+@pytest.mark.parametrize("name", ["neural", "neural/row_wise"])
+def test_the_neural_scorer_has_every_row_of_the_item_table_once(name: str, data: Data, two_workers: TwoWorkers) -> None:
     one, table, _ = neural(data, Path(), Worker())
     np.testing.assert_array_equal(one, table)
-    (first, whole, _), (second, _, _) = two_workers.result("neural")
+    (first, whole, _), (second, _, _) = two_workers.result(name)
     np.testing.assert_array_equal(np.concatenate([first, second]), whole)
     np.testing.assert_array_equal(whole, table)
     assert abs(len(first) - len(second)) <= 1
 
 
-def test_validation_is_the_same_on_two_workers(data: Data, two_workers: TwoWorkers) -> None:
+def test_rows_that_lie_in_slices_are_ranked_without_a_copy(data: Data) -> None:
+    step = make_step(data.manifest, tables={"sharding": {"item": "row_wise"}})
+    rows = NeuralScorer(step).rows_vD
+    (local,) = dict(table_states(step.parallel))["item"].local_shards()
+    assert rows.data_ptr() == local.tensor.data_ptr()
+
+
+@pytest.mark.parametrize("name", ["neural", "neural/row_wise"])
+def test_validation_is_the_same_on_two_workers(name: str, data: Data, two_workers: TwoWorkers) -> None:
     reference = neural(data, Path(), Worker())[2]
-    for _, _, validation in two_workers.result("neural"):
+    for _, _, validation in two_workers.result(name):
         assert validation.metrics == pytest.approx(reference.metrics)
         assert validation.intents == pytest.approx(reference.intents)
         assert validation.attention == pytest.approx(reference.attention, rel=1e-5)

@@ -7,10 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader
 
 from ingest.errors import InputError
 from tests.scenarios import TwoWorkers, load
-from tests.small import Data, make_step, same, weights
+from tests.small import PIECE_BYTES, Data, make_step, same, weights
 from trainer.checkpoint import Checkpoints
 from trainer.progress import Progress
 from trainer.workers import Worker
@@ -55,6 +56,14 @@ def test_older_checkpoints_go_but_for_the_best(data: Data, tmp_path: Path) -> No
     assert sorted(path.name for path in tmp_path.glob("step-*")) == [f"step-000000000{n}" for n in (1, 3, 4)]
     assert checkpoints.best() == "step-0000000001"
     assert checkpoints.config("step-0000000004") == {"key": "value"}
+
+
+def test_tables_are_saved_in_pieces(data: Data, tmp_path: Path) -> None:
+    save(data, tmp_path, 1)
+    chunks = FsspecReader(str(tmp_path / "step-0000000001")).read_metadata().state_dict_metadata
+    (item,) = [value for name, value in chunks.items() if name.startswith("model.") and ".item.weight" in name]
+    assert [chunk.offsets[0] for chunk in item.chunks] == list(range(0, data.manifest.items, 8))
+    assert all(chunk.sizes[0] * 8 * 4 <= PIECE_BYTES for chunk in item.chunks)
 
 
 def test_no_best_checkpoint_is_told(tmp_path: Path) -> None:
