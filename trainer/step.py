@@ -53,7 +53,7 @@ class Step:
             recommender.compile_feed_forward()
         self.first, end = catalogue_slice(manifest.items, worker.rank, worker.workers)
         tables, full = recommender.tables, config.loss.kind == "full"
-        candidates = end - self.first if full else config.reader.tokens + config.loss.negatives
+        candidates = -(-manifest.items // worker.workers) if full else config.reader.tokens + config.loss.negatives
         lookups = expected_lookups(tables.keys, config.reader.tokens, candidates)
         self.parallel, self.planned = shard(
             recommender, tables.configs, config.tables, worker.device, config.seed, lookups
