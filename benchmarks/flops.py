@@ -234,6 +234,19 @@ def table(flops: Flops, times: dict[str, list[float]]) -> list[dict[str, Any]]:
     return rows
 
 
+def operators(profiler: Any, steps: int) -> list[dict[str, Any]]:
+    """The trace's operators, the one with the most time of its own first."""
+    found = [entry for entry in profiler.key_averages() if not entry.key.startswith(MARK)]
+    return [
+        {
+            "name": entry.key,
+            "ms": round(entry.self_cpu_time_total / 1000 / steps, 2),
+            "calls": round(entry.count / steps, 1),
+        }
+        for entry in sorted(found, key=lambda entry: -entry.self_cpu_time_total)
+    ]
+
+
 def best_matmul(sizes: Sequence[int] = (512, 1024, 2048), repeats: int = 3) -> dict[str, float]:
     """FLOP/s of torch.matmul for squares of these sizes, the best of `repeats` each."""
     found = {}

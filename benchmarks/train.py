@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from benchmarks import flops
+from benchmarks.scaling import measure_vocabulary, measure_workers
 from benchmarks.training import Case, Driver, header, in_turns, prepared, ratio_of, targets_of
 from trainer.workers import Worker, single_process
 
@@ -108,23 +109,12 @@ def measure_profile(options: argparse.Namespace) -> dict[str, Any]:
         driver.round()
         profiler, times = flops.traced(step, driver.take, len(batches))
         counts = flops.needed_flops(step, batches[0])
-    averages = [found for found in profiler.key_averages() if not found.key.startswith(flops.MARK)]
     print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=options.rows), file=sys.stderr)
-    averages.sort(key=lambda found: -found.self_cpu_time_total)
-    whole = sum(map(sum, times.values()))
     return {
         "model": options.model,
         "threads": torch.get_num_threads(),
-        "step_ms": round(whole, 2),
-        "operators": [
-            {
-                "name": found.key,
-                "ms": round(found.self_cpu_time_total / 1000 / len(batches), 2),
-                "calls": round(found.count / len(batches), 1),
-                "share": round(found.self_cpu_time_total / 1000 / len(batches) / whole, 4),
-            }
-            for found in averages[: options.rows]
-        ],
+        "step_ms": round(sum(map(sum, times.values())), 2),
+        "operators": flops.operators(profiler, len(batches))[: options.rows],
         "by_layer": flops.table(counts, times),
     }
 
@@ -186,6 +176,16 @@ def _parser() -> argparse.ArgumentParser:
         else:
             added.add_argument("--rows", type=int, default=40, help="operators to name")
     with_config(command("intentrec", measure_intentrec))
+    added = with_config(command("workers", measure_workers))
+    added.add_argument("--model", default="sasrec")
+    added.add_argument("--losses", nargs="+", choices=["sampled", "full"], default=["sampled", "full"])
+    added.add_argument("--live", action="store_true", help="read while training goes on, instead of beforehand")
+    added.add_argument("--trace", action="store_true", help="where the time goes with 1 and with 2 workers")
+    added = command("vocabulary", measure_vocabulary)
+    sizes = {"few": 10_000, "many": 10_000_000, "most": 20_000_000, "dimension": 64, "tokens": 4096}
+    sizes |= {"negatives": 1024, "workers": 2, "batches": 8, "rounds": 5, "steps": 64}
+    for size, default in sizes.items():
+        added.add_argument(f"--{size}", type=int, default=default)
     return parser
 
 
