@@ -20,11 +20,13 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks import flops
+from benchmarks.peers import measure_peers
 from benchmarks.scaling import measure_vocabulary, measure_workers
 from benchmarks.training import Case, Driver, header, in_turns, prepared, ratio_of, targets_of
 from trainer.workers import Worker, single_process
@@ -186,6 +188,21 @@ def _parser() -> argparse.ArgumentParser:
     sizes |= {"negatives": 1024, "workers": 2, "batches": 8, "rounds": 5, "steps": 64}
     for size, default in sizes.items():
         added.add_argument(f"--{size}", type=int, default=default)
+    added = command("peers", measure_peers)
+    added.add_argument("config", nargs="?", default="configs/ml-1m.yaml")
+    added.add_argument("overrides", nargs="*")
+    added.add_argument("--source", default="data/ml-1m", help="MovieLens 1M: see the head of configs/ml-1m.yaml")
+    added.add_argument("--python", type=Path, default=Path(".venv-peers/bin/python"), help="of the peers' environment")
+    added.add_argument("--peers", nargs="+", choices=["rectools", "recbole"], default=["rectools", "recbole"])
+    added.add_argument("--users", type=int, help="only so many: RecBole takes hours for an epoch of all")
+    added.add_argument("--epochs", type=int, default=2)
+    added.add_argument("--turns", type=int, default=4, help="of an epoch")
+    added.add_argument("--steps", type=int, help="of a turn: for the speed alone, no validation loss")
+    added.add_argument("--dropout", type=float, default=0.2)
+    added.add_argument("--learning-rate", type=float, default=1e-3, help="of all dense weights")
+    added.add_argument("--expansion", type=int, help="of our feed-forward layers; by default the peer's")
+    added.add_argument("--rectools-batch", type=int, default=128)
+    added.add_argument("--recbole-batch", type=int, default=2048)
     return parser
 
 
