@@ -164,8 +164,8 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     def with_config(added: Any, rounds: int = 5, batches: int = 6) -> Any:
-        added.add_argument("config", nargs="?", default="configs/demo.yaml")
-        added.add_argument("overrides", nargs="*")
+        added.add_argument("words", nargs="*", metavar="CONFIG | key=value", help="a config, and what is laid over it")
+        added.set_defaults(config="configs/demo.yaml")
         added.add_argument("--rounds", type=int, default=rounds)
         added.add_argument("--batches", type=int, default=batches, help="of a round")
         return added
@@ -189,8 +189,8 @@ def _parser() -> argparse.ArgumentParser:
     for size, default in sizes.items():
         added.add_argument(f"--{size}", type=int, default=default)
     added = command("peers", measure_peers)
-    added.add_argument("config", nargs="?", default="configs/ml-1m.yaml")
-    added.add_argument("overrides", nargs="*")
+    added.add_argument("words", nargs="*", metavar="CONFIG | key=value", help="a config, and what is laid over it")
+    added.set_defaults(config="configs/ml-1m.yaml")
     added.add_argument("--source", default="data/ml-1m", help="MovieLens 1M: see the head of configs/ml-1m.yaml")
     added.add_argument("--python", type=Path, default=Path(".venv-peers/bin/python"), help="of the peers' environment")
     added.add_argument("--peers", nargs="+", choices=["rectools", "recbole"], default=["rectools", "recbole"])
@@ -208,6 +208,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     options = _parser().parse_args()
+    words = getattr(options, "words", [])
+    options.overrides = [word for word in words if "=" in word]
+    options.config = next((word for word in words if "=" not in word), getattr(options, "config", None))
     torch.set_num_threads(options.threads)
     print(json.dumps(header() | options.run(options), indent=1))
 
