@@ -151,6 +151,27 @@ def measure_intentrec(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _names(text: str) -> list[str]:
+    return text.split(",")
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+def _options() -> argparse.Namespace:
+    """The command line; a config and `key=value` may stand anywhere among the options."""
+    parser = _parser()
+    options, others = parser.parse_known_args()
+    strange = [word for word in others if word.startswith("-")]
+    if strange:
+        parser.error(f"unknown: {' '.join(strange)}")
+    words = [*getattr(options, "words", []), *others]
+    options.overrides = [word for word in words if "=" in word]
+    options.config = next((word for word in words if "=" not in word), getattr(options, "config", None))
+    return options
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -174,13 +195,13 @@ def _parser() -> argparse.ArgumentParser:
         added = with_config(command(name, run))
         added.add_argument("--model", default="sasrec")
         if name == "flops":
-            added.add_argument("--dimensions", type=int, nargs="+", default=[64, 256])
+            added.add_argument("--dimensions", type=_numbers, default=[64, 256], metavar="64,256")
         else:
             added.add_argument("--rows", type=int, default=40, help="operators to name")
     with_config(command("intentrec", measure_intentrec))
     added = with_config(command("workers", measure_workers))
     added.add_argument("--model", default="sasrec")
-    added.add_argument("--losses", nargs="+", choices=["sampled", "full"], default=["sampled", "full"])
+    added.add_argument("--losses", type=_names, default=["sampled", "full"], metavar="sampled,full")
     added.add_argument("--live", action="store_true", help="read while training goes on, instead of beforehand")
     added.add_argument("--trace", action="store_true", help="where the time goes with 1 and with 2 workers")
     added = command("vocabulary", measure_vocabulary)
@@ -193,7 +214,7 @@ def _parser() -> argparse.ArgumentParser:
     added.set_defaults(config="configs/ml-1m.yaml")
     added.add_argument("--source", default="data/ml-1m", help="MovieLens 1M: see the head of configs/ml-1m.yaml")
     added.add_argument("--python", type=Path, default=Path(".venv-peers/bin/python"), help="of the peers' environment")
-    added.add_argument("--peers", nargs="+", choices=["rectools", "recbole"], default=["rectools", "recbole"])
+    added.add_argument("--peers", type=_names, default=["rectools", "recbole"], metavar="rectools,recbole")
     added.add_argument("--users", type=int, help="only so many: RecBole takes hours for an epoch of all")
     added.add_argument("--epochs", type=int, default=2)
     added.add_argument("--turns", type=int, default=4, help="of an epoch")
@@ -207,10 +228,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    options = _parser().parse_args()
-    words = getattr(options, "words", [])
-    options.overrides = [word for word in words if "=" in word]
-    options.config = next((word for word in words if "=" not in word), getattr(options, "config", None))
+    options = _options()
     torch.set_num_threads(options.threads)
     print(json.dumps(header() | options.run(options), indent=1))
 
