@@ -1,6 +1,7 @@
 # make demo    a fresh clone -> a trained IntentRec with its accuracy report
 # make test    lint, types and tests
-# Both set up .venv by themselves. ACCELERATOR=cpu|cuda: chosen by whether nvidia-smi answers.
+# make bench-peers   our SASRec against RecTools' and RecBole's on MovieLens 1M: ML1M=folder OPTIONS=...
+# All set up .venv by themselves. ACCELERATOR=cpu|cuda: chosen by whether nvidia-smi answers.
 
 PYTHON ?= python3
 ACCELERATOR ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
@@ -15,7 +16,7 @@ else ifeq ($(ACCELERATOR),cpu)
   INDEX := --index $(TORCH_CPU_INDEX) --index-strategy unsafe-best-match
 endif
 
-.PHONY: setup demo test lint s3 lock clean
+.PHONY: setup demo test lint s3 bench-peers lock clean
 
 setup: $(VENV)/.installed-$(ACCELERATOR)
 
@@ -43,6 +44,19 @@ test: lint
 s3: setup
 	$(BIN)/python -m tests.s3 build/s3 intentrec
 
+# The peers have an environment of their own. OPTIONS: see python -m benchmarks.train peers --help.
+PEERS := .venv-peers
+ML1M ?= data/ml-1m
+
+$(PEERS)/.installed: requirements/peers.txt | $(VENV)/.installed-$(ACCELERATOR)
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(BIN)/uv pip install --quiet --python $(PEERS)/bin/python $(if $(PIP_FIND_LINKS),,--index $(TORCH_CPU_INDEX) \
+	  --index-strategy unsafe-best-match) --requirements requirements/peers.txt
+	touch $@
+
+bench-peers: setup $(PEERS)/.installed
+	$(BIN)/python -m benchmarks.train peers --source $(ML1M) $(OPTIONS)
+
 # Writes the versions that requirements/ pins anew, from a fresh environment and from the index.
 lock:
 	rm -rf build/lock && $(PYTHON) -m venv build/lock && build/lock/bin/python -m pip install --quiet uv
@@ -53,4 +67,4 @@ lock:
 	  --python-version 3.11 --no-header --no-annotate --quiet) > requirements/cuda.txt
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(PEERS) runs

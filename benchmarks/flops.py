@@ -20,15 +20,19 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+import trainer.models.deep
+import trainer.models.intentrec
 import trainer.step
 from ingest.batch import Batch
 from trainer.attention import CausalAttention
-from trainer.layers import ShortTerm, TimestampEncoding
+from trainer.layers import Joined, ShortTerm, TimestampEncoding
 from trainer.models.intentrec import IntentRec
 from trainer.step import Step
 
 MARK = "layer "
 SCORES = "scores and values"
+PROJECTED = "encoders' inputs: products with F"
+INTENTS = "intents: heads and aggregation"
 OUTPUT = "output layer and loss"
 """The item table's rows against the queries, and the intents' losses."""
 TABLES = "tables: lookup, exchange, update"
@@ -47,7 +51,7 @@ def labels_of(network: nn.Module) -> dict[str, str]:
     for name, module in network.named_modules():
         if name and not isinstance(module, nn.ModuleList | nn.ModuleDict | nn.Sequential):
             path = re.sub(r"\.blocks\b", "", re.sub(r"\.\d+", "", name))
-            path = re.sub(r"^(intent_heads|projections)\..*", r"\1", path)
+            path = re.sub(r"^((intent_heads|projections)\..*|attention)$", INTENTS, path)
             kind = f" {type(module).__name__}" if "feed_forward" in path or "bridge" in path else ""
             labels[name] = path + kind
     return labels
@@ -57,7 +61,6 @@ def needed_flops(step: Step, batch: Batch, windows: bool = True) -> Flops:
     """Matrix FLOPs of one step on `batch`; without `windows` all causal pairs of the short-term encoder."""
     network = step.recommender.network
     labels = labels_of(network)
-    intents = len(network.intent_heads) if isinstance(network, IntentRec) else 0
     found: Flops = {}
 
     def add(label: str, forward: float, backward: float) -> None:
@@ -71,16 +74,24 @@ def needed_flops(step: Step, batch: Batch, windows: bool = True) -> Flops:
     }
     for name, module in network.named_modules():
         if isinstance(module, nn.Linear):
-            rows = batch.tokens * (intents if isinstance(network, IntentRec) and name == "attention" else 1)
-            forward = 2.0 * rows * module.in_features * module.out_features
             owner = network.get_submodule(name.rpartition(".")[0])
-            add(labels[name], forward, forward if isinstance(owner, TimestampEncoding) else 2 * forward)
+            width = module.in_features
+            if isinstance(owner, Joined):
+                projected = 2.0 * batch.tokens * owner.widths[0] * module.out_features
+                add(PROJECTED, projected, 2 * projected)
+                width -= owner.widths[0]
+            elif isinstance(network, IntentRec) and name == "attention":
+                width = sum(network.labels)
+            forward = 2.0 * batch.tokens * width * module.out_features
+            label = labels[name].removesuffix(".linear")
+            add(label, forward, forward if isinstance(owner, TimestampEncoding) else 2 * forward)
         elif isinstance(module, CausalAttention):
             pairs = _pairs(batch, inside_window.get(name))
             forward = 4.0 * pairs * module.out.in_features
             add(f"{labels[name]}: {SCORES}", forward, 2 * forward)
     targets, dimension = len(batch.target_Q), step.config.tables.dimension
-    candidates = step.manifest.items if step.config.loss.kind == "full" else step.config.loss.negatives
+    full = step.config.loss.kind == "full"
+    candidates = step.manifest.items if full else len(step.sampler(0, batch.target_Q).item_N)
     output = 2.0 * targets * candidates * dimension
     add(OUTPUT, output, 2 * output)
     return found
@@ -154,16 +165,23 @@ def marked(step: Step) -> Iterator[None]:
                 continue
             stack.callback(module.register_forward_pre_hook(enter(label)).remove)
             stack.callback(module.register_forward_hook(leave).remove)
+        for kind, name, label in (
+            (trainer.models.intentrec, "project", PROJECTED),
+            (trainer.models.deep, "project", PROJECTED),
+            (IntentRec, "predict_intents", INTENTS),
+            (IntentRec, "aggregate", INTENTS),
+        ):
+            stack.enter_context(patch.object(kind, name, _marked_call(getattr(kind, name), label)))
         for name in ("full_softmax", "sampled_softmax", "intent_loss"):
             original = getattr(trainer.step, name, None)
             if original is not None:
-                stack.enter_context(patch.object(trainer.step, name, _marked_call(original)))
+                stack.enter_context(patch.object(trainer.step, name, _marked_call(original, OUTPUT)))
         yield
 
 
-def _marked_call(function: Callable[..., Any]) -> Callable[..., Any]:
+def _marked_call(function: Callable[..., Any], label: str) -> Callable[..., Any]:
     def call(*arguments: Any, **others: Any) -> Any:
-        with record_function(MARK + OUTPUT):
+        with record_function(MARK + label):
             return function(*arguments, **others)
 
     return call
@@ -232,6 +250,19 @@ def table(flops: Flops, times: dict[str, list[float]]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def operators(profiler: Any, steps: int) -> list[dict[str, Any]]:
+    """The trace's operators, the one with the most time of its own first."""
+    found = [entry for entry in profiler.key_averages() if not entry.key.startswith(MARK)]
+    return [
+        {
+            "name": entry.key,
+            "ms": round(entry.self_cpu_time_total / 1000 / steps, 2),
+            "calls": round(entry.count / steps, 1),
+        }
+        for entry in sorted(found, key=lambda entry: -entry.self_cpu_time_total)
+    ]
 
 
 def best_matmul(sizes: Sequence[int] = (512, 1024, 2048), repeats: int = 3) -> dict[str, float]:

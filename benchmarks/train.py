@@ -20,11 +20,14 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks import flops
+from benchmarks.peers import measure_peers
+from benchmarks.scaling import measure_vocabulary, measure_workers
 from benchmarks.training import Case, Driver, header, in_turns, prepared, ratio_of, targets_of
 from trainer.workers import Worker, single_process
 
@@ -108,23 +111,12 @@ def measure_profile(options: argparse.Namespace) -> dict[str, Any]:
         driver.round()
         profiler, times = flops.traced(step, driver.take, len(batches))
         counts = flops.needed_flops(step, batches[0])
-    averages = [found for found in profiler.key_averages() if not found.key.startswith(flops.MARK)]
     print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=options.rows), file=sys.stderr)
-    averages.sort(key=lambda found: -found.self_cpu_time_total)
-    whole = sum(map(sum, times.values()))
     return {
         "model": options.model,
         "threads": torch.get_num_threads(),
-        "step_ms": round(whole, 2),
-        "operators": [
-            {
-                "name": found.key,
-                "ms": round(found.self_cpu_time_total / 1000 / len(batches), 2),
-                "calls": round(found.count / len(batches), 1),
-                "share": round(found.self_cpu_time_total / 1000 / len(batches) / whole, 4),
-            }
-            for found in averages[: options.rows]
-        ],
+        "step_ms": round(sum(map(sum, times.values())), 2),
+        "operators": flops.operators(profiler, len(batches))[: options.rows],
         "by_layer": flops.table(counts, times),
     }
 
@@ -159,6 +151,27 @@ def measure_intentrec(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _names(text: str) -> list[str]:
+    return text.split(",")
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+def _options() -> argparse.Namespace:
+    """The command line; a config and `key=value` may stand anywhere among the options."""
+    parser = _parser()
+    options, others = parser.parse_known_args()
+    strange = [word for word in others if word.startswith("-")]
+    if strange:
+        parser.error(f"unknown: {' '.join(strange)}")
+    words = [*getattr(options, "words", []), *others]
+    options.overrides = [word for word in words if "=" in word]
+    options.config = next((word for word in words if "=" not in word), getattr(options, "config", None))
+    return options
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -172,8 +185,8 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     def with_config(added: Any, rounds: int = 5, batches: int = 6) -> Any:
-        added.add_argument("config", nargs="?", default="configs/demo.yaml")
-        added.add_argument("overrides", nargs="*")
+        added.add_argument("words", nargs="*", metavar="CONFIG | key=value", help="a config, and what is laid over it")
+        added.set_defaults(config="configs/demo.yaml")
         added.add_argument("--rounds", type=int, default=rounds)
         added.add_argument("--batches", type=int, default=batches, help="of a round")
         return added
@@ -182,15 +195,40 @@ def _parser() -> argparse.ArgumentParser:
         added = with_config(command(name, run))
         added.add_argument("--model", default="sasrec")
         if name == "flops":
-            added.add_argument("--dimensions", type=int, nargs="+", default=[64, 256])
+            added.add_argument("--dimensions", type=_numbers, default=[64, 256], metavar="64,256")
         else:
             added.add_argument("--rows", type=int, default=40, help="operators to name")
     with_config(command("intentrec", measure_intentrec))
+    added = with_config(command("workers", measure_workers))
+    added.add_argument("--model", default="sasrec")
+    added.add_argument("--losses", type=_names, default=["sampled", "full"], metavar="sampled,full")
+    added.add_argument("--live", action="store_true", help="read while training goes on, instead of beforehand")
+    added.add_argument("--trace", action="store_true", help="where the time goes with 1 and with 2 workers")
+    added = command("vocabulary", measure_vocabulary)
+    sizes = {"few": 10_000, "many": 10_000_000, "most": 20_000_000, "dimension": 64, "tokens": 4096}
+    sizes |= {"negatives": 1024, "workers": 2, "batches": 8, "rounds": 5, "steps": 64}
+    for size, default in sizes.items():
+        added.add_argument(f"--{size}", type=int, default=default)
+    added = command("peers", measure_peers)
+    added.add_argument("words", nargs="*", metavar="CONFIG | key=value", help="a config, and what is laid over it")
+    added.set_defaults(config="configs/ml-1m.yaml")
+    added.add_argument("--source", default="data/ml-1m", help="MovieLens 1M: see the head of configs/ml-1m.yaml")
+    added.add_argument("--python", type=Path, default=Path(".venv-peers/bin/python"), help="of the peers' environment")
+    added.add_argument("--peers", type=_names, default=["rectools", "recbole"], metavar="rectools,recbole")
+    added.add_argument("--users", type=int, help="only so many: RecBole takes hours for an epoch of all")
+    added.add_argument("--epochs", type=int, default=2)
+    added.add_argument("--turns", type=int, default=4, help="of an epoch")
+    added.add_argument("--steps", type=int, help="of a turn: for the speed alone, no validation loss")
+    added.add_argument("--dropout", type=float, default=0.2)
+    added.add_argument("--learning-rate", type=float, default=1e-3, help="of all dense weights")
+    added.add_argument("--expansion", type=int, help="of our feed-forward layers; by default the peer's")
+    added.add_argument("--rectools-batch", type=int, default=128)
+    added.add_argument("--recbole-batch", type=int, default=2048)
     return parser
 
 
 def main() -> None:
-    options = _parser().parse_args()
+    options = _options()
     torch.set_num_threads(options.threads)
     print(json.dumps(header() | options.run(options), indent=1))
 

@@ -14,6 +14,7 @@ import embeddings.sharding
 from embeddings.plan import describe_plan
 from embeddings.sharding import shard
 from ingest.errors import InputError
+from ingest.schema import FIRST_VALUE
 from tests.scenarios import ALL, HALF, SETTINGS, TwoWorkers
 from tests.small import MODEL, Data, make_step, make_trainer, train_config, watched
 from trainer.recommender import build
@@ -60,7 +61,7 @@ def test_shares_of_lookups_are_counted(prepared: dict[str, str], tmp_path: Path)
     for batch, shares in zip(taken, points, strict=True):
         values = {name: batch.features[name] for name in ALL[1:]}
         rows = {name: len(v) if isinstance(v, Tensor) else len(v.values) for name, v in values.items()}
-        rows["item"] = batch.tokens + trainer.manifest.items
+        rows["item"] = batch.tokens + trainer.manifest.items - FIRST_VALUE
         expected = {f"tables/lookups(%)/{name}": 100 * count / sum(rows.values()) for name, count in rows.items()}
         assert shares == pytest.approx(expected)
 
