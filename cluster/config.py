@@ -166,7 +166,7 @@ def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
         both = (
             isinstance(value, dict)
             and isinstance(merged.get(key), dict)
-            and key not in ("sharding", "kernel", "learning_rates")
+            and key not in ("sharding", "kernel", "learning_rates", "zch")
         )
         merged[key] = _laid_over(merged[key], value) if both else value
     return merged

@@ -16,6 +16,17 @@ Optimizer = Literal["rowwise_adagrad", "rowwise_adam", "sgd", "adagrad", "adam"]
 _BAGS_ONLY = ("table_row_wise", "table_column_wise", "grid_shard")
 
 
+class CollisionConfig(Settings):
+    """How the values of a feature share a table smaller than its vocabulary (TorchRec's ZCH)."""
+
+    size: int = Field(ge=2)
+    """Rows of the table; the last is shared by all values that hold none."""
+    eviction: Literal["distance_lfu", "lfu", "lru"] = "distance_lfu"
+    """Who gives way to new values: the least often seen for the time since, the least often, or the longest unseen."""
+    interval: int = Field(default=100, ge=1)
+    """Steps after which the values seen since compete for rows."""
+
+
 class TableConfig(Settings):
     """The `tables` section: dimension, sharding, memory and optimizer of the embedding tables."""
 
@@ -39,6 +50,9 @@ class TableConfig(Settings):
     """Table -> its own learning rate, where it is other than `learning_rate`."""
     initial_deviation: float = Field(default=0.05, gt=0)
     """Standard deviation of the normal distribution that rows are drawn from."""
+    zch: dict[str, CollisionConfig] = {}
+    """Feature -> a table of few rows for its many values, with eviction. Not for the item table: its rows are the
+    output layer, where items that share a row could not be told apart, and negatives would count as seen."""
     hbm_gib: float | None = Field(default=None, gt=0)
     """Memory of each GPU that tables may take; by default 85% of what it has."""
     ddr_gib: float | None = Field(default=None, gt=0)
@@ -71,6 +85,14 @@ class TableConfig(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> TableConfig:
+        if ITEM in self.zch:
+            raise ValueError(
+                "zch: the item table's rows are the output layer, where items that share a row could not be told "
+                "apart: takes features"
+            )
+        for table in self.zch:
+            if (kind := self.sharding.get(table)) in ("column_wise", "data_parallel"):
+                raise ValueError(f"sharding of {table!r}: with zch it takes row_wise or table_wise, got {kind}")
         for table, kernel in self.kernel.items():
             if kernel != "fused" and self.sharding.get(table) == "data_parallel":
                 raise ValueError(f"kernel of {table!r}: a data_parallel table takes no {kernel}")

@@ -144,7 +144,7 @@ def _constraint(table: EmbeddingConfig, config: TableConfig, lookups: Mapping[st
     kernel = "dense" if chosen == "data_parallel" else config.kernel.get(table.name, "fused")
     factor = max(lookups.get(table.name, 1.0), 1.0) / len(table.feature_names)
     return ParameterConstraints(
-        sharding_types=[chosen] if chosen else _PLANNER_KINDS,
+        sharding_types=[chosen] if chosen else _PLANNER_KINDS[:2] if table.name in config.zch else _PLANNER_KINDS,
         compute_kernels=[kernel],
         pooling_factors=[factor] * len(table.feature_names),
         cache_params=CacheParams(load_factor=config.cache_load_factor) if kernel == "fused_uvm_caching" else None,

@@ -74,7 +74,7 @@ def shard(
 
 def _check(tables: list[EmbeddingConfig], config: TableConfig, device: torch.device) -> None:
     names = [table.name for table in tables]
-    for key in ("sharding", "kernel", "learning_rates"):
+    for key in ("sharding", "kernel", "learning_rates", "zch"):
         unknown = sorted(set(getattr(config, key)) - set(names))
         if unknown:
             raise InputError(f"tables.{key}: no table {unknown[0]!r}; allowed: {', '.join(names)}")
@@ -134,6 +134,26 @@ def rows_in_slices(parallel: nn.Module, table: str, slices: list[tuple[int, int]
         return None
     (local,) = weight.local_shards()
     return local.tensor.detach()
+
+
+@torch.no_grad()
+def reset_rows(parallel: DistributedModelParallel, table: str, row_N: Tensor, values_ND: Tensor) -> None:
+    """Put `values_ND` into rows of a row-wise or table-wise `table` and clear their optimizer state, where they are."""
+    suffix = f".embeddings.{table}.weight"
+    weight = dict(table_states(parallel))[table]
+    states = [
+        value
+        for name, state in parallel.fused_optimizer.state_dict()["state"].items()
+        if name.endswith(suffix)
+        for value in state.values()
+    ]
+    for tensor, values in [(weight, values_ND), *((state, None) for state in states)]:
+        if not isinstance(tensor, ShardedTensor):
+            continue
+        for local in tensor.local_shards():
+            begin, rows = local.metadata.shard_offsets[0], local.metadata.shard_sizes[0]
+            own_N = (row_N >= begin) & (row_N < begin + rows)
+            local.tensor[row_N[own_N] - begin] = 0 if values is None else values.to(local.tensor)[own_N]
 
 
 class _Undrawn(TorchFunctionMode):

@@ -9,11 +9,14 @@ do not care about sequences, and the stride stays 1 on every worker however many
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torchrec import EmbeddingCollection, EmbeddingConfig, JaggedTensor, KeyedJaggedTensor
 from torchrec.modules.embedding_configs import DataType
 
+from embeddings.collision import Collisions
 from embeddings.config import ITEM
 from ingest import batch as ingest_batch
 from ingest.batch import Batch
@@ -23,11 +26,16 @@ CANDIDATES = "candidates"
 
 
 def build_tables(
-    manifest: Manifest, dimension: int, features: bool = True, precision: str = "fp32"
+    manifest: Manifest,
+    dimension: int,
+    features: bool = True,
+    precision: str = "fp32",
+    sizes: Mapping[str, int] | None = None,
 ) -> EmbeddingCollection:
     """The tables on the meta device: no memory until `embeddings.sharding.shard` places them.
 
     `features`: whether the model reads category features besides the item. `precision`: of the rows.
+    `sizes`: rows of features' tables that are other than their vocabularies.
     """
     data_type = DataType.FP16 if precision == "fp16" else DataType.FP32
     tables = [
@@ -43,7 +51,7 @@ def build_tables(
         tables += [
             EmbeddingConfig(
                 name=feature.name,
-                num_embeddings=feature.size,
+                num_embeddings=(sizes or {}).get(feature.name, feature.size),
                 embedding_dim=dimension,
                 feature_names=[feature.name],
                 data_type=data_type,
@@ -107,10 +115,19 @@ def pooled(batch: Batch, embedded: dict[str, JaggedTensor], keys: list[str]) -> 
 class Tables(nn.Module):
     """Holds the EmbeddingCollection of a model; TorchRec replaces `collection` by its sharded form."""
 
-    def __init__(self, manifest: Manifest, dimension: int, features: bool = True, precision: str = "fp32") -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        dimension: int,
+        features: bool = True,
+        precision: str = "fp32",
+        collisions: Collisions | None = None,
+    ) -> None:
         super().__init__()
         self.keys = lookup_keys(manifest, features)
-        self.collection = build_tables(manifest, dimension, features, precision)
+        sizes = {table: settings.size for table, settings in collisions.config.items()} if collisions else {}
+        self.collection = build_tables(manifest, dimension, features, precision, sizes)
+        self.collisions = collisions
         self.lookups = dict.fromkeys(self.names, 0)
         """Rows that this worker has looked up in training since it was last set to 0, by table."""
         self.configs: list[EmbeddingConfig] = list(self.collection.embedding_configs())
@@ -126,8 +143,18 @@ class Tables(nn.Module):
         if self.training:
             for key, part in zip(self.keys, parts, strict=True):
                 self.lookups[ITEM if key == CANDIDATES else key] += len(part)
-        embedded = self.collection(lookup(self.keys, parts))
+        embedded = self.collection(lookup(self.keys, self._rows(parts)))
         return pooled(batch, embedded, self.keys), embedded[CANDIDATES].values()
+
+    def _rows(self, parts: list[Tensor]) -> list[Tensor]:
+        """The rows that hold the values `parts` of each key."""
+        if self.collisions is None:
+            return parts
+        mapped = self.collisions.modules
+        return [
+            self.collisions.rows(key, part, self.training) if key in mapped else part
+            for key, part in zip(self.keys, parts, strict=True)
+        ]
 
     @torch.no_grad()
     def item_rows(self, index_C: Tensor) -> Tensor:

@@ -64,11 +64,23 @@ SETTINGS: dict[str, dict[str, Any]] = {
         }
         for sampling in ("log_uniform", "uniform", "in_batch", "mixed")
     },
+    "zch": {
+        "tables": {
+            "optimizer": "rowwise_adagrad",
+            "sharding": {"item": "row_wise", "tags": "row_wise"},
+            "zch": {
+                "genres": {"size": 5, "interval": 1, "eviction": "lru"},
+                "tags": {"size": 3, "interval": 2, "eviction": "lfu"},
+            },
+        }
+    },
 }
 HALF: dict[str, dict[str, Any]] = {
     "fp16 tables": {"tables": SETTINGS["row_wise"]["tables"] | {"precision": "fp16"}},
     "fp16 communication": {"tables": SETTINGS["row_wise"]["tables"] | {"communication": "fp16"}},
 }
+ZCH = {"genres": {"size": 5, "interval": 3}}
+"""With a checkpoint after two steps and an eviction in the third."""
 STEPS = [[range(9), range(9, 12)], [[], range(12, 20)], [range(20, 29), range(29, 32)]]
 """Rows of each worker in three steps: uneven, and one of them empty."""
 
@@ -143,7 +155,7 @@ def unknown_targets(data: Data, folder: Path, worker: Worker, loss: dict[str, An
 
 def save(data: Data, folder: Path, worker: Worker) -> list[dict[str, Any]]:
     """Two steps, a checkpoint, a third step: the weights at both places."""
-    step = make_step(data.manifest, worker, tables={"sharding": dict.fromkeys(ALL, "row_wise")})
+    step = make_step(data.manifest, worker, tables={"sharding": dict.fromkeys(ALL, "row_wise"), "zch": ZCH})
     for number in (0, 1):
         take(step, data, worker, number)
     Checkpoints(str(folder / f"made-by-{worker.workers}"), 1, worker).save(step, Progress(step=2), {})
@@ -154,7 +166,9 @@ def save(data: Data, folder: Path, worker: Worker) -> list[dict[str, Any]]:
 
 def load(data: Data, folder: Path, worker: Worker, made_by: int, sharding: str) -> list[dict[str, Any]]:
     """The same two places, coming from the checkpoint that `made_by` workers wrote."""
-    step = make_step(data.manifest, worker, seed=1, tables={"sharding": dict.fromkeys(ALL, sharding)})
+    step = make_step(data.manifest, worker, seed=1, tables={"sharding": dict.fromkeys(ALL, sharding), "zch": ZCH})
+    assert step.recommender.tables.collisions is not None
+    step.recommender.tables.collisions.seed = 0
     checkpoints = Checkpoints(str(folder / f"made-by-{made_by}"), 1, worker)
     checkpoints.load(step, checkpoints.latest() or "")
     loaded = weights(step)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from embeddings.collision import Collisions
 from embeddings.tables import Tables
 from ingest.batch import Batch
 from ingest.manifest import Manifest
@@ -85,4 +86,7 @@ def build(model: NeuralConfig, train: TrainConfig, manifest: Manifest) -> Recomm
         else:
             network = SASRec(model, manifest, dimension, length)
     numbers = [feature.name for feature in manifest.features if feature.is_number] if model.reads_features else []
-    return Recommender(network, Tables(manifest, dimension, model.reads_features, train.tables.precision), numbers)
+    settings = train.tables
+    collisions = Collisions(settings.zch, dimension, settings.initial_deviation, train.seed) if settings.zch else None
+    tables = Tables(manifest, dimension, model.reads_features, settings.precision, collisions)
+    return Recommender(network, tables, numbers)

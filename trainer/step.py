@@ -6,13 +6,14 @@ both average gradients over them: so the gradient is the same on any number of w
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from embeddings.sharding import shard
+from embeddings.sharding import reset_rows, shard
 from embeddings.tables import expected_lookups
 from ingest.batch import Batch
 from ingest.manifest import Manifest
@@ -58,6 +59,8 @@ class Step:
         self.parallel, self.planned = shard(
             recommender, tables.configs, config.tables, worker.device, config.seed, lookups
         )
+        if tables.collisions is not None:
+            tables.collisions.place(worker.device, functools.partial(reset_rows, self.parallel))
         fused = set(self.parallel.fused_optimizer.params)
         self.dense = {name: p for name, p in self.parallel.named_parameters() if name not in fused and p.numel()}
         self.optimizer = torch.optim.AdamW(
