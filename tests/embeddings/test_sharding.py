@@ -17,7 +17,7 @@ from trainer.workers import Worker
 pytestmark = pytest.mark.usefixtures("alone")
 
 
-@pytest.mark.parametrize("setting", ["row_wise", "table_wise", "planner", "sampled"])
+@pytest.mark.parametrize("setting", ["row_wise", "table_wise", "planner", "log_uniform"])
 def test_initial_weights_are_the_same_on_any_number_of_workers_and_under_any_sharding(
     setting: str, data: Data, two_workers: TwoWorkers
 ) -> None:
