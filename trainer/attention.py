@@ -50,22 +50,29 @@ class Layout:
     def longest(self) -> int:
         return self.groups[-1][1]
 
-    def pad(self, x_TX: Tensor) -> list[Tensor]:
-        """The tokens of each group, [b, L, X]."""
-        if self.is_padded:
-            x_TX = _Pad.apply(x_TX, self.source_P, self.place_T)
-        parts = x_TX.split(self.sizes)
-        return [part.view(b, longest, -1) for part, (b, longest) in zip(parts, self.groups, strict=True)]
+    def pad(self, x_TX: Tensor) -> Tensor:
+        """The tokens at their places, group after group, [P, X]."""
+        return x_TX.index_select(0, self.source_P) if self.is_padded else x_TX
 
-    def unpad(self, parts: list[Tensor]) -> Tensor:
-        """The real tokens of all groups, each [b, L, X] -> [T, X]."""
-        x_PX = torch.cat([part.flatten(0, 1) for part in parts])
+    def unpad(self, x_PX: Tensor) -> Tensor:
+        """The real tokens, [T, X]."""
         return x_PX.index_select(0, self.place_T) if self.is_padded else x_PX
+
+    def spread(self, x_TX: Tensor) -> Tensor:
+        """The tokens at their places and zeros elsewhere, [P, X]: what `unpad` gives back to its input."""
+        if not self.is_padded:
+            return x_TX
+        return x_TX.new_zeros(len(self.source_P), x_TX.shape[1]).index_copy_(0, self.place_T, x_TX)
+
+    def grouped(self, x_PX: Tensor) -> list[Tensor]:
+        """Views of each group's places, [b, L, X]."""
+        parts = x_PX.split(self.sizes)
+        return [part.view(b, longest, -1) for part, (b, longest) in zip(parts, self.groups, strict=True)]
 
     def window_masks(self, time_T: Tensor, window: int) -> list[Tensor]:
         """For each group the [b, 1, L, L] mask: token i sees j where j <= i and time_i - time_j <= window."""
         masks = []
-        for time_bL1 in self.pad(time_T.unsqueeze(1)):
+        for time_bL1 in self.grouped(self.pad(time_T.unsqueeze(1))):
             past_bLL = time_bL1 - time_bL1.transpose(1, 2) <= window
             masks.append(past_bLL.tril_().unsqueeze(1))
         return masks
@@ -86,18 +93,44 @@ def _groups(lengths: list[int], padding: float) -> list[tuple[int, int]]:
     return groups
 
 
-class _Pad(torch.autograd.Function):
-    """Padding gets no gradient: no real token sees it, and what it sees itself is dropped."""
+class _PaddedAttention(torch.autograd.Function):
+    """Attention of every group, [T, 3 D] -> [T, D]; each gradient is written once, to its place.
+
+    Padding needs no care in the backward pass: no real token sees it, and what it sees itself is dropped.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x_TX: Tensor, source_P: Tensor, place_T: Tensor) -> Tensor:
-        ctx.save_for_backward(place_T)
-        return x_TX.index_select(0, source_P)
+    def forward(ctx: Any, qkv_TX: Tensor, layout: Layout, heads: int, masks: list[Tensor] | None) -> Tensor:
+        qkv_PX = layout.pad(qkv_TX)
+        out_PD = qkv_PX.new_empty(len(qkv_PX), qkv_PX.shape[1] // 3)
+        ctx.layout, ctx.heads, ctx.groups = layout, heads, []
+        for number, (qkv_bLX, out_bLD) in enumerate(zip(layout.grouped(qkv_PX), layout.grouped(out_PD), strict=True)):
+            mask = None if masks is None else masks[number]
+            q_bhLk, k_bhLk, v_bhLk = (
+                part.transpose(1, 2).detach().requires_grad_(qkv_TX.requires_grad)
+                for part in qkv_bLX.unflatten(2, (3, heads, -1)).unbind(2)
+            )
+            with torch.set_grad_enabled(qkv_TX.requires_grad):
+                out_bhLk = F.scaled_dot_product_attention(
+                    q_bhLk, k_bhLk, v_bhLk, attn_mask=mask, is_causal=mask is None
+                )
+            out_bLD.copy_(out_bhLk.detach().transpose(1, 2).flatten(2))
+            ctx.groups.append((out_bhLk, (q_bhLk, k_bhLk, v_bhLk)))
+        return layout.unpad(out_PD)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (place_T,) = ctx.saved_tensors
-        return gradients[0].index_select(0, place_T), None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        layout, heads = ctx.layout, ctx.heads
+        grad_PD = layout.spread(gradients[0])
+        grad_PX = grad_PD.new_empty(len(grad_PD), 3 * grad_PD.shape[1])
+        for grad_bLD, grad_bLX, (out_bhLk, qkv) in zip(
+            layout.grouped(grad_PD), layout.grouped(grad_PX), ctx.groups, strict=True
+        ):
+            found = torch.autograd.grad(out_bhLk, qkv, grad_bLD.unflatten(2, (heads, -1)).transpose(1, 2))
+            for part_bLhk, grad_bhLk in zip(grad_bLX.unflatten(2, (3, heads, -1)).unbind(2), found, strict=True):
+                part_bLhk.copy_(grad_bhLk.transpose(1, 2))
+        ctx.groups = []
+        return layout.unpad(grad_PX), None, None, None
 
 
 class CausalAttention(nn.Module):
@@ -114,17 +147,9 @@ class CausalAttention(nn.Module):
         if masks is None and qkv_TX.is_cuda and qkv_TX.dtype in (torch.bfloat16, torch.float16):
             attended_TD = self._jagged(qkv_TX, layout)
         else:
-            parts = layout.pad(qkv_TX)
-            attended_TD = layout.unpad(
-                [self._padded(part, None if masks is None else masks[n]) for n, part in enumerate(parts)]
-            )
+            attended_TD = _PaddedAttention.apply(qkv_TX, layout, self.heads, masks)
         out: Tensor = self.out(attended_TD)
         return out
-
-    def _padded(self, qkv_bLX: Tensor, mask: Tensor | None) -> Tensor:
-        q_bhLk, k_bhLk, v_bhLk = qkv_bLX.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
-        out_bhLk = F.scaled_dot_product_attention(q_bhLk, k_bhLk, v_bhLk, attn_mask=mask, is_causal=mask is None)
-        return out_bhLk.transpose(1, 2).flatten(2)
 
     def _jagged(self, qkv_TX: Tensor, layout: Layout) -> Tensor:
         """Flash attention over sequences of any lengths, nothing padded."""

@@ -59,12 +59,14 @@ def test_groups_hold_every_token_once_and_pad_little() -> None:
     layout = Layout(torch.tensor(LENGTHS))
     assert sum(b for b, _ in layout.groups) == len(LENGTHS)
     x_TD = torch.randn(sum(LENGTHS), 3)
-    parts = layout.pad(x_TD)
-    rows = [row for part in parts for row in part]
+    x_PD = layout.pad(x_TD)
+    rows = [row for part in layout.grouped(x_PD) for row in part]
     for row, own, length in zip(rows, x_TD.split(LENGTHS), LENGTHS, strict=True):
         assert torch.equal(row[:length], own)
         assert torch.equal(row[length:], own[-1:].expand(len(row) - length, 3))
-    assert torch.equal(layout.unpad(parts), x_TD)
+    assert torch.equal(layout.unpad(x_PD), x_TD)
+    (gradient,) = torch.autograd.grad(layout.unpad(y_PD := x_PD.clone().requires_grad_()), y_PD, x_TD)
+    assert torch.equal(layout.spread(x_TD), gradient)
 
 
 @settings(max_examples=100, deadline=None)
