@@ -12,7 +12,7 @@ from ingest.settings import build_settings
 from tests.scenarios import ALL, HALF, SETTINGS, TwoWorkers
 from tests.small import Data, make_step, same, weights
 from trainer.config import TrainConfig
-from trainer.workers import Worker
+from trainer.workers import Worker, single_process
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -66,6 +66,24 @@ def test_half_precision_is_near_to_single_and_not_the_same(setting: str, two_wor
     assert moved.max() > 0.1
     if setting == "fp16 tables":
         same({"item": half["third"]["item"].half().float()}, {"item": half["third"]["item"]})
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kernel", ["fused_uvm", "fused_uvm_caching"])
+@pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "rowwise_adam"])
+def test_rows_in_the_machines_memory_train_as_those_on_the_gpu(kernel: str, optimizer: str, data: Data) -> None:
+    device, after = torch.device("cuda", 0), []
+    for chosen in ("fused", kernel):
+        with single_process(device):
+            tables = {"kernel": {"item": chosen}, "optimizer": optimizer, "cache_load_factor": 0.5}
+            step = make_step(data.manifest, Worker(device=device), tables=tables)
+            for number in range(3):
+                batch = data.batch(range(8 * number, 8 * number + 8)).to(device)
+                step.train(batch, number, float(batch.weight_Q.sum()))
+            after.append({name: value.cpu() for name, value in weights(step).items()})
+            need = step.planned.needs[0]
+            assert (need.on_machine > 0) == (chosen != "fused")
+    same(after[1], after[0], 1e-4)
 
 
 def test_a_table_has_its_own_learning_rate(data: Data) -> None:
