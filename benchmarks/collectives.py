@@ -156,6 +156,8 @@ class Counted:
     """As in `bytes_per_step`."""
     sent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(NAMES, 0.0))
     """To other workers, by all-to-all alone."""
+    served: float = 0.0
+    """Bytes of rows that this worker has looked up for all, itself included."""
     calls: dict[str, int] = field(default_factory=lambda: dict.fromkeys(NAMES, 0))
 
 
@@ -177,6 +179,7 @@ class CollectiveCounter(TorchDispatchMode):
             output, given, _, _, splits = args[:5]
             name = GRADIENTS if backward else ROWS if given.is_floating_point() else IDS
             self._add(name, output if name == ROWS else given)
+            self.counted.served += _bytes_of(given) if name == ROWS else 0
             self.counted.sent[name] += _bytes_of(given) - _own_part(given, list(splits))
         elif operation == "allgather_":
             outputs, _ = args[:2]
