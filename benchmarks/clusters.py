@@ -1,4 +1,4 @@
-"""A step on 8, 64 and 512 GPUs, on paper: bytes and time on the wire, time of its matrix products, memory of the tables.
+"""A step on 8, 64 and 512 GPUs, on paper: bytes and time on the wire, time of matrix products, memory of the tables.
 
 A node has 8 GPUs; inside it each sends `nvlink` bytes a second, between nodes `network`. Links are taken at their full
 rate, and matrix products at `share` of the GPU's peak: both flatter, and alike. Popularity follows the law that
