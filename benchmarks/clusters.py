@@ -15,6 +15,7 @@ import numpy as np
 
 from benchmarks import flops
 from benchmarks.collectives import (
+    COLUMN_WISE,
     DATA_PARALLEL,
     DENSE,
     GATHERED,
@@ -31,7 +32,9 @@ from benchmarks.collectives import (
 from benchmarks.training import Case, prepared
 from cluster.config import Config
 from embeddings.config import ITEM
+from ingest.items import load_items
 from ingest.settings import load_settings
+from trainer.models.config import NeuralConfig
 from trainer.workers import Worker, single_process
 
 NODE = 8
@@ -62,6 +65,10 @@ class Workload:
     targets: int
     network_flops: float
     """Forward and backward, without the output layer."""
+    items: int
+    """Of the log that the batch is from."""
+    busiest: float
+    """How many times the mean the busiest of 8 workers serves under that log's own counts."""
 
     @classmethod
     def of_config(cls, path: str = "configs/cluster.yaml", model: str = "intentrec") -> Workload:
@@ -69,11 +76,18 @@ class Workload:
         config = load_settings(Config, path, [])
         with prepared("configs/demo.yaml", DEMO) as demo, single_process(Worker().device):
             made = Case.of(demo, model)
-            case = replace(made, model=config.models[model], train=config.train_config(model))
+            settings = config.models[model]
+            assert isinstance(settings, NeuralConfig)
+            case = replace(made, model=settings, train=config.train_config(model))
             worker = Worker()
             step, (batch,) = case.step(worker), case.batches(1, worker)
             needed = flops.total(flops.needed_flops(step, batch), outside=False)
-            return cls(load_of(step, batch, 0), batch.tokens, len(batch.target_Q), needed)
+            counts = load_items(case.data, case.manifest).counts
+            rows = -(-len(counts) // NODE)
+            busiest = NODE * max(counts[begin : begin + rows].sum() for begin in range(0, len(counts), rows))
+            return cls(
+                load_of(step, batch, 0), batch.tokens, len(batch.target_Q), needed, len(counts), busiest / counts.sum()
+            )
 
 
 @cache
@@ -101,6 +115,8 @@ class Setting:
     value_bytes: int = 4
     once: bool = False
     """Whether each worker asks for a row once in a step."""
+    columns: bool = False
+    """Whether the item table is cut by columns, into as many shards of 4 or more as there are workers."""
     spread: bool = False
     """Whether popular rows are spread over the workers, in place of blocks of consecutive items."""
 
@@ -109,8 +125,9 @@ SETTINGS = (
     Setting("every table row-wise, fp32", features=ROW_WISE),
     Setting("features data_parallel"),
     Setting("... and fp16 rows", value_bytes=2),
-    Setting("... and each row once", value_bytes=2, once=True),
-    Setting("... and popular rows spread", value_bytes=2, once=True, spread=True),
+    Setting("... and the item table column-wise", value_bytes=2, columns=True),
+    Setting("fp16, row-wise, each row once", value_bytes=2, once=True),
+    Setting("fp16, row-wise, each row once, popular rows spread", value_bytes=2, once=True, spread=True),
 )
 
 
@@ -121,6 +138,11 @@ def item_lookups(work: Workload, items: int, negatives: int, once: bool) -> floa
     return work.tokens + work.targets + expected_distinct(negatives, items)
 
 
+def shards_of_columns(work: Workload, workers: int) -> int:
+    """As many as there are workers, of 4 columns at least."""
+    return min(workers, work.load.dimension // 4)
+
+
 def load_on(work: Workload, workers: int, items: int, negatives: int, setting: Setting) -> Load:
     """The load of `work` with a catalogue of `items` on a cluster."""
 
@@ -128,7 +150,9 @@ def load_on(work: Workload, workers: int, items: int, negatives: int, setting: S
         if name != ITEM:
             return replace(table, sharding=setting.features)
         lookups = item_lookups(work, items, negatives, setting.once)
-        return replace(table, rows=items, sharding=ROW_WISE, lookups=lookups)
+        shards = shards_of_columns(work, workers) if setting.columns else 1
+        sharding = COLUMN_WISE if setting.columns else ROW_WISE
+        return replace(table, rows=items, sharding=sharding, lookups=lookups, columns=shards)
 
     return replace(
         work.load.with_tables(change),
@@ -142,6 +166,8 @@ def load_on(work: Workload, workers: int, items: int, negatives: int, setting: S
 
 def busiest(work: Workload, workers: int, items: int, negatives: int, setting: Setting) -> float:
     """Rows that the busiest worker serves over the mean; a block of items is 1 / W of the catalogue."""
+    if setting.columns:
+        return workers / shards_of_columns(work, workers)
     draws = work.tokens + work.targets + negatives
     block = -(-items // workers)
     if setting.spread:
@@ -177,7 +203,7 @@ def step_row(work: Workload, workers: int, items: int, negatives: int, setting: 
     needed = work.network_flops + 6.0 * work.targets * expected_distinct(negatives, items) * load.dimension
     products = needed / hardware.peak / hardware.share
     wire = even * factor + reduced
-    bound = "matrix products" if wire < products else "busiest worker" if factor > 2 else "wire"
+    bound = "matrix products" if wire < products else "busiest worker" if factor >= 2 else "wire"
     milliseconds = [1e3 * value for value in (even, reduced, even * factor, products)]
     return [workers, setting.name, exchanged / 1e6, buffers[DENSE] / 1e6, factor, *milliseconds, bound]
 
@@ -212,11 +238,10 @@ def influence_table(work: Workload, items: int, negatives: int) -> str:
         load = replace(load_on(work, 64, items, count, chosen), dimension=dimension)
         return [name, exchanged(load)]
 
-    base = load_on(work, 64, items, negatives, setting)
-    columns = base.with_tables(lambda name, table: replace(table, sharding="column_wise", columns=8))
     rows = [of("as it is", negatives), *(of(f"{count} negatives", count) for count in (512, 65_536))]
     rows += [of(f"dimension {size}", negatives, dimension=size) for size in (64, 256)]
-    rows += [of("fp16 or bf16 rows", negatives, SETTINGS[2]), ["item table in 8 shards of columns", exchanged(columns)]]
+    rows += [of("fp16 or bf16 rows", negatives, SETTINGS[2])]
+    rows += [of("item table in 32 shards of 4 columns", negatives, replace(setting, columns=True))]
     return markdown(["64 GPUs", "all-to-all MB"], rows)
 
 
@@ -256,6 +281,11 @@ def everything(items: int, negatives: int, hardware: Hardware) -> str:
         f"{work.tokens:,} tokens and {work.targets:,} targets a GPU, dimension {work.load.dimension}, {items:,} items, "
         f"{negatives:,} negatives ({expected_distinct(negatives, items):,.0f} different), {work.load.dense:,} dense "
         f"parameters, {work.network_flops / 1e12:.3f} TFLOP of the network a step; {hardware}"
+    )
+    law = NODE * math.log(work.items / NODE + 1) / math.log(work.items + 1)
+    head += (
+        f"\n\nThe law of popularity on the demo's {work.items:,} items: the busiest of {NODE} workers serves {law:.2f} "
+        f"times the mean of item rows; by the demo's own counts {work.busiest:.2f}"
     )
     parts = {
         "A step": steps_table(work, items, negatives, hardware),

@@ -43,7 +43,7 @@ IDS, ROWS, GRADIENTS = "all_to_all ids", "all_to_all rows", "all_to_all gradient
 GATHERED = "all_gather"
 DENSE, SOFTMAX, BOOKKEEPING = "all_reduce gradients", "all_reduce softmax", "all_reduce bookkeeping"
 NAMES = (IDS, ROWS, GRADIENTS, GATHERED, DENSE, SOFTMAX, BOOKKEEPING)
-ROW_WISE, DATA_PARALLEL = "row_wise", "data_parallel"
+ROW_WISE, COLUMN_WISE, DATA_PARALLEL = "row_wise", "column_wise", "data_parallel"
 
 
 @dataclass(frozen=True)

@@ -160,9 +160,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All settings in two processes."""
     with prepared(options.config, [*SMALL, *options.overrides]) as config, tempfile.TemporaryDirectory() as folder:
         case = Case.of(config, options.model)
-        torch.multiprocessing.start_processes(
-            _work, (options.workers, case, folder, options.steps), nprocs=options.workers, start_method="spawn"
-        )
+        torch.multiprocessing.spawn(_work, (options.workers, case, folder, options.steps), nprocs=options.workers)
         return {"workers": options.workers, "settings": json.loads(Path(folder, "found.json").read_text())}
 
 
