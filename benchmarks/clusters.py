@@ -179,10 +179,17 @@ def busiest(work: Workload, workers: int, items: int, negatives: int, setting: S
 
 
 def exchange_seconds(size: float, workers: int, hardware: Hardware) -> float:
-    """Of an all-to-all or all-gather of `size` bytes a worker: both kinds of links work at once."""
+    """Of an all-to-all of `size` bytes a worker: both kinds of links work at once."""
     inside = size * (min(workers, NODE) - 1) / workers / hardware.nvlink
     between = size * max(workers - NODE, 0) / workers / hardware.network
     return max(inside, between)
+
+
+def gather_seconds(size: float, workers: int, hardware: Hardware) -> float:
+    """Of an all-gather of `size` bytes: each GPU fetches an eighth of what other nodes have, and passes it on."""
+    nodes = max(workers // NODE, 1)
+    inside = size * (workers - 1) / workers / hardware.nvlink
+    return max(inside, size / NODE * (nodes - 1) / nodes / hardware.network)
 
 
 def reduce_seconds(size: float, workers: int, hardware: Hardware) -> float:
@@ -266,7 +273,7 @@ def full_table(work: Workload, items: int, hardware: Hardware) -> str:
     for workers in SIZES:
         load = replace(load_on(work, workers, items, 1, SETTINGS[1]), loss="full")
         buffers = bytes_per_step(load)
-        wire = exchange_seconds(buffers[GATHERED], workers, hardware)
+        wire = gather_seconds(buffers[GATHERED], workers, hardware)
         wire += reduce_seconds(buffers[SOFTMAX], workers, hardware)
         needed = 8.0 * work.targets * items * load.dimension
         products = needed / hardware.peak / hardware.share
