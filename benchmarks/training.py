@@ -28,12 +28,12 @@ from trainer.step import Step
 from trainer.workers import Worker
 
 
-def header() -> dict[str, Any]:
+def header(module: str = "train") -> dict[str, Any]:
     """Command, date, machine and versions, with which every result begins."""
     from importlib.metadata import version
 
     return {
-        "command": " ".join(["python -m benchmarks.train", *sys.argv[1:]]),
+        "command": " ".join([f"python -m benchmarks.{module}", *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {"architecture": platform.machine(), "processor": _processor(), "cores": os.cpu_count()},
         "versions": {"python": platform.python_version()}

@@ -24,6 +24,8 @@ from torch import Tensor
 
 import evaluation.ranking
 import evaluation.recommend
+from benchmarks.collectives import bytes_per_step, counted_steps, load_of
+from embeddings.config import TableConfig
 from embeddings.sharding import table_states
 from evaluation.baselines import Markov, Popularity
 from evaluation.config import RecommendConfig
@@ -198,6 +200,21 @@ def interrupt(data: Data, folder: Path, worker: Worker) -> list[tuple[int, int]]
     raise AssertionError("was not interrupted")
 
 
+def traffic(data: Data, folder: Path, worker: Worker, changes: dict[str, Any]) -> list[dict[str, Any]]:
+    """The bytes of a training's steps by collective: counted, and as the formulas have them."""
+    trainer = make_trainer(data.url, folder / "traffic", worker, **changes)
+    with counted_steps(steps=2) as taken:
+        trainer.fit()
+    return [
+        {
+            "counted": step.counted.buffers,
+            "sent": step.counted.sent,
+            "expected": bytes_per_step(load_of(trainer.step, step.batch, step.number)),
+        }
+        for step in taken
+    ]
+
+
 class MatrixScorer:
     """Scores that are given: a query is a row of the matrix."""
 
@@ -275,6 +292,20 @@ def neural(data: Data, folder: Path, worker: Worker, sharding: str = "table_wise
     return rows.numpy(), weights(step)["item"].numpy(), validation
 
 
+TRAFFIC: dict[str, dict[str, Any]] = {
+    "row_wise": {"tables": {"sharding": dict.fromkeys(ALL, "row_wise")}, "loss": {"kind": "sampled"}},
+    "table_wise": {"tables": {"sharding": dict.fromkeys(ALL, "table_wise")}, "loss": {"kind": "full"}},
+    "column_wise": {
+        "tables": {"sharding": dict.fromkeys(ALL, "column_wise"), "dimension": 256},
+        "loss": {"kind": "sampled", "sampling": "in_batch"},
+    },
+    "half": {
+        "tables": {"sharding": dict.fromkeys(ALL, "row_wise"), "communication": "fp16"},
+        "loss": {"kind": "sampled", "sampling": "mixed"},
+    },
+}
+if "communication" not in TableConfig.model_fields:
+    del TRAFFIC["half"]
 Scenario = Callable[..., Any]
 SCENARIOS: dict[str, tuple[Scenario, str, dict[str, Any]]] = {
     **{f"steps/{name}": (steps, "data", {"setting": name}) for name in SETTINGS | HALF},
@@ -301,6 +332,7 @@ SCENARIOS: dict[str, tuple[Scenario, str, dict[str, Any]]] = {
     "baselines": (baselines, "data", {}),
     "neural": (neural, "data", {}),
     "neural/row_wise": (neural, "data", {"sharding": "row_wise"}),
+    **{f"traffic/{name}": (traffic, "data", {"changes": changes}) for name, changes in TRAFFIC.items()},
     "recommended": (recommended, "data", {}),
 }
 """Function, data set and arguments, by name."""
