@@ -20,6 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+MOST_PRODUCTS = 256
+"""Tokens of a sequence up to which batched products beat the flash kernel on a CPU, whose threads it leaves idle."""
+
 
 class Layout:
     """How a batch's tokens are padded for attention; made once a batch and used by every layer."""
@@ -105,17 +108,10 @@ class _PaddedAttention(torch.autograd.Function):
         out_PD = qkv_PX.new_empty(len(qkv_PX), qkv_PX.shape[1] // 3)
         ctx.layout, ctx.heads, ctx.groups = layout, heads, []
         for number, (qkv_bLX, out_bLD) in enumerate(zip(layout.grouped(qkv_PX), layout.grouped(out_PD), strict=True)):
-            mask = None if masks is None else masks[number]
-            q_bhLk, k_bhLk, v_bhLk = (
-                part.transpose(1, 2).detach().requires_grad_(qkv_TX.requires_grad)
-                for part in qkv_bLX.unflatten(2, (3, heads, -1)).unbind(2)
-            )
-            with torch.set_grad_enabled(qkv_TX.requires_grad):
-                out_bhLk = F.scaled_dot_product_attention(
-                    q_bhLk, k_bhLk, v_bhLk, attn_mask=mask, is_causal=mask is None
-                )
-            out_bLD.copy_(out_bhLk.detach().transpose(1, 2).flatten(2))
-            ctx.groups.append((out_bhLk, (q_bhLk, k_bhLk, v_bhLk)))
+            kind = _Products if _takes_products(qkv_bLX) else _Kernel
+            group = kind(qkv_bLX.unflatten(2, (3, heads, -1)), None if masks is None else masks[number])
+            out_bLD.unflatten(2, (heads, -1)).copy_(group.out_bhLk.transpose(1, 2))
+            ctx.groups.append(group)
         return layout.unpad(out_PD)
 
     @staticmethod
@@ -123,14 +119,58 @@ class _PaddedAttention(torch.autograd.Function):
         layout, heads = ctx.layout, ctx.heads
         grad_PD = layout.spread(gradients[0])
         grad_PX = grad_PD.new_empty(len(grad_PD), 3 * grad_PD.shape[1])
-        for grad_bLD, grad_bLX, (out_bhLk, qkv) in zip(
-            layout.grouped(grad_PD), layout.grouped(grad_PX), ctx.groups, strict=True
-        ):
-            found = torch.autograd.grad(out_bhLk, qkv, grad_bLD.unflatten(2, (heads, -1)).transpose(1, 2))
+        for grad_bLD, grad_bLX, group in zip(layout.grouped(grad_PD), layout.grouped(grad_PX), ctx.groups, strict=True):
+            found = group.gradients(grad_bLD.unflatten(2, (heads, -1)).transpose(1, 2))
             for part_bLhk, grad_bhLk in zip(grad_bLX.unflatten(2, (3, heads, -1)).unbind(2), found, strict=True):
                 part_bLhk.copy_(grad_bhLk.transpose(1, 2))
         ctx.groups = []
         return layout.unpad(grad_PX), None, None, None
+
+
+def _takes_products(qkv_bLX: Tensor) -> bool:
+    return qkv_bLX.is_cpu and qkv_bLX.shape[1] <= MOST_PRODUCTS and qkv_bLX.dtype in (torch.float32, torch.float64)
+
+
+class _Kernel:
+    """One group through scaled_dot_product_attention."""
+
+    def __init__(self, qkv_bL3hk: Tensor, mask: Tensor | None) -> None:
+        self.qkv = [part.transpose(1, 2).detach().requires_grad_() for part in qkv_bL3hk.unbind(2)]
+        q_bhLk, k_bhLk, v_bhLk = self.qkv
+        with torch.enable_grad():
+            self.attended = F.scaled_dot_product_attention(
+                q_bhLk, k_bhLk, v_bhLk, attn_mask=mask, is_causal=mask is None
+            )
+        self.out_bhLk = self.attended.detach()
+
+    def gradients(self, grad_bhLk: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(self.attended, self.qkv, grad_bhLk)
+
+
+class _Products:
+    """One group of short sequences on a CPU as batched matrix products with the scores kept."""
+
+    def __init__(self, qkv_bL3hk: Tensor, mask: Tensor | None) -> None:
+        b, L, _, h, k = qkv_bL3hk.shape
+        self.shape, self.scale = (b, h, L, k), k**-0.5
+        self.q_nLk, self.k_nLk, self.v_nLk = qkv_bL3hk.permute(2, 0, 3, 1, 4).reshape(3, b * h, L, k)
+        future_LL = torch.full((L, L), -torch.inf, dtype=qkv_bL3hk.dtype).triu(1)
+        scores_nLL = torch.baddbmm(future_LL, self.q_nLk, self.k_nLk.mT, alpha=self.scale)
+        if mask is not None:
+            scores_nLL.view(b, h, L, L).masked_fill_(~mask, -torch.inf)
+        self.weights_nLL = scores_nLL.softmax(dim=2)
+        self.out_bhLk = torch.bmm(self.weights_nLL, self.v_nLk).view(self.shape)
+
+    def gradients(self, grad_bhLk: Tensor) -> tuple[Tensor, ...]:
+        grad_nLk = grad_bhLk.reshape(self.v_nLk.shape)
+        grad_weights_nLL = torch.bmm(grad_nLk, self.v_nLk.mT)
+        grad_nLL = torch._softmax_backward_data(grad_weights_nLL, self.weights_nLL, 2, grad_nLk.dtype)
+        found = (
+            torch.bmm(grad_nLL, self.k_nLk).mul_(self.scale),
+            torch.bmm(grad_nLL.mT, self.q_nLk).mul_(self.scale),
+            torch.bmm(self.weights_nLL.mT, grad_nLk),
+        )
+        return tuple(gradient.view(self.shape) for gradient in found)
 
 
 class CausalAttention(nn.Module):

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import trainer.attention
 from trainer.attention import CausalAttention, Layout
 
 LENGTHS = [1, 1, 3, 4, 4, 12, 15, 40]
@@ -28,7 +29,12 @@ def alone(attention: CausalAttention, x_LD: Tensor, allowed_LL: Tensor) -> Tenso
 
 @pytest.mark.parametrize("window", [None, 0, 5])
 @pytest.mark.parametrize("padding", [0.1, 0.0, 1.0])
-def test_a_batch_equals_each_sequence_alone(window: int | None, padding: float) -> None:
+@pytest.mark.parametrize("most_products", [256, 12, 0])
+def test_a_batch_equals_each_sequence_alone(
+    window: int | None, padding: float, most_products: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With batched products, with the kernel, and with both."""
+    monkeypatch.setattr(trainer.attention, "MOST_PRODUCTS", most_products)
     torch.manual_seed(0)
     attention = CausalAttention(D, HEADS).double()
     x_TD = torch.randn(sum(LENGTHS), D, dtype=torch.float64, requires_grad=True)
