@@ -20,6 +20,10 @@ from trainer.attention import CausalAttention, Layout
 _HOUR, _DAY = parse_duration("1h"), parse_duration("1d")
 
 
+IN_CACHE = 2048
+"""Tokens that go through a feed-forward layer at once on a CPU, whose cache its wide activations would not fit."""
+
+
 @dataclass(frozen=True)
 class Inputs:
     """What a model reads of a batch."""
@@ -129,8 +133,9 @@ class Block(nn.Module):
 
     def forward(self, x_TD: Tensor, layout: Layout) -> Tensor:
         x_TD = x_TD + self.dropout(self.attention(self.attention_norm(x_TD), layout))
-        after: Tensor = x_TD + self.feed_forward(x_TD)
-        return after
+        if not x_TD.is_cpu or len(x_TD) <= IN_CACHE:
+            return x_TD + self.feed_forward(x_TD)
+        return torch.cat([part + self.feed_forward(part) for part in x_TD.split(IN_CACHE)])
 
 
 class Transformer(nn.Module):

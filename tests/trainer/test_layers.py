@@ -7,9 +7,10 @@ import math
 import pytest
 import torch
 
+import trainer.layers
 from tests.small import MODEL, Data, train_config
 from trainer.attention import Layout
-from trainer.layers import Dropout, Inputs, project
+from trainer.layers import Block, Dropout, Inputs, project
 from trainer.recommender import build
 
 
@@ -55,3 +56,17 @@ def test_encoders_inputs_are_products_with_the_concatenation(data: Data) -> None
     for part, own, others in zip(joined, projected, ([], [short], [short, aggregated]), strict=True):
         expected = part.norm(part.linear(torch.cat([features, *others], dim=1)))
         torch.testing.assert_close(part(own, *others), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_feed_forward_layer_in_parts_is_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a batch that does not fit the cache takes it: outputs and gradients."""
+    torch.manual_seed(0)
+    block, layout = Block(8, 2, 0.0, 4).double(), Layout(torch.tensor([3, 9, 20]))
+    x = torch.randn(32, 8, dtype=torch.float64, requires_grad=True)
+    found = []
+    for at_once in (2048, 5):
+        monkeypatch.setattr(trainer.layers, "IN_CACHE", at_once)
+        out = block(x, layout)
+        found.append([out, *torch.autograd.grad((out * out.detach().cos()).sum(), [x, *block.parameters()])])
+    for whole, parts in zip(*found, strict=True):
+        torch.testing.assert_close(parts, whole)
