@@ -11,7 +11,7 @@
                  full softmax   8 W + W (4 D + 12) (most Q of a worker)
     all-reduce   gradients      4 x (the dense part's parameters + V D of each data_parallel table)
                  full softmax   (4 D + 12) A
-                 bookkeeping    8 x (5 + intents): counts before a step, losses after it
+                 bookkeeping    8 x (5 + intents): counts before a step, losses after it; logged steps 8 x tables more
 
 Bytes are those of the buffer that this worker gives (ids, gradients, all-reduce) or gets (rows, all-gather), its own
 part included. `on_wire` has what leaves a worker when lookups spread evenly: (W - 1) / W of an all-to-all or
@@ -77,6 +77,8 @@ class Load:
     forward_bytes: int = VALUE
     """Of a value of a row on its way."""
     backward_bytes: int = VALUE
+    logged_tables: int = 0
+    """Tables whose lookups are summed up for TensorBoard after this step; 0 where it is not logged."""
 
     def with_tables(self, change: Callable[[str, TableLoad], TableLoad]) -> Load:
         """The same with each table changed."""
@@ -103,7 +105,7 @@ def bytes_per_step(load: Load) -> dict[str, float]:
         target = VALUE * load.dimension + INDEX + VALUE
         found[GATHERED] = load.workers * (INDEX + float(target) * load.most_targets)
         found[SOFTMAX] = float(VALUE * (load.dimension + 3) * load.all_targets)
-    found[BOOKKEEPING] = float(EXACT * (4 + 1 + load.intents))
+    found[BOOKKEEPING] = float(EXACT * (4 + 1 + load.intents + load.logged_tables))
     return found
 
 
@@ -145,6 +147,7 @@ def load_of(step: Step, batch: Batch, number: int) -> Load:
         loss="full" if loss.kind == "full" else "in_batch" if step.sampler.needs_targets else "sampled",
         forward_bytes=half,
         backward_bytes=half,
+        logged_tables=0 if (number + 1) % step.config.log_steps else len(loads),
     )
 
 
