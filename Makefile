@@ -48,10 +48,10 @@ s3: setup
 PEERS := .venv-peers
 ML1M ?= data/ml-1m
 
-$(PEERS)/.installed: requirements/peers.txt | $(VENV)/.installed-$(ACCELERATOR)
+$(PEERS)/.installed: benchmarks/peers.txt | $(VENV)/.installed-$(ACCELERATOR)
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
 	$(BIN)/uv pip install --quiet --python $(PEERS)/bin/python $(if $(PIP_FIND_LINKS),,--index $(TORCH_CPU_INDEX) \
-	  --index-strategy unsafe-best-match) --requirements requirements/peers.txt
+	  --index-strategy unsafe-best-match) --requirements benchmarks/peers.txt
 	touch $@
 
 bench-peers: setup $(PEERS)/.installed
