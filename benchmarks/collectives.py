@@ -1,8 +1,8 @@
 """Bytes that a training step sends through each collective: as formulas, and counted where they are called.
 
     W  workers     T  tokens     Q, A  targets of this and of all workers     N  distinct negatives     D  dimension
-    L  rows that this worker looks up: T of every feature's table (a feature of lists: its values), T + Q + N of items,
-       T + its slice of the catalogue with the full softmax
+    L  different rows that this worker looks up: of every feature's table the values of its tokens, of items those of
+       tokens, targets and negatives, or of tokens and its slice of the catalogue with the full softmax
 
     all-to-all   ids            8 L, once for each shard of columns, and some numbers for each worker
                  rows           f D L    f: bytes of a value on its way, 4 or 2
@@ -31,7 +31,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from embeddings.config import ITEM
-from embeddings.tables import CANDIDATES
 from ingest.batch import Batch, JaggedTensor
 from trainer.models.intentrec import IntentRec
 from trainer.step import Step
@@ -53,8 +52,6 @@ class TableLoad:
     rows: int
     sharding: str
     lookups: float
-    features: int = 1
-    """Keys that read it: the item table has two."""
     columns: int = 1
     """Shards that its columns are cut into."""
 
@@ -96,7 +93,7 @@ def bytes_per_step(load: Load) -> dict[str, float]:
             found[DENSE] += VALUE * table.rows * load.dimension
             continue
         lengths = load.workers if table.sharding == ROW_WISE else table.columns
-        found[IDS] += INDEX * (table.lookups * table.columns + table.features * lengths)
+        found[IDS] += INDEX * (table.lookups * table.columns + lengths)
         found[ROWS] += load.forward_bytes * load.dimension * table.lookups
         found[GRADIENTS] += load.backward_bytes * load.dimension * table.lookups
     if load.loss == "in_batch":
@@ -120,20 +117,20 @@ def load_of(step: Step, batch: Batch, number: int) -> Load:
     loss, tables, manifest = step.config.loss, step.config.tables, step.manifest
     all_targets, sizes = gather_rows(batch.target_Q)
     if loss.kind == "full":
-        candidates = len(step.slice_v)
+        candidates = step.slice_v
     else:
-        candidates = len(batch.target_Q) + len(step.sampler(number, all_targets).item_N)
+        candidates = torch.cat([batch.target_Q, step.sampler(number, all_targets).item_N])
     sizes_of = {ITEM: manifest.items} | {feature.name: feature.size for feature in manifest.features}
     plan = {name: found for part in step.parallel.plan.plan.values() for name, found in part.items()}
     loads = {}
     for name in step.recommender.tables.names:
         value = batch.item_T if name == ITEM else batch.features[name]
-        lookups = len(value.values if isinstance(value, JaggedTensor) else value)
+        values = value.values if isinstance(value, JaggedTensor) else value
+        if name == ITEM:
+            values = torch.cat([values, candidates])
         kind, spec = str(plan[name].sharding_type), plan[name].sharding_spec
         columns = len({shard.shard_offsets[1] for shard in spec.shards}) if spec is not None else 1
-        extra = candidates if name == ITEM else 0
-        features = sum(key in (name, CANDIDATES if name == ITEM else name) for key in step.recommender.tables.keys)
-        loads[name] = TableLoad(sizes_of[name], kind, lookups + extra, features, columns)
+        loads[name] = TableLoad(sizes_of[name], kind, len(values.unique()), columns)
     half = 4 if getattr(tables, "communication", "fp32") == "fp32" else 2
     network = step.recommender.network
     return Load(

@@ -144,11 +144,11 @@ def _own(worker: Worker, config: dict[str, Any]) -> Callable[..., dict[str, Any]
 
 
 def _validation_losses(step: Any, reader: Any) -> dict[str, float]:
-    rows_VD, losses = NeuralScorer(step).rows_vD, {}
+    scorer, losses = NeuralScorer(step), dict[str, float]()
     for batch, _ in reader.epoch(0):
-        scores_QV = step.predict(batch).query_QD @ rows_VD.T
+        scores_QV = scorer.scores(scorer.queries(batch))
         scores_QV[:, :FIRST_VALUE] = -torch.inf
-        loss_Q = torch.nn.functional.cross_entropy(scores_QV, batch.target_Q, reduction="none")
+        loss_Q = torch.nn.functional.cross_entropy(scores_QV, scorer.places_of(batch.target_Q), reduction="none")
         users = [batch.users[row] for row in batch.row_Q.tolist()]
         known_Q = (batch.target_Q >= FIRST_VALUE).tolist()
         losses.update({str(u): x for u, x, known in zip(users, loss_Q.tolist(), known_Q, strict=True) if known})

@@ -88,7 +88,7 @@ def _planner_bytes(step: Step, load: Load) -> dict[str, float]:
         name: ParameterConstraints(
             sharding_types=[table.sharding],
             compute_kernels=["fused"],
-            pooling_factors=[table.lookups / table.features] * table.features,
+            pooling_factors=[table.lookups],
             min_partition=load.dimension // table.columns,
         )
         for name, table in load.tables.items()

@@ -2,27 +2,29 @@
 
     T  tokens      C  candidates (targets and negatives)      D  dimension, the same for all tables
 
-The item table has two features: `item` (the inputs) and `candidates`, so that the output layer reads and trains the
-very same rows, wherever they are sharded. All tokens of a feature travel as one sample of a KeyedJaggedTensor: tables
+Inputs and candidates of the item table are one feature, so that the output layer reads and trains the very same rows,
+wherever they are sharded. A worker asks for each row once in a step, however often the row is needed: what travels are
+different rows, and the sums of their gradients. All rows of a table travel as one sample of a KeyedJaggedTensor: tables
 do not care about sequences, and the stride stays 1 on every worker however many users its batch has.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchrec import EmbeddingCollection, EmbeddingConfig, JaggedTensor, KeyedJaggedTensor
 from torchrec.modules.embedding_configs import DataType
 
 from embeddings.collision import Collisions
 from embeddings.config import ITEM
+from embeddings.spread import Spread
 from ingest import batch as ingest_batch
 from ingest.batch import Batch
 from ingest.manifest import Manifest
-
-CANDIDATES = "candidates"
 
 
 def build_tables(
@@ -38,78 +40,60 @@ def build_tables(
     `sizes`: rows of features' tables that are other than their vocabularies.
     """
     data_type = DataType.FP16 if precision == "fp16" else DataType.FP32
+    rows = {ITEM: manifest.items}
+    if features:
+        rows |= {feature.name: feature.size for feature in manifest.features if not feature.is_number}
     tables = [
         EmbeddingConfig(
-            name=ITEM,
-            num_embeddings=manifest.items,
+            name=name,
+            num_embeddings=(sizes or {}).get(name, size),
             embedding_dim=dimension,
-            feature_names=[ITEM, CANDIDATES],
+            feature_names=[name],
             data_type=data_type,
         )
+        for name, size in rows.items()
     ]
-    if features:
-        tables += [
-            EmbeddingConfig(
-                name=feature.name,
-                num_embeddings=(sizes or {}).get(feature.name, feature.size),
-                embedding_dim=dimension,
-                feature_names=[feature.name],
-                data_type=data_type,
-            )
-            for feature in manifest.features
-            if not feature.is_number
-        ]
     return EmbeddingCollection(tables=tables, device=torch.device("meta"))
 
 
-def lookup_keys(manifest: Manifest, features: bool = True) -> list[str]:
-    """The features that `build_tables` knows, in the order of its tables."""
-    names = [feature.name for feature in manifest.features if not feature.is_number] if features else []
-    return [ITEM, CANDIDATES, *names]
+def expected_lookups(tables: list[EmbeddingConfig], tokens: int, candidates: int) -> dict[str, float]:
+    """Rows of each table that a batch of `tokens` looks up at most; a list of values counts as one."""
+    wanted = {table.name: tokens + (candidates if table.name == ITEM else 0) for table in tables}
+    return {table.name: float(min(wanted[table.name], table.num_embeddings)) for table in tables}
 
 
-def expected_lookups(keys: list[str], tokens: int, candidates: int) -> dict[str, float]:
-    """Rows of each table that a batch of `tokens` looks up, by table; a list of values counts as one."""
-    found = {key: float(tokens) for key in keys if key != CANDIDATES}
-    found[ITEM] += candidates
-    return found
+@dataclass(frozen=True)
+class Lookup:
+    """The different rows to look up, and where each wanted one is among them."""
+
+    rows: KeyedJaggedTensor
+    """One sample for each table: its rows, ascending."""
+    places: list[Tensor]
+    """For each table the places of the wanted rows, [wanted]."""
 
 
-def indices(keys: list[str], batch: Batch | None, candidates_C: Tensor) -> list[Tensor]:
-    """What to look up of each key for `batch` (nothing where None) and for `candidates_C`."""
-    parts = []
-    for key in keys:
-        if key == CANDIDATES:
-            parts.append(candidates_C)
-        elif batch is None:
-            parts.append(candidates_C.new_empty(0))
-        elif key == ITEM:
-            parts.append(batch.item_T)
-        else:
-            value = batch.features[key]
-            parts.append(value.values if isinstance(value, ingest_batch.JaggedTensor) else value)
-    return parts
+def lookup_once(tables: list[EmbeddingConfig], wanted: list[Tensor]) -> Lookup:
+    """Each row of `tables` once that is among the `wanted` rows of each, which are int64 of any length."""
+    device, names = wanted[0].device, [table.name for table in tables]
+    sizes = torch.tensor([table.num_embeddings for table in tables])
+    ends_F = sizes.cumsum(0).to(device)
+    begins = (sizes.cumsum(0) - sizes).tolist()
+    everything = torch.cat([part + begin for part, begin in zip(wanted, begins, strict=True)])
+    row_U, place_N = torch.unique(everything, return_inverse=True)
+    after_F = torch.searchsorted(row_U, ends_F)
+    first_F = F.pad(after_F[:-1], (1, 0))
+    count_F = after_F - first_F
+    row_U -= (ends_F - sizes.to(device)).repeat_interleave(count_F, output_size=len(row_U))
+    places = [
+        place - first for place, first in zip(place_N.split([len(part) for part in wanted]), first_F, strict=True)
+    ]
+    return Lookup(KeyedJaggedTensor(keys=names, values=row_U, lengths=count_F), places)
 
 
-def lookup(keys: list[str], parts: list[Tensor]) -> KeyedJaggedTensor:
-    """The indices `parts` of each key as one sample for each key."""
-    lengths = torch.tensor([len(part) for part in parts], dtype=torch.int64, device=parts[0].device)
-    return KeyedJaggedTensor(keys=keys, values=torch.cat(parts), lengths=lengths)
-
-
-def pooled(batch: Batch, embedded: dict[str, JaggedTensor], keys: list[str]) -> dict[str, Tensor]:
-    """The looked-up rows of `item` and of every feature as [T, D]: features of several values as their mean."""
-    vectors = {}
-    for key in keys:
-        if key == CANDIDATES:
-            continue
-        rows_ND = embedded[key].values()
-        value = None if key == ITEM else batch.features[key]
-        if isinstance(value, ingest_batch.JaggedTensor):
-            summed_TD = torch.segment_reduce(rows_ND, "sum", lengths=value.lengths, axis=0, unsafe=True)
-            rows_ND = summed_TD / value.lengths.clamp(min=1).unsqueeze(1)
-        vectors[key] = rows_ND
-    return vectors
+def mean_of_lists(rows_UD: Tensor, place_N: Tensor, lengths_T: Tensor) -> Tensor:
+    """The mean of the rows at `place_N` of each of T lists, zeros for an empty one: [T, D]."""
+    offsets = F.pad(lengths_T.cumsum(0), (1, 0))
+    return F.embedding_bag(place_N, rows_UD, offsets, mode="mean", include_last_offset=True)
 
 
 class Tables(nn.Module):
@@ -124,40 +108,50 @@ class Tables(nn.Module):
         collisions: Collisions | None = None,
     ) -> None:
         super().__init__()
-        self.keys = lookup_keys(manifest, features)
         sizes = {table: settings.size for table, settings in collisions.config.items()} if collisions else {}
         self.collection = build_tables(manifest, dimension, features, precision, sizes)
         self.collisions = collisions
-        self.lookups = dict.fromkeys(self.names, 0)
-        """Rows that this worker has looked up in training since it was last set to 0, by table."""
         self.configs: list[EmbeddingConfig] = list(self.collection.embedding_configs())
-
-    @property
-    def names(self) -> list[str]:
-        """The tables' names."""
-        return [key for key in self.keys if key != CANDIDATES]
+        self.names = [table.name for table in self.configs]
+        self.spreads = {table.name: Spread(table.num_embeddings) for table in self.configs if table.name not in sizes}
+        """Where values lie that have a row of their own, by table."""
+        self.lookups = dict.fromkeys(self.names, 0)
+        """Different rows that this worker has looked up in training since it was last set to 0, by table."""
 
     def forward(self, batch: Batch, candidates_C: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Vectors of the inputs, each [T, D], and the item table's rows of the candidates, [C, D]."""
-        parts = indices(self.keys, batch, candidates_C)
-        if self.training:
-            for key, part in zip(self.keys, parts, strict=True):
-                self.lookups[ITEM if key == CANDIDATES else key] += len(part)
-        embedded = self.collection(lookup(self.keys, self._rows(parts)))
-        return pooled(batch, embedded, self.keys), embedded[CANDIDATES].values()
+        values = [batch.item_T if name == ITEM else batch.features[name] for name in self.names]
+        index = [value.values if isinstance(value, ingest_batch.JaggedTensor) else value for value in values]
+        index[0] = torch.cat([index[0], candidates_C])
+        embedded, places = self._look_up(dict(zip(self.names, index, strict=True)))
+        inputs_T, places_C = places[ITEM].split([batch.tokens, len(candidates_C)])
+        vectors = {}
+        for name, value in zip(self.names, values, strict=True):
+            rows_UD, place = embedded[name].values(), inputs_T if name == ITEM else places[name]
+            if isinstance(value, ingest_batch.JaggedTensor):
+                vectors[name] = mean_of_lists(rows_UD, place, value.lengths)
+            else:
+                vectors[name] = rows_UD.index_select(0, place)
+        return vectors, embedded[ITEM].values().index_select(0, places_C)
 
-    def _rows(self, parts: list[Tensor]) -> list[Tensor]:
-        """The rows that hold the values `parts` of each key."""
-        if self.collisions is None:
-            return parts
-        mapped = self.collisions.modules
-        return [
-            self.collisions.rows(key, part, self.training) if key in mapped else part
-            for key, part in zip(self.keys, parts, strict=True)
-        ]
+    def _look_up(self, index: dict[str, Tensor]) -> tuple[dict[str, JaggedTensor], dict[str, Tensor]]:
+        """The different rows of the values `index` of each table, and where each value's is among them."""
+        lookup = lookup_once(self.configs, [self._rows(name, index[name]) for name in self.names])
+        if self.training:
+            for name, rows in zip(self.names, lookup.rows.length_per_key(), strict=True):
+                self.lookups[name] += rows
+        return self.collection(lookup.rows), dict(zip(self.names, lookup.places, strict=True))
+
+    def _rows(self, table: str, index_N: Tensor) -> Tensor:
+        """The rows that hold the values `index_N`."""
+        if spread := self.spreads.get(table):
+            return spread.rows(index_N)
+        assert self.collisions is not None
+        return self.collisions.rows(table, index_N, self.training)
 
     @torch.no_grad()
     def item_rows(self, index_C: Tensor) -> Tensor:
-        """Rows of the item table, [C, D], wherever they are; every worker has to call it at the same time."""
-        rows: Tensor = self.collection(lookup(self.keys, indices(self.keys, None, index_C)))[CANDIDATES].values()
-        return rows.detach()
+        """Rows of the items `index_C`, [C, D], wherever they are; every worker has to call it at the same time."""
+        wanted = [self.spreads[ITEM].rows(index_C) if name == ITEM else index_C.new_empty(0) for name in self.names]
+        lookup = lookup_once(self.configs, wanted)
+        return self.collection(lookup.rows)[ITEM].values().detach().index_select(0, lookup.places[0])

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evaluation.ranking import own_slice
+from evaluation.ranking import InOrder, own_slice
 from ingest.batch import Batch
 from ingest.items import ItemTable
 from ingest.jagged import Jagged, ranges
@@ -18,7 +18,7 @@ from ingest.schema import FIRST_VALUE
 from trainer.workers import Worker
 
 
-class Popularity:
+class Popularity(InOrder):
     """Scores every item by how often the training data have it, for everybody alike."""
 
     def __init__(self, items: ItemTable, worker: Worker) -> None:
@@ -32,7 +32,7 @@ class Popularity:
         return self.counts_v.repeat(len(queries), 1)
 
 
-class Markov:
+class Markov(InOrder):
     """Scores an item by how often it came right after the user's last item; the more popular first among equals.
 
     Each worker counts the transitions into its own slice of items.

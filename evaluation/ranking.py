@@ -2,6 +2,9 @@
 travel. The result is that of sorting all scores in one place, with ties counted against the model.
 
     Q  targets of this worker     A  targets of all workers     V  items     v  items of this worker's slice
+
+A scorer puts the items into an order of its own, in which slices are cut: an item's place. A neural model's is the row
+of its item table, so that rows are scored where they lie.
 """
 
 from __future__ import annotations
@@ -39,9 +42,27 @@ class Scorer(Protocol):
         """Scores of this worker's slice for any worker's queries: [A, ...] -> [A, v]."""
         ...
 
+    def places_of(self, item_N: Tensor) -> Tensor:
+        """The places of items; padding's and unknown's are their own."""
+        ...
+
+    def items_at(self, place_N: Tensor) -> Tensor:
+        """The items at places."""
+        ...
+
+
+class InOrder:
+    """The places of a scorer that keeps the items' order."""
+
+    def places_of(self, item_N: Tensor) -> Tensor:
+        return item_N
+
+    def items_at(self, place_N: Tensor) -> Tensor:
+        return place_N
+
 
 def own_slice(items: int, worker: Worker) -> tuple[int, int]:
-    """The first item of the worker's slice and the first after it: the rows that it holds of a row-wise table."""
+    """The first place of the worker's slice and the first after it: the rows that it holds of a row-wise table."""
     rows = -(-items // worker.workers)
     if rows * (worker.workers - 1) >= items:
         return items * worker.rank // worker.workers, items * (worker.rank + 1) // worker.workers
@@ -55,7 +76,8 @@ class NeuralScorer:
     """
 
     def __init__(self, step: Step, rows_at_once: int = 262_144) -> None:
-        self.step = step
+        self.step, spread = step, step.spread
+        self.places_of, self.items_at = spread.rows, spread.indices
         worker, items = step.worker, step.manifest.items
         slices = [own_slice(items, replace(worker, rank=rank)) for rank in range(worker.workers)]
         rows_vD = rows_in_slices(step.parallel, ITEM, slices)
@@ -67,10 +89,10 @@ class NeuralScorer:
         largest = -(-items // worker.workers)
         parts = []
         for offset in range(0, largest, rows_at_once):
-            index = torch.arange(
+            place = torch.arange(
                 min(begin + offset, end), min(begin + offset + rows_at_once, end), device=worker.device
             )
-            parts.append(self.step.recommender.tables.item_rows(index))
+            parts.append(self.step.recommender.tables.item_rows(self.items_at(place)))
         return torch.cat(parts)
 
     def queries(self, batch: Batch) -> Tensor:
@@ -111,7 +133,7 @@ class CatalogueRanker:
 
         Equal scores count as better than the target's. Raises `FloatingPointError` where a score is NaN.
         """
-        target_A, sizes = gather_rows(target_Q)
+        target_A, sizes = gather_rows(self.scorer.places_of(target_Q))
         better_A = torch.zeros(len(target_A), dtype=torch.int64, device=target_Q.device)
         missed_A = target_A < FIRST_VALUE
         for begin, scores_av in self._scored(queries, seen):
@@ -129,31 +151,31 @@ class CatalogueRanker:
     def top(self, queries: Tensor, seen: JaggedTensor | None, k: int) -> tuple[Tensor, Tensor]:
         """The K best items of each query and their scores, best first; every worker calls it: two [Q, K].
 
-        Fewer than K items: the rest has item 0 and score -inf. Of equal scores the lower item index comes first.
+        Fewer than K items: the rest has item 0 and score -inf. Of equal scores the lower place comes first.
         """
         parts = [self._best(scores_av, k) for _, scores_av in self._scored(queries, seen)]
         sizes = gather_rows(queries)[1]
         if not parts:
             return queries.new_zeros(0, k, dtype=torch.int64), queries.new_zeros(0, k, dtype=torch.float32)
-        item_AK, score_AK = (torch.cat(columns).split(sizes)[self.worker.rank] for columns in zip(*parts, strict=True))
-        return item_AK, score_AK
+        place_AK, score_AK = (torch.cat(columns).split(sizes)[self.worker.rank] for columns in zip(*parts, strict=True))
+        return self.scorer.items_at(place_AK), score_AK
 
     def _best(self, scores_av: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The best K over all workers' slices of a chunk."""
+        """The places and scores of the best K over all workers' slices of a chunk."""
         score_ak, column_ak = best_columns(scores_av, k)
         pad = k - score_ak.shape[1]
         score_ak = torch.nn.functional.pad(score_ak.float(), (0, pad), value=-torch.inf)
-        item_ak = torch.nn.functional.pad(column_ak + self.begin, (0, pad))
+        place_ak = torch.nn.functional.pad(column_ak + self.begin, (0, pad))
         scores = [torch.empty_like(score_ak) for _ in range(self.worker.workers)]
-        items = [torch.empty_like(item_ak) for _ in range(self.worker.workers)]
+        places = [torch.empty_like(place_ak) for _ in range(self.worker.workers)]
         dist.all_gather(scores, score_ak.contiguous())
-        dist.all_gather(items, item_ak.contiguous())
+        dist.all_gather(places, place_ak.contiguous())
         merged, order = torch.cat(scores, dim=1).sort(dim=1, descending=True, stable=True)
-        chosen = torch.cat(items, dim=1).gather(1, order)[:, :k]
+        chosen = torch.cat(places, dim=1).gather(1, order)[:, :k]
         return chosen.masked_fill(merged[:, :k] == -torch.inf, 0), merged[:, :k]
 
     def _own(self, target_a: Tensor) -> tuple[Tensor, Tensor]:
-        """Whether each target is in this worker's slice, and its column there (0 where it is not)."""
+        """Whether each target's place is in this worker's slice, and its column there (0 where it is not)."""
         own_a = (target_a >= self.begin) & (target_a < self.end)
         return own_a, torch.where(own_a, target_a - self.begin, 0)[:, None]
 
@@ -174,11 +196,11 @@ class CatalogueRanker:
             yield begin, scores_av
 
     def _seen(self, seen: JaggedTensor | None, device: torch.device) -> tuple[Tensor, Tensor] | None:
-        """Items of this slice that any worker's users have seen, and the query each belongs to."""
+        """Places in this slice of items that any worker's users have seen, and the query each belongs to."""
         if seen is None or not self.filter_seen:
             return None
         lengths_A, _ = gather_rows(seen.lengths)
-        values_N, _ = gather_rows(seen.values)
+        values_N, _ = gather_rows(self.scorer.places_of(seen.values))
         row_N = torch.repeat_interleave(lengths_A)
         own = (values_N >= self.begin) & (values_N < self.end)
         return values_N[own].to(device), row_N[own].to(device)

@@ -30,7 +30,7 @@ from embeddings.sharding import table_states
 from evaluation.baselines import Markov, Popularity
 from evaluation.config import RecommendConfig
 from evaluation.evaluate import validate
-from evaluation.ranking import CatalogueRanker, NeuralScorer, own_slice
+from evaluation.ranking import CatalogueRanker, InOrder, NeuralScorer, own_slice
 from evaluation.recommend import Names, recommend
 from ingest.batch import JaggedTensor
 from ingest.errors import InputError
@@ -215,7 +215,7 @@ def traffic(data: Data, folder: Path, worker: Worker, changes: dict[str, Any]) -
     ]
 
 
-class MatrixScorer:
+class MatrixScorer(InOrder):
     """Scores that are given: a query is a row of the matrix."""
 
     def __init__(self, scores: np.ndarray, worker: Worker) -> None:
@@ -284,12 +284,13 @@ def recommended(data: Data, folder: Path, worker: Worker) -> Path:
 
 
 def neural(data: Data, folder: Path, worker: Worker, sharding: str = "table_wise") -> Any:
-    """This worker's item rows, fetched in pieces, the whole table, and the validation of the model as it begins."""
+    """This worker's item rows, fetched in pieces, those of all places, and the validation of the model as it begins."""
     step = make_step(data.manifest, worker, tables={"sharding": {"item": sharding}})
-    rows = NeuralScorer(step, rows_at_once=7).rows_vD
+    scorer = NeuralScorer(step, rows_at_once=7)
+    table = weights(step)["item"][scorer.items_at(torch.arange(data.manifest.items))]
     reader = data.reader("validation", worker, evaluate=True)
     validation = validate(step, reader, worker, filter_seen=True)
-    return rows.numpy(), weights(step)["item"].numpy(), validation
+    return scorer.rows_vD.numpy(), table.numpy(), validation
 
 
 TRAFFIC: dict[str, dict[str, Any]] = {

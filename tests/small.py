@@ -195,7 +195,7 @@ def make_step(
 
 
 def weights(step: Step) -> dict[str, Tensor]:
-    """Every weight whole, tables put together from all workers' shards."""
+    """Every weight whole, tables put together from all workers' shards in the order of their values."""
     whole = {}
     for table, value in table_states(step.parallel):
         local = value.local_shards() if hasattr(value, "local_shards") else None
@@ -206,7 +206,8 @@ def weights(step: Step) -> dict[str, Tensor]:
         own = [(shard.metadata.shard_offsets, shard.tensor.detach().clone()) for shard in local]
         for (row, column), part in (shard for shards in gather_objects(own) for shard in shards):
             full[row : row + part.shape[0], column : column + part.shape[1]] = part
-        whole[table] = full
+        spread = step.recommender.tables.spreads.get(table)
+        whole[table] = full if spread is None else full[spread.rows(torch.arange(len(full)))]
     return whole | dense(step)
 
 

@@ -199,7 +199,7 @@ class Trainer:
             bar.set_description(self._caption(loss, throughput))
 
     def _lookup_shares(self) -> dict[str, float]:
-        """Each table's share of the rows that all workers have looked up since the last point."""
+        """Each table's share of the different rows that workers have looked up since the last point."""
         tables = self.step.recommender.tables
         own = torch.tensor(list(tables.lookups.values()), dtype=torch.float64, device=self.worker.device)
         counts = total(own).tolist()

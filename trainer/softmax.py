@@ -1,7 +1,8 @@
-"""The item losses: softmax over sampled negatives, or over the whole catalogue, of which each worker has a slice.
+"""The item losses: softmax over sampled negatives, or over the whole catalogue, of which each worker has a slice: a
+block of the item table's rows.
 
     Q  targets of this worker     A  targets of all workers     C  a chunk of either     D  dimension
-    N  negatives                  v  items of this worker's slice                        n  a tile of the slice
+    N  negatives                  v  rows of this worker's slice                         n  a tile of the slice
 
 Losses are sums over targets. Gradients are taken in the forward pass, chunk by chunk, so that at most `scores` scores
 are alive (and their softmax). Scores are products in autocast's type where it is on; the softmax, the losses and the
@@ -34,7 +35,7 @@ def default_scores(device: torch.device) -> int:
 
 
 def catalogue_slice(items: int, rank: int, workers: int) -> tuple[int, int]:
-    """The first item of a worker's slice and the first after it, padding and unknown left out.
+    """The first row of a worker's slice of the item table and the first after it, padding and unknown left out.
 
     A row-wise sharded table is cut at the same places: its workers look up rows of their own.
     """
@@ -108,17 +109,18 @@ class _SampledSoftmax(torch.autograd.Function):
 
 
 def full_softmax(
-    query_QD: Tensor, items_vD: Tensor, target_Q: Tensor, weight_Q: Tensor, first: int, scores: int, workers: int = 1
+    query_QD: Tensor, items_vD: Tensor, row_Q: Tensor, weight_Q: Tensor, first: int, scores: int, workers: int = 1
 ) -> Tensor:
     """The weighted sum of -log softmax over all workers' slices of the catalogue; a scalar.
 
-    `items_vD`: the item table's rows from `first` on, this worker's `catalogue_slice`. A target in nobody's slice has
-    to have weight 0. All workers have to call it at the same time, and to go back with the same factor: the sum of
-    their losses is the global loss, of which `items_vD` gets the whole gradient here, as do the worker's own queries.
+    `items_vD`: the item table's rows from `first` on, this worker's `catalogue_slice`. `row_Q`: where the targets lie
+    in the table; one in nobody's slice has to have weight 0. All workers have to call it at the same time, and to go
+    back with the same factor: the sum of their losses is the global loss, of which `items_vD` gets the whole gradient
+    here, as do the worker's own queries.
 
     As in Megatron-LM's vocabulary-parallel cross-entropy (arXiv 1909.08053), queries travel, [A, D], and scores do not.
     """
-    loss: Tensor = _FullSoftmax.apply(query_QD, items_vD, target_Q, weight_Q, first, scores, workers)
+    loss: Tensor = _FullSoftmax.apply(query_QD, items_vD, row_Q, weight_Q, first, scores, workers)
     return loss
 
 
@@ -128,7 +130,7 @@ class _FullSoftmax(torch.autograd.Function):
         ctx: Any,
         query_QD: Tensor,
         items_vD: Tensor,
-        target_Q: Tensor,
+        row_Q: Tensor,
         weight_Q: Tensor,
         first: int,
         scores: int,
@@ -136,11 +138,11 @@ class _FullSoftmax(torch.autograd.Function):
     ) -> Tensor:
         product, exact = _types(query_QD, items_vD)
         with torch.autocast(query_QD.device.type, enabled=False):
-            own, query_AD, target_A, weight_A = _gather(query_QD, target_Q, weight_Q.to(exact), workers)
+            own, query_AD, row_A, weight_A = _gather(query_QD, row_Q, weight_Q.to(exact), workers)
             part = _Slice(query_AD.to(exact), items_vD, weight_A, product, scores, fused=workers == 1)
             part.score()
-            own_a = ((target_A >= first) & (target_A < first + len(items_vD))).nonzero()[:, 0]
-            column_a = target_A[own_a] - first
+            own_a = ((row_A >= first) & (row_A < first + len(items_vD))).nonzero()[:, 0]
+            column_a = row_A[own_a] - first
             positive_aD = items_vD[column_a].to(exact)
             positive_A = torch.zeros_like(weight_A)
             positive_A[own_a] = (part.query_AD[own_a] * positive_aD).sum(dim=1)
@@ -212,14 +214,14 @@ class _Slice:
         return self.grad_items_vD
 
 
-def _gather(query_QD: Tensor, target_Q: Tensor, weight_Q: Tensor, workers: int) -> tuple[slice, Tensor, Tensor, Tensor]:
-    """All workers' queries, targets and weights, and where this worker's own are among them."""
+def _gather(query_QD: Tensor, row_Q: Tensor, weight_Q: Tensor, workers: int) -> tuple[slice, Tensor, Tensor, Tensor]:
+    """All workers' queries, targets' rows and weights, and where this worker's own are among them."""
     if workers == 1:
-        return slice(0, len(query_QD)), query_QD, target_Q, weight_Q
+        return slice(0, len(query_QD)), query_QD, row_Q, weight_Q
     query_AD, sizes = gather_rows(query_QD)
     rank = dist.get_rank()
     own = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
-    return own, query_AD, gather_rows(target_Q, sizes)[0], gather_rows(weight_Q, sizes)[0]
+    return own, query_AD, gather_rows(row_Q, sizes)[0], gather_rows(weight_Q, sizes)[0]
 
 
 def _over_workers(log_total_A: Tensor, positive_A: Tensor) -> tuple[Tensor, Tensor]:

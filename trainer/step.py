@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from embeddings.config import ITEM
 from embeddings.sharding import reset_rows, shard
 from embeddings.tables import expected_lookups
 from ingest.batch import Batch
@@ -55,7 +56,7 @@ class Step:
         self.first, end = catalogue_slice(manifest.items, worker.rank, worker.workers)
         tables, full = recommender.tables, config.loss.kind == "full"
         candidates = -(-manifest.items // worker.workers) if full else config.reader.tokens + config.loss.negatives
-        lookups = expected_lookups(tables.keys, config.reader.tokens, candidates)
+        lookups = expected_lookups(tables.configs, config.reader.tokens, candidates)
         self.parallel, self.planned = shard(
             recommender, tables.configs, config.tables, worker.device, config.seed, lookups
         )
@@ -68,7 +69,8 @@ class Step:
         )
         self.sampler = NegativeSampler(config.loss, manifest.items, config.seed, counts)
         self.intent_weight = model.intent_weight if isinstance(model, IntentRecConfig) else 0.0
-        self.slice_v = torch.arange(self.first, end if full else self.first, device=worker.device)
+        self.spread = tables.spreads[ITEM]
+        self.slice_v = self.spread.indices(torch.arange(self.first, end if full else self.first, device=worker.device))
         self.scores = config.loss.scores_at_once or default_scores(worker.device)
 
     @property
@@ -95,9 +97,9 @@ class Step:
 
     def _full(self, batch: Batch) -> tuple[Prediction, Tensor]:
         prediction: Prediction = self.parallel(batch, self.slice_v)
-        rows_vD, workers = prediction.candidates_CD, self.worker.workers
+        rows_vD, row_Q = prediction.candidates_CD, self.spread.rows(batch.target_Q)
         item = full_softmax(
-            prediction.query_QD, rows_vD, batch.target_Q, batch.weight_Q, self.first, self.scores, workers
+            prediction.query_QD, rows_vD, row_Q, batch.weight_Q, self.first, self.scores, self.worker.workers
         )
         return prediction, item
 

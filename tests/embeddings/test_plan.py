@@ -45,7 +45,9 @@ def test_the_description_has_the_memory_and_the_share_of_lookups(data: Data) -> 
     step = make_step(data.manifest, loss={"kind": "sampled", "negatives": 60})
     text = describe_plan(step.planned, step.recommender.tables.configs)
     shares = {line.split("|")[1].strip(): line.split("|")[6].strip() for line in text.splitlines()[2 : 2 + len(ALL)]}
-    assert shares == dict.fromkeys(ALL, "12.5%") | {"item": "37.5%"}
+    wanted = dict.fromkeys(ALL, 60) | {"item": 60 + 60 + 60}
+    most = {t.name: min(t.num_embeddings, wanted[t.name]) for t in step.recommender.tables.configs}
+    assert shares == {name: f"{rows / sum(most.values()):.1%}" for name, rows in most.items()}
     rank = text.splitlines()[-1]
     assert re.fullmatch(r"\| 0 \| 0\.00 MiB \| 0\.00 MiB \| 0\.\d\d MiB \| 0\.00 MiB \| 0\.\d\d MiB \|", rank)
 
@@ -60,8 +62,8 @@ def test_shares_of_lookups_are_counted(prepared: dict[str, str], tmp_path: Path)
     assert len(points) == len(taken)
     for batch, shares in zip(taken, points, strict=True):
         values = {name: batch.features[name] for name in ALL[1:]}
-        rows = {name: len(v) if isinstance(v, Tensor) else len(v.values) for name, v in values.items()}
-        rows["item"] = batch.tokens + trainer.manifest.items - FIRST_VALUE
+        rows = {name: len(set((v if isinstance(v, Tensor) else v.values).tolist())) for name, v in values.items()}
+        rows["item"] = len({*batch.item_T.tolist(), *range(FIRST_VALUE, trainer.manifest.items)})
         expected = {f"tables/lookups(%)/{name}": 100 * count / sum(rows.values()) for name, count in rows.items()}
         assert shares == pytest.approx(expected)
 
