@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
+import torch
 
 from benchmarks import flops
 from benchmarks.collectives import (
@@ -63,12 +64,15 @@ class Workload:
     load: Load
     tokens: int
     targets: int
+    sequences: int
     network_flops: float
     """Forward and backward, without the output layer."""
     items: int
     """Of the log that the batch is from."""
     busiest: float
-    """How many times the mean the busiest of 8 workers serves under that log's own counts."""
+    """How many times the mean the busiest of 8 workers would serve of that log's interactions, by blocks of items."""
+    busiest_spread: float
+    """The same by blocks of the item table's rows, as they lie."""
 
     @classmethod
     def of_config(cls, path: str = "configs/cluster.yaml", model: str = "intentrec") -> Workload:
@@ -83,11 +87,23 @@ class Workload:
             step, (batch,) = case.step(worker), case.batches(1, worker)
             needed = flops.total(flops.needed_flops(step, batch), outside=False)
             counts = load_items(case.data, case.manifest).counts
-            rows = -(-len(counts) // NODE)
-            busiest = NODE * max(counts[begin : begin + rows].sum() for begin in range(0, len(counts), rows))
+            places = step.spread.indices(torch.arange(len(counts))).numpy()
             return cls(
-                load_of(step, batch, 0), batch.tokens, len(batch.target_Q), needed, len(counts), busiest / counts.sum()
+                load_of(step, batch, 0),
+                batch.tokens,
+                len(batch.target_Q),
+                len(batch.lengths_B),
+                needed,
+                len(counts),
+                _busiest_block(counts),
+                _busiest_block(counts[places]),
             )
+
+
+def _busiest_block(counts: np.ndarray) -> float:
+    """What the busiest of 8 blocks has over the mean."""
+    rows = -(-len(counts) // NODE)
+    return NODE * max(counts[begin : begin + rows].sum() for begin in range(0, len(counts), rows)) / counts.sum()
 
 
 @cache
@@ -111,30 +127,38 @@ class Setting:
     """How the tables are laid out, and what travels."""
 
     name: str
-    features: str = DATA_PARALLEL
+    features: str = ROW_WISE
     value_bytes: int = 4
-    once: bool = False
-    """Whether each worker asks for a row once in a step."""
     columns: bool = False
     """Whether the item table is cut by columns, into as many shards of 4 or more as there are workers."""
-    spread: bool = False
-    """Whether popular rows are spread over the workers, in place of blocks of consecutive items."""
+    once: bool = True
+    """Whether each worker asks for a row once in a step, as it does."""
+    spread: bool = True
+    """Whether popular rows are spread over the workers, as they are, in place of blocks of consecutive items."""
 
 
+BY_COLUMNS = Setting("item table column-wise, fp16", value_bytes=2, columns=True)
+HALF = Setting("row-wise, fp16", value_bytes=2)
 SETTINGS = (
-    Setting("every table row-wise, fp32", features=ROW_WISE),
-    Setting("features data_parallel"),
-    Setting("... and fp16 rows", value_bytes=2),
-    Setting("... and the item table column-wise", value_bytes=2, columns=True),
-    Setting("fp16, row-wise, each row once", value_bytes=2, once=True),
-    Setting("fp16, row-wise, each row once, popular rows spread", value_bytes=2, once=True, spread=True),
+    Setting("every table row-wise, fp32"),
+    HALF,
+    Setting("features data_parallel, fp16", features=DATA_PARALLEL, value_bytes=2),
+    BY_COLUMNS,
+    Setting("row-wise, fp16, were rows not spread", value_bytes=2, spread=False),
+    Setting("row-wise, fp16, were each row asked for as often as needed", value_bytes=2, once=False),
+    Setting("row-wise, fp16, were it neither", value_bytes=2, once=False, spread=False),
 )
+
+
+def draws_of(work: Workload, negatives: int) -> int:
+    """Items that a step names: all targets but a sequence's last are tokens, too."""
+    return work.tokens + work.sequences + negatives
 
 
 def item_lookups(work: Workload, items: int, negatives: int, once: bool) -> float:
     """Rows of the item table that a worker asks for in a step."""
     if once:
-        return expected_distinct(work.tokens + work.targets + negatives, items)
+        return expected_distinct(draws_of(work, negatives), items)
     return work.tokens + work.targets + expected_distinct(negatives, items)
 
 
@@ -168,7 +192,7 @@ def busiest(work: Workload, workers: int, items: int, negatives: int, setting: S
     """Rows that the busiest worker serves over the mean; a block of items is 1 / W of the catalogue."""
     if setting.columns:
         return workers / shards_of_columns(work, workers)
-    draws = work.tokens + work.targets + negatives
+    draws = draws_of(work, negatives)
     block = -(-items // workers)
     if setting.spread:
         first = math.log(2) / math.log(items + 1)
@@ -234,8 +258,8 @@ def steps_table(work: Workload, items: int, negatives: int, hardware: Hardware) 
 
 
 def influence_table(work: Workload, items: int, negatives: int) -> str:
-    """The all-to-all's bytes on 64 GPUs when one thing is changed at a time, features data_parallel."""
-    setting = SETTINGS[1]
+    """The all-to-all's bytes on 64 GPUs when one thing is changed at a time, every table row-wise."""
+    setting = SETTINGS[0]
 
     def exchanged(load: Load) -> float:
         buffers = bytes_per_step(load)
@@ -247,7 +271,7 @@ def influence_table(work: Workload, items: int, negatives: int) -> str:
 
     rows = [of("as it is", negatives), *(of(f"{count} negatives", count) for count in (512, 65_536))]
     rows += [of(f"dimension {size}", negatives, dimension=size) for size in (64, 256)]
-    rows += [of("fp16 or bf16 rows", negatives, SETTINGS[2])]
+    rows += [of("fp16 or bf16 rows", negatives, HALF)]
     rows += [of("item table in 32 shards of 4 columns", negatives, replace(setting, columns=True))]
     return markdown(["64 GPUs", "all-to-all MB"], rows)
 
@@ -257,10 +281,9 @@ def memory_table(work: Workload, items: int, negatives: int) -> str:
     dimension, rows = work.load.dimension, []
     for workers in SIZES:
         share = items / workers
-        half = SETTINGS[2]
-        lookups = item_lookups(work, items, negatives, once=False)
-        moving = lookups * (8 + dimension * (2 * 4 + 2 * half.value_bytes)) / GB
-        factor = busiest(work, workers, items, negatives, half)
+        lookups = item_lookups(work, items, negatives, once=True)
+        moving = lookups * (8 + dimension * (2 * 4 + 2 * HALF.value_bytes)) / GB
+        factor = busiest(work, workers, items, negatives, HALF)
         sizes = [share * dimension * 4, share * dimension * 2, share * 4, share * dimension * 8]
         rows.append([workers, *(size / GB for size in sizes), moving, moving * factor])
     head = ["GPUs", "rows fp32", "rows fp16", "row-wise Adagrad", "Adam", "on their way", "on their way, busiest"]
@@ -271,7 +294,7 @@ def full_table(work: Workload, items: int, hardware: Hardware) -> str:
     """The full softmax over a sharded catalogue: each worker scores all workers' queries on its slice, twice."""
     rows = []
     for workers in SIZES:
-        load = replace(load_on(work, workers, items, 1, SETTINGS[1]), loss="full")
+        load = replace(load_on(work, workers, items, 1, SETTINGS[0]), loss="full")
         buffers = bytes_per_step(load)
         wire = gather_seconds(buffers[GATHERED], workers, hardware)
         wire += reduce_seconds(buffers[SOFTMAX], workers, hardware)
@@ -292,7 +315,8 @@ def everything(items: int, negatives: int, hardware: Hardware) -> str:
     law = NODE * math.log(work.items / NODE + 1) / math.log(work.items + 1)
     head += (
         f"\n\nThe law of popularity on the demo's {work.items:,} items: the busiest of {NODE} workers serves {law:.2f} "
-        f"times the mean of item rows; by the demo's own counts {work.busiest:.2f}"
+        f"times the mean of item rows; by the demo's own counts {work.busiest:.2f}, as rows lie "
+        f"{work.busiest_spread:.2f}"
     )
     parts = {
         "A step": steps_table(work, items, negatives, hardware),
