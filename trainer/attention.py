@@ -2,6 +2,7 @@
 
     T  tokens of the batch     D  model dimension     h  heads     k  dimension of a head
     b  sequences of a group    L  the longest of them     P  places of all groups: tokens and padding
+    n  heads x sequences
 
 Sequences come sorted by length. They are cut into groups of similar length, each padded at the right to its longest;
 a causal mask then keeps every real token from padding without a mask of its own. On a GPU in half precision the causal
@@ -22,6 +23,8 @@ from torch import Tensor, nn
 
 MOST_PRODUCTS = 256
 """Tokens of a sequence up to which batched products beat the flash kernel on a CPU, whose threads it leaves idle."""
+ROWS = 100
+"""About how many tokens' scores are one product there: they see their block's tokens and the ones before it alone."""
 
 
 class Layout:
@@ -38,11 +41,10 @@ class Layout:
         padded_B = torch.tensor([longest for _, longest in self.groups]).repeat_interleave(sequences)
         nth_P = torch.arange(sum(self.sizes)) - (padded_B.cumsum(0) - padded_B).repeat_interleave(padded_B)
         length_P = lengths_B.repeat_interleave(padded_B)
-        source_P = begin_B.repeat_interleave(padded_B) + torch.minimum(nth_P, length_P - 1)
-        self.is_padded = len(source_P) > int(lengths_B.sum())
-        self.source_P = source_P.to(self.device)
-        """The token that stands at each place; padding repeats the last of its sequence."""
-        self.place_T = torch.nonzero(nth_P < length_P)[:, 0].to(self.device)
+        self.source_P = begin_B.repeat_interleave(padded_B) + torch.minimum(nth_P, length_P - 1)
+        """The token that stands at each place, on the CPU; padding repeats the last of its sequence."""
+        self.place_T = torch.nonzero(nth_P < length_P)[:, 0]
+        self._heads: dict[int, tuple[Tensor, Tensor]] = {}
 
     @cached_property
     def begins(self) -> Tensor:
@@ -53,32 +55,48 @@ class Layout:
     def longest(self) -> int:
         return self.groups[-1][1]
 
-    def pad(self, x_TX: Tensor) -> Tensor:
-        """The tokens at their places, group after group, [P, X]."""
-        return x_TX.index_select(0, self.source_P) if self.is_padded else x_TX
-
-    def unpad(self, x_PX: Tensor) -> Tensor:
-        """The real tokens, [T, X]."""
-        return x_PX.index_select(0, self.place_T) if self.is_padded else x_PX
-
-    def spread(self, x_TX: Tensor) -> Tensor:
-        """The tokens at their places and zeros elsewhere, [P, X]: what `unpad` gives back to its input."""
-        if not self.is_padded:
-            return x_TX
-        return x_TX.new_zeros(len(self.source_P), x_TX.shape[1]).index_copy_(0, self.place_T, x_TX)
-
-    def grouped(self, x_PX: Tensor) -> list[Tensor]:
-        """Views of each group's places, [b, L, X]."""
-        parts = x_PX.split(self.sizes)
-        return [part.view(b, longest, -1) for part, (b, longest) in zip(parts, self.groups, strict=True)]
-
     def window_masks(self, time_T: Tensor, window: int) -> list[Tensor]:
         """For each group the [b, 1, L, L] mask: token i sees j where j <= i and time_i - time_j <= window."""
         masks = []
-        for time_bL1 in self.grouped(self.pad(time_T.unsqueeze(1))):
+        for (time_bL1,) in self.grouped(self.take(time_T.unsqueeze(1), 1), 1):
             past_bLL = time_bL1 - time_bL1.transpose(1, 2) <= window
             masks.append(past_bLL.tril_().unsqueeze(1))
         return masks
+
+    def take(self, x_TX: Tensor, parts: int) -> Tensor:
+        """The `parts` pieces of each token, each of width k: group after group, in it piece after piece: [P parts, k].
+
+        Padding and the change of order are one pass.
+        """
+        return x_TX.reshape(len(x_TX) * parts, -1).index_select(0, self._places(parts)[0])
+
+    def give_back(self, x_Rk: Tensor, parts: int) -> Tensor:
+        """The real tokens with their pieces side by side: what `take` was given, [T, parts k]."""
+        return x_Rk.index_select(0, self._places(parts)[1]).view(len(self.place_T), -1)
+
+    def scatter(self, x_TX: Tensor, parts: int) -> Tensor:
+        """As `take`, with zeros for padding: the gradient of `give_back`."""
+        x_Nk = x_TX.reshape(len(x_TX) * parts, -1)
+        zeros_Rk = x_Nk.new_zeros(len(self.source_P) * parts, x_Nk.shape[1])
+        return zeros_Rk.index_copy_(0, self._places(parts)[1], x_Nk)
+
+    def grouped(self, x_Rk: Tensor, parts: int) -> list[Tensor]:
+        """Views of each group's pieces, [parts, b, L, k]."""
+        found = x_Rk.split([size * parts for size in self.sizes])
+        return [part.view(parts, b, longest, -1) for part, (b, longest) in zip(found, self.groups, strict=True)]
+
+    def _places(self, parts: int) -> tuple[Tensor, Tensor]:
+        """For each place of `take` the piece there, numbered token by token; and the place of each piece."""
+        if parts not in self._heads:
+            part = torch.arange(parts)
+            sizes = torch.tensor(self.sizes)
+            sources = self.source_P.split(self.sizes)
+            piece_R = torch.cat([(source * parts + part[:, None]).flatten() for source in sources])
+            size_T = sizes.repeat_interleave(sizes)[self.place_T]
+            begin_T = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)[self.place_T]
+            place_TX = (begin_T * (parts - 1) + self.place_T)[:, None] + size_T[:, None] * part
+            self._heads[parts] = piece_R.to(self.device), place_TX.flatten().to(self.device)
+        return self._heads[parts]
 
 
 def _groups(lengths: list[int], padding: float) -> list[tuple[int, int]]:
@@ -104,73 +122,95 @@ class _PaddedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, qkv_TX: Tensor, layout: Layout, heads: int, masks: list[Tensor] | None) -> Tensor:
-        qkv_PX = layout.pad(qkv_TX)
-        out_PD = qkv_PX.new_empty(len(qkv_PX), qkv_PX.shape[1] // 3)
+        qkv_Rk = layout.take(qkv_TX, 3 * heads)
+        out_Rk = qkv_Rk.new_empty(len(qkv_Rk) // 3, qkv_Rk.shape[1])
         ctx.layout, ctx.heads, ctx.groups = layout, heads, []
-        for number, (qkv_bLX, out_bLD) in enumerate(zip(layout.grouped(qkv_PX), layout.grouped(out_PD), strict=True)):
-            kind = _Products if _takes_products(qkv_bLX) else _Kernel
-            group = kind(qkv_bLX.unflatten(2, (3, heads, -1)), None if masks is None else masks[number])
-            out_bLD.unflatten(2, (heads, -1)).copy_(group.out_bhLk.transpose(1, 2))
-            ctx.groups.append(group)
-        return layout.unpad(out_PD)
+        groups = zip(layout.grouped(qkv_Rk, 3 * heads), layout.grouped(out_Rk, heads), strict=True)
+        for number, (qkv_xbLk, out_hbLk) in enumerate(groups):
+            kind = _Products if _takes_products(qkv_xbLk) else _Kernel
+            mask = None if masks is None else masks[number]
+            ctx.groups.append(kind(qkv_xbLk.unflatten(0, (3, heads)), out_hbLk, mask))
+        return layout.give_back(out_Rk, heads)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         layout, heads = ctx.layout, ctx.heads
-        grad_PD = layout.spread(gradients[0])
-        grad_PX = grad_PD.new_empty(len(grad_PD), 3 * grad_PD.shape[1])
-        for grad_bLD, grad_bLX, group in zip(layout.grouped(grad_PD), layout.grouped(grad_PX), ctx.groups, strict=True):
-            found = group.gradients(grad_bLD.unflatten(2, (heads, -1)).transpose(1, 2))
-            for part_bLhk, grad_bhLk in zip(grad_bLX.unflatten(2, (3, heads, -1)).unbind(2), found, strict=True):
-                part_bLhk.copy_(grad_bhLk.transpose(1, 2))
+        grad_Rk = layout.scatter(gradients[0], heads)
+        found_Rk = grad_Rk.new_empty(3 * len(grad_Rk), grad_Rk.shape[1])
+        groups = zip(ctx.groups, layout.grouped(grad_Rk, heads), layout.grouped(found_Rk, 3 * heads), strict=True)
+        for group, grad_hbLk, found_xbLk in groups:
+            group.write_gradients(grad_hbLk, found_xbLk.unflatten(0, (3, heads)))
         ctx.groups = []
-        return layout.unpad(grad_PX), None, None, None
+        return layout.give_back(found_Rk, 3 * heads), None, None, None
 
 
-def _takes_products(qkv_bLX: Tensor) -> bool:
-    return qkv_bLX.is_cpu and qkv_bLX.shape[1] <= MOST_PRODUCTS and qkv_bLX.dtype in (torch.float32, torch.float64)
+def _takes_products(x_xbLk: Tensor) -> bool:
+    return x_xbLk.is_cpu and x_xbLk.shape[2] <= MOST_PRODUCTS and x_xbLk.dtype in (torch.float32, torch.float64)
 
 
 class _Kernel:
     """One group through scaled_dot_product_attention."""
 
-    def __init__(self, qkv_bL3hk: Tensor, mask: Tensor | None) -> None:
-        self.qkv = [part.transpose(1, 2).detach().requires_grad_() for part in qkv_bL3hk.unbind(2)]
+    def __init__(self, qkv_3hbLk: Tensor, out_hbLk: Tensor, mask: Tensor | None) -> None:
+        self.qkv = [part.transpose(0, 1).detach().requires_grad_() for part in qkv_3hbLk]
         q_bhLk, k_bhLk, v_bhLk = self.qkv
         with torch.enable_grad():
             self.attended = F.scaled_dot_product_attention(
                 q_bhLk, k_bhLk, v_bhLk, attn_mask=mask, is_causal=mask is None
             )
-        self.out_bhLk = self.attended.detach()
+        out_hbLk.copy_(self.attended.detach().transpose(0, 1))
 
-    def gradients(self, grad_bhLk: Tensor) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(self.attended, self.qkv, grad_bhLk)
+    def write_gradients(self, grad_hbLk: Tensor, found_3hbLk: Tensor) -> None:
+        gradients = torch.autograd.grad(self.attended, self.qkv, grad_hbLk.transpose(0, 1))
+        for found_hbLk, gradient_bhLk in zip(found_3hbLk, gradients, strict=True):
+            found_hbLk.copy_(gradient_bhLk.transpose(0, 1))
 
 
 class _Products:
-    """One group of short sequences on a CPU as batched matrix products with the scores kept."""
+    """One group of short sequences on a CPU as batched matrix products, block by block of rows, with the scores kept.
 
-    def __init__(self, qkv_bL3hk: Tensor, mask: Tensor | None) -> None:
-        b, L, _, h, k = qkv_bL3hk.shape
-        self.shape, self.scale = (b, h, L, k), k**-0.5
-        self.q_nLk, self.k_nLk, self.v_nLk = qkv_bL3hk.permute(2, 0, 3, 1, 4).reshape(3, b * h, L, k)
-        future_LL = torch.full((L, L), -torch.inf, dtype=qkv_bL3hk.dtype).triu(1)
-        scores_nLL = torch.baddbmm(future_LL, self.q_nLk, self.k_nLk.mT, alpha=self.scale)
-        if mask is not None:
-            scores_nLL.view(b, h, L, L).masked_fill_(~mask, -torch.inf)
-        self.weights_nLL = scores_nLL.softmax(dim=2)
-        self.out_bhLk = torch.bmm(self.weights_nLL, self.v_nLk).view(self.shape)
+    r: tokens of a block, whose last is token c - 1 of the sequence.
+    """
 
-    def gradients(self, grad_bhLk: Tensor) -> tuple[Tensor, ...]:
-        grad_nLk = grad_bhLk.reshape(self.v_nLk.shape)
-        grad_weights_nLL = torch.bmm(grad_nLk, self.v_nLk.mT)
-        grad_nLL = torch._softmax_backward_data(grad_weights_nLL, self.weights_nLL, 2, grad_nLk.dtype)
-        found = (
-            torch.bmm(grad_nLL, self.k_nLk).mul_(self.scale),
-            torch.bmm(grad_nLL.mT, self.q_nLk).mul_(self.scale),
-            torch.bmm(self.weights_nLL.mT, grad_nLk),
-        )
-        return tuple(gradient.view(self.shape) for gradient in found)
+    def __init__(self, qkv_3hbLk: Tensor, out_hbLk: Tensor, mask: Tensor | None) -> None:
+        heads, b, L, k = out_hbLk.shape
+        self.qkv_3nLk, out_nLk = qkv_3hbLk.flatten(1, 2), out_hbLk.flatten(0, 1)
+        q_nLk, k_nLk, v_nLk = self.qkv_3nLk
+        self.scale = k**-0.5
+        rows = -(-L // max(1, round(L / ROWS)))
+        self.blocks = [slice(begin, min(begin + rows, L)) for begin in range(0, L, rows)]
+        self.weights: list[Tensor] = []
+        future_LL = torch.full((L, L), -torch.inf, dtype=q_nLk.dtype).triu(1)
+        for block in self.blocks:
+            seen = slice(0, block.stop)
+            scores_nrc = torch.baddbmm(future_LL[block, seen], q_nLk[:, block], k_nLk[:, seen].mT, alpha=self.scale)
+            if mask is not None:
+                scores_nrc.view(heads, b, *scores_nrc.shape[1:]).masked_fill_(~mask[:, 0, block, seen], -torch.inf)
+            self.weights.append(scores_nrc.softmax(dim=2))
+            _put(out_nLk[:, block], self.weights[-1], v_nLk[:, seen])
+
+    def write_gradients(self, grad_hbLk: Tensor, found_3hbLk: Tensor) -> None:
+        q_nLk, k_nLk, v_nLk = self.qkv_3nLk
+        found_3nLk, grad_nLk = found_3hbLk.flatten(1, 2), grad_hbLk.flatten(0, 1)
+        grad_q_nLk, grad_k_nLk, grad_v_nLk = found_3nLk
+        for block, weights_nrc in zip(reversed(self.blocks), reversed(self.weights), strict=True):
+            seen, add = slice(0, block.stop), block.stop < q_nLk.shape[1]
+            grad_weights_nrc = torch.bmm(grad_nLk[:, block], v_nLk[:, seen].mT)
+            grad_nrc = torch._softmax_backward_data(grad_weights_nrc, weights_nrc, 2, grad_nLk.dtype)
+            _put(grad_q_nLk[:, block], grad_nrc, k_nLk[:, seen])
+            _put(grad_k_nLk[:, seen], grad_nrc.mT, q_nLk[:, block], add)
+            _put(grad_v_nLk[:, seen], weights_nrc.mT, grad_nLk[:, block], add)
+        found_3nLk[:2].mul_(self.scale)
+
+
+def _put(out_nak: Tensor, left_nac: Tensor, right_nck: Tensor, add: bool = False) -> None:
+    """The product into its place, or added to what is there; torch writes to a part only item by item."""
+    if add:
+        out_nak += torch.bmm(left_nac, right_nck)
+    elif out_nak.is_contiguous():
+        torch.bmm(left_nac, right_nck, out=out_nak)
+    else:
+        out_nak.copy_(torch.bmm(left_nac, right_nck))
 
 
 class CausalAttention(nn.Module):

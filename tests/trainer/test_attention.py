@@ -29,12 +29,13 @@ def alone(attention: CausalAttention, x_LD: Tensor, allowed_LL: Tensor) -> Tenso
 
 @pytest.mark.parametrize("window", [None, 0, 5])
 @pytest.mark.parametrize("padding", [0.1, 0.0, 1.0])
-@pytest.mark.parametrize("most_products", [256, 12, 0])
+@pytest.mark.parametrize(("most_products", "rows"), [(256, 100), (256, 6), (12, 1), (0, 1)])
 def test_a_batch_equals_each_sequence_alone(
-    window: int | None, padding: float, most_products: int, monkeypatch: pytest.MonkeyPatch
+    window: int | None, padding: float, most_products: int, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With batched products, with the kernel, and with both."""
+    """With batched products, whole and in blocks, with the kernel, and with both."""
     monkeypatch.setattr(trainer.attention, "MOST_PRODUCTS", most_products)
+    monkeypatch.setattr(trainer.attention, "ROWS", rows)
     torch.manual_seed(0)
     attention = CausalAttention(D, HEADS).double()
     x_TD = torch.randn(sum(LENGTHS), D, dtype=torch.float64, requires_grad=True)
@@ -61,18 +62,19 @@ def test_a_batch_equals_each_sequence_alone(
         torch.testing.assert_close(a, b)
 
 
-def test_groups_hold_every_token_once_and_pad_little() -> None:
+@pytest.mark.parametrize("parts", [1, 2, 6])
+def test_groups_hold_every_piece_of_every_token_once(parts: int) -> None:
     layout = Layout(torch.tensor(LENGTHS))
     assert sum(b for b, _ in layout.groups) == len(LENGTHS)
-    x_TD = torch.randn(sum(LENGTHS), 3)
-    x_PD = layout.pad(x_TD)
-    rows = [row for part in layout.grouped(x_PD) for row in part]
-    for row, own, length in zip(rows, x_TD.split(LENGTHS), LENGTHS, strict=True):
+    x_TX = torch.randn(sum(LENGTHS), 3 * parts)
+    x_Rk = layout.take(x_TX, parts)
+    rows = [row for group in layout.grouped(x_Rk, parts) for row in group.permute(1, 2, 0, 3).flatten(2)]
+    for row, own, length in zip(rows, x_TX.split(LENGTHS), LENGTHS, strict=True):
         assert torch.equal(row[:length], own)
-        assert torch.equal(row[length:], own[-1:].expand(len(row) - length, 3))
-    assert torch.equal(layout.unpad(x_PD), x_TD)
-    (gradient,) = torch.autograd.grad(layout.unpad(y_PD := x_PD.clone().requires_grad_()), y_PD, x_TD)
-    assert torch.equal(layout.spread(x_TD), gradient)
+        assert torch.equal(row[length:], own[-1:].expand(len(row) - length, 3 * parts))
+    assert torch.equal(layout.give_back(x_Rk, parts), x_TX)
+    (gradient,) = torch.autograd.grad(layout.give_back(y_Rk := x_Rk.clone().requires_grad_(), parts), y_Rk, x_TX)
+    assert torch.equal(layout.scatter(x_TX, parts), gradient)
 
 
 @settings(max_examples=100, deadline=None)
