@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from trainer.attention import CausalAttention, Layout
 _HOUR, _DAY = parse_duration("1h"), parse_duration("1d")
 
 
-IN_CACHE = 2048
+IN_CACHE = 4096
 """Tokens that go through a feed-forward layer at once on a CPU, whose cache its wide activations would not fit."""
 
 
@@ -39,6 +40,7 @@ class Inputs:
 class Dropout(nn.Module):
     """Dropout whose mask costs 16 random bits a value on CPU, where torch draws a number for each, one by one.
 
+    The bits come from NumPy's SFC64, seeded by torch's generator: torch's own takes three times as long for them.
     There the rate is rounded to a multiple of 2 ** -16, and the values that stay are scaled accordingly.
     """
 
@@ -52,9 +54,10 @@ class Dropout(nn.Module):
             return x
         if x.device.type != "cpu":
             return F.dropout(x, self.rate)
-        draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-        kept = draws.view(torch.int16)[: x.numel()].view(x.shape) >= self.dropped - 2**15
-        return x * kept.to(x.dtype).mul_(2**16 / (2**16 - self.dropped))
+        seed = int(torch.empty((), dtype=torch.int64).random_())
+        bits = np.random.SFC64(seed).random_raw(-(-x.numel() // 4)).view(np.int16)
+        kept = torch.from_numpy(bits)[: x.numel()].view(x.shape) >= self.dropped - 2**15
+        return x * (kept * x.new_tensor(2**16 / (2**16 - self.dropped)))
 
 
 class TimestampEncoding(nn.Module):
