@@ -13,11 +13,12 @@ RUN apt-get update \
 
 WORKDIR /app
 
-# Dependencies first: this layer is built again only when they change.
+# Dependencies first: this layer is built again only when they change. Compiled here, because the user can not write there:
+# without, every process takes ten seconds longer to import torch and TorchRec.
 COPY pyproject.toml ./
 COPY requirements/ requirements/
 RUN pip install --no-cache-dir uv \
-    && uv pip install --system --no-cache --overrides requirements/overrides-cuda.txt \
+    && uv pip install --system --no-cache --compile-bytecode --overrides requirements/overrides-cuda.txt \
        --constraints requirements/cuda.txt --requirements pyproject.toml --extra cuda
 
 COPY README.md ./
@@ -27,7 +28,7 @@ COPY trainer/ trainer/
 COPY evaluation/ evaluation/
 COPY cluster/ cluster/
 COPY configs/ configs/
-RUN uv pip install --system --no-cache --no-deps . \
+RUN uv pip install --system --no-cache --compile-bytecode --no-deps . \
     && useradd --create-home --uid 1000 ray \
     && chown ray /app
 

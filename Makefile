@@ -18,12 +18,13 @@ endif
 
 .PHONY: setup demo test lint s3 bench-peers lock clean
 
+# Compiled to bytecode at once: where PYTHONDONTWRITEBYTECODE is set, every process would take ten seconds longer to start.
 setup: $(VENV)/.installed-$(ACCELERATOR)
 
 $(VENV)/.installed-$(ACCELERATOR): pyproject.toml requirements/$(ACCELERATOR).txt requirements/s3.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python $(INDEX) --overrides requirements/overrides-$(ACCELERATOR).txt \
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python $(INDEX) --overrides requirements/overrides-$(ACCELERATOR).txt \
 	  --constraints requirements/$(ACCELERATOR).txt --editable '.[$(ACCELERATOR),dev]'
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes --requirements requirements/s3.txt
 	rm -f $(VENV)/.installed-*
