@@ -237,7 +237,8 @@ def table(flops: Flops, times: dict[str, list[float]]) -> list[dict[str, Any]]:
     whole = sum(map(sum, times.values()))
     rows = []
     for label, (forward, backward) in sorted(times.items(), key=lambda item: -sum(item[1])):
-        gflop = sum(flops.get(label, (0.0, 0.0))) / 1e9
+        inside = f"{label}: {SCORES}"
+        gflop = sum(flops.get(label, flops.get(inside, (0.0, 0.0)) if inside not in times else (0.0, 0.0))) / 1e9
         spent = forward + backward
         rows.append(
             {
