@@ -136,6 +136,6 @@ def test_shipped_configs_run_on_real_data(config: str, files: list[str], tmp_pat
         "evaluate.resamples=200",
     ]
     if config == "globo":
-        overrides.append("data.until=2017-10-03T12:00:00")
+        overrides.append("data.until=2017-10-02T12:00:00")
     assert main(["run", str(ROOT / "configs" / f"{config}.yaml"), *overrides, "--no-ray"]) == 0
     assert results_of(tmp_path / config)["models"]["intentrec"]["metrics"]["HR@20"] > 0

@@ -58,7 +58,7 @@ def test_interrupted_after_any_call_it_goes_on_with_what_is_finished(log: Path, 
     prepare(log_config(log), str(tmp_path / "whole"), lambda _: None, whole)
     expected = contents(tmp_path / "whole")
     assert not any("_work" in name for name in expected)
-    for after in range(0, len(whole.made), 7):
+    for after in range(0, len(whole.made), 17):
         out = tmp_path / f"stopped-after-{after}"
         first, second = Breaking(after), Breaking()
         with pytest.raises(Interrupted):
