@@ -24,7 +24,8 @@ setup: $(VENV)/.installed-$(ACCELERATOR)
 $(VENV)/.installed-$(ACCELERATOR): pyproject.toml requirements/$(ACCELERATOR).txt requirements/s3.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python $(INDEX) --overrides requirements/overrides-$(ACCELERATOR).txt \
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python $(INDEX) \
+	  --overrides requirements/overrides-$(ACCELERATOR).txt \
 	  --constraints requirements/$(ACCELERATOR).txt --editable '.[$(ACCELERATOR),dev]'
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes --requirements requirements/s3.txt
 	rm -f $(VENV)/.installed-*

@@ -137,13 +137,12 @@ class Setting:
     """Whether popular rows are spread over the workers, as they are, in place of blocks of consecutive items."""
 
 
-BY_COLUMNS = Setting("item table column-wise, fp16", value_bytes=2, columns=True)
 HALF = Setting("row-wise, fp16", value_bytes=2)
 SETTINGS = (
     Setting("every table row-wise, fp32"),
     HALF,
     Setting("features data_parallel, fp16", features=DATA_PARALLEL, value_bytes=2),
-    BY_COLUMNS,
+    Setting("item table column-wise, fp16", value_bytes=2, columns=True),
     Setting("row-wise, fp16, were rows not spread", value_bytes=2, spread=False),
     Setting("row-wise, fp16, were each row asked for as often as needed", value_bytes=2, once=False),
     Setting("row-wise, fp16, were it neither", value_bytes=2, once=False, spread=False),

@@ -141,8 +141,9 @@ def check(flops: Flops, counted: dict[str, float]) -> dict[str, float]:
 def marked(step: Step) -> Iterator[None]:
     """Inside, every layer of the step's model is a range of the profiler's trace."""
     recommender = step.recommender
+    labels = labels_of(recommender.network)
     modules = [
-        (module, labels_of(recommender.network).get(name, REST))
+        (module, f"{labels[name]}: {SCORES}" if isinstance(module, CausalAttention) else labels.get(name, REST))
         for name, module in recommender.network.named_modules()
         if name
     ]
@@ -210,8 +211,6 @@ def times_by_layer(events: Any, steps: int) -> dict[str, list[float]]:
         elif event.name.startswith("autograd::engine::evaluate_function"):
             backward.append(event)
             return
-        elif "scaled_dot_product" in event.name and SCORES not in label:
-            label = f"{label}: {SCORES}"
         forward.append((event, label))
         for child in event.cpu_children:
             walk(child, label)
@@ -237,8 +236,7 @@ def table(flops: Flops, times: dict[str, list[float]]) -> list[dict[str, Any]]:
     whole = sum(map(sum, times.values()))
     rows = []
     for label, (forward, backward) in sorted(times.items(), key=lambda item: -sum(item[1])):
-        inside = f"{label}: {SCORES}"
-        gflop = sum(flops.get(label, flops.get(inside, (0.0, 0.0)) if inside not in times else (0.0, 0.0))) / 1e9
+        gflop = sum(flops.get(label, (0.0, 0.0))) / 1e9
         spent = forward + backward
         rows.append(
             {

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +58,7 @@ def build_tables(
 
 
 def expected_lookups(tables: list[EmbeddingConfig], tokens: int, candidates: int) -> dict[str, float]:
-    """Rows of each table that a batch of `tokens` looks up at most; a list of values counts as one."""
+    """Rows of each table that a batch of `tokens` looks up, were they all different; a list of values counts as one."""
     wanted = {table.name: tokens + (candidates if table.name == ITEM else 0) for table in tables}
     return {table.name: float(min(wanted[table.name], table.num_embeddings)) for table in tables}
 
@@ -74,20 +75,16 @@ class Lookup:
 
 def lookup_once(tables: list[EmbeddingConfig], wanted: list[Tensor]) -> Lookup:
     """Each row of `tables` once that is among the `wanted` rows of each, which are int64 of any length."""
-    device, names = wanted[0].device, [table.name for table in tables]
-    sizes = torch.tensor([table.num_embeddings for table in tables])
-    ends_F = sizes.cumsum(0).to(device)
-    begins = (sizes.cumsum(0) - sizes).tolist()
+    *begins, end = accumulate((table.num_embeddings for table in tables), initial=0)
     everything = torch.cat([part + begin for part, begin in zip(wanted, begins, strict=True)])
     row_U, place_N = torch.unique(everything, return_inverse=True)
-    after_F = torch.searchsorted(row_U, ends_F)
-    first_F = F.pad(after_F[:-1], (1, 0))
-    count_F = after_F - first_F
-    row_U -= (ends_F - sizes.to(device)).repeat_interleave(count_F, output_size=len(row_U))
-    places = [
-        place - first for place, first in zip(place_N.split([len(part) for part in wanted]), first_F, strict=True)
-    ]
-    return Lookup(KeyedJaggedTensor(keys=names, values=row_U, lengths=count_F), places)
+    edges = torch.tensor([*begins, end], device=row_U.device)
+    firsts = torch.searchsorted(row_U, edges)
+    count_F = firsts.diff()
+    row_U -= edges[:-1].repeat_interleave(count_F, output_size=len(row_U))
+    split = place_N.split([len(part) for part in wanted])
+    places = [place - first for place, first in zip(split, firsts[:-1], strict=True)]
+    return Lookup(KeyedJaggedTensor(keys=[table.name for table in tables], values=row_U, lengths=count_F), places)
 
 
 def mean_of_lists(rows_UD: Tensor, place_N: Tensor, lengths_T: Tensor) -> Tensor:

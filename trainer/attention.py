@@ -45,7 +45,7 @@ class Layout:
         self.source_P = begin_B.repeat_interleave(padded_B) + torch.minimum(nth_P, length_P - 1)
         """The token that stands at each place, on the CPU; padding repeats the last of its sequence."""
         self.place_T = torch.nonzero(nth_P < length_P)[:, 0]
-        self._heads: dict[int, tuple[Tensor, Tensor]] = {}
+        self._pieces: dict[int, tuple[Tensor, Tensor]] = {}
 
     @cached_property
     def begins(self) -> Tensor:
@@ -88,7 +88,7 @@ class Layout:
 
     def _places(self, parts: int) -> tuple[Tensor, Tensor]:
         """For each place of `take` the piece there, numbered token by token; and the place of each piece."""
-        if parts not in self._heads:
+        if parts not in self._pieces:
             part = torch.arange(parts)
             sizes = torch.tensor(self.sizes)
             sources = self.source_P.split(self.sizes)
@@ -96,8 +96,8 @@ class Layout:
             size_T = sizes.repeat_interleave(sizes)[self.place_T]
             begin_T = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)[self.place_T]
             place_TX = (begin_T * (parts - 1) + self.place_T)[:, None] + size_T[:, None] * part
-            self._heads[parts] = piece_R.to(self.device), place_TX.flatten().to(self.device)
-        return self._heads[parts]
+            self._pieces[parts] = piece_R.to(self.device), place_TX.flatten().to(self.device)
+        return self._pieces[parts]
 
 
 def _groups(lengths: list[int], padding: float) -> list[tuple[int, int]]:

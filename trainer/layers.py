@@ -40,8 +40,8 @@ class Inputs:
 class Dropout(nn.Module):
     """Dropout whose mask costs 16 random bits a value on CPU, where torch draws a number for each, one by one.
 
-    The bits come from NumPy's SFC64, seeded by torch's generator: torch's own takes three times as long for them.
-    There the rate is rounded to a multiple of 2 ** -16, and the values that stay are scaled accordingly.
+    There the rate is rounded to a multiple of 2 ** -16, and the values that stay are scaled accordingly. The bits come
+    from NumPy's SFC64, seeded by torch's generator, which itself takes twice as long for them.
     """
 
     def __init__(self, rate: float) -> None:
