@@ -2,7 +2,7 @@
 
     N  values in all        R  rows        offsets_R1  row r holds values[offsets[r]:offsets[r + 1]]
 
-All functions are vectorised numpy: their Python time does not depend on the number of rows.
+All functions are vectorised numpy or compiled: their Python time does not depend on the number of rows.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+
+from ingest import kernels
 
 Integers = NDArray[np.int64]
 
@@ -71,14 +73,8 @@ def ranges(starts: NDArray, lengths: NDArray) -> Integers:
     return np.arange(offsets[-1], dtype=np.int64) + np.repeat(starts - offsets[:-1], lengths)
 
 
-def cut(sizes: Integers, limit: int) -> list[tuple[int, int]]:
-    """Consecutive intervals of `sizes` that sum to `limit` at most, or hold a single one that is larger."""
-    sums = np.cumsum(sizes)
-    intervals = []
-    begin = 0
-    while begin < len(sizes):
-        done = int(sums[begin - 1]) if begin else 0
-        end = max(int(np.searchsorted(sums, done + limit, side="right")), begin + 1)
-        intervals.append((begin, end))
-        begin = end
-    return intervals
+def cut(sizes: Integers, limit: int) -> Integers:
+    """The bounds, 0 and [R] included, of consecutive intervals of `sizes` [R] that sum to `limit` at most, or hold a
+    single one that is larger."""
+    bounds = np.empty(len(sizes) + 1, dtype=np.int64)
+    return bounds[: kernels.cut(sizes, limit, bounds)].copy()

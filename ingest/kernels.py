@@ -39,6 +39,24 @@ def count_up(first_R: NDArray, length_R: NDArray, out_N: NDArray) -> None:
 
 
 @_compiled
+def cut(size_R: NDArray, limit: int, bounds_R1: NDArray) -> int:
+    """Bounds of consecutive intervals that sum to `limit` at most, or hold a single one that is larger; their number,
+    which is one more than that of the intervals."""
+    found, total = 1, 0
+    bounds_R1[0] = 0
+    for r in range(len(size_R)):
+        if bounds_R1[found - 1] < r and total + size_R[r] > limit:
+            bounds_R1[found] = r
+            found += 1
+            total = 0
+        total += size_R[r]
+    if len(size_R):
+        bounds_R1[found] = len(size_R)
+        found += 1
+    return found
+
+
+@_compiled
 def split(
     values: NDArray, start_B: NDArray, tokens_B: NDArray, first_B: NDArray, targets_B: NDArray,
     out_T: NDArray, out_Q: NDArray,

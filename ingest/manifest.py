@@ -98,19 +98,30 @@ def load_manifest(url: str) -> Manifest:
     path = join(url, "manifest.json")
     if not exists(path):
         raise InputError(f"{path}: no such file; `intentrec prepare` writes it")
+    text = read_text(path)
     try:
-        content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: not valid JSON: {error}") from None
-    version = content.get("version") if isinstance(content, dict) else None
+        manifest = Manifest.model_validate_json(text)
+    except ValidationError as error:
+        version = _version(text, path)
+        damage = f"{path}: damaged: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}"
+    else:
+        version, damage = manifest.version, ""
     if version != VERSION:
         raise InputError(
             f"{path}: version {version!r}; this release reads version {VERSION}, so prepare the data again"
         )
+    if damage:
+        raise InputError(damage)
+    return manifest
+
+
+def _version(text: str, path: str) -> Any:
+    """What the manifest `text` says of its version; `InputError` where it is no JSON."""
     try:
-        return Manifest.model_validate(content)
-    except ValidationError as error:
-        raise InputError(f"{path}: damaged: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}") from None
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: not valid JSON: {error}") from None
+    return content.get("version") if isinstance(content, dict) else None
 
 
 def save_manifest(manifest: Manifest, url: str) -> None:

@@ -67,16 +67,16 @@ class Position:
 class Units(Sequence[Unit]):
     """A worker's units of an epoch, each made when it is asked for: there may be a million row groups."""
 
-    def __init__(self, groups_G2: NDArray[np.int64], cuts: list[tuple[int, int]]) -> None:
-        """`groups_G2`: shard and row group of all of them; `cuts`: where each unit begins and ends among them."""
-        self.groups_G2, self.cuts = groups_G2, cuts
+    def __init__(self, groups_G2: NDArray[np.int64], chosen_C: NDArray[np.int64], bounds_U1: NDArray[np.int64]) -> None:
+        """`groups_G2`: shard and row group of all of a split; unit u holds chosen[bounds[u]:bounds[u + 1]] of them."""
+        self.groups_G2, self.chosen_C, self.bounds_U1 = groups_G2, chosen_C, bounds_U1
 
     def __len__(self) -> int:
-        return len(self.cuts)
+        return len(self.bounds_U1) - 1
 
     def __getitem__(self, number: int) -> Unit:  # type: ignore[override]
-        begin, end = self.cuts[number]
-        return Unit(tuple((shard, group) for shard, group in self.groups_G2[begin:end].tolist()))
+        chosen = self.chosen_C[self.bounds_U1[number] : self.bounds_U1[number + 1]]
+        return Unit(tuple((shard, group) for shard, group in self.groups_G2[chosen].tolist()))
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,8 @@ class Reader:
             [np.repeat(np.arange(len(counts)), counts), ranges(np.zeros_like(counts), counts)], axis=1
         )
         """Shard and row group of every row group of the split."""
-        self.group_sizes = np.array([size for shard in self.shards for _, size in shard.row_groups], dtype=np.int64)
+        sizes = chain.from_iterable(shard.row_groups for shard in self.shards)
+        self.group_sizes = np.fromiter((size for _, size in sizes), dtype=np.int64, count=len(self.groups))
         self.skipped: list[Skipped] = []
         """Row groups that were set aside so far."""
 
@@ -202,7 +203,7 @@ class Reader:
 
     def _grouped(self, chosen: NDArray) -> Units:
         """Units of about `shuffle_buffer` interactions from the row groups `chosen`, in that order."""
-        return Units(self.groups[chosen], cut(self.group_sizes[chosen], self.config.shuffle_buffer))
+        return Units(self.groups, chosen, cut(self.group_sizes[chosen], self.config.shuffle_buffer))
 
     def _builds(self, epoch: int, units: Sequence[Unit]) -> Generator[Build, None, None]:
         """The batches as they are being built, several at a time, each with the units that are left after it."""

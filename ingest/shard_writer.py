@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -43,10 +44,10 @@ def write_shards(
 
     `name`: the split and the beginning of the files' names.
     """
-    groups = cut(rows.length, min(row_group_interactions, shard_interactions))
+    groups = list(pairwise(cut(rows.length, min(row_group_interactions, shard_interactions)).tolist()))
     sizes = np.array([int(rows.length[begin:end].sum()) for begin, end in groups])
     shards = []
-    for number, (first, last) in enumerate(cut(sizes, shard_interactions)):
+    for number, (first, last) in enumerate(pairwise(cut(sizes, shard_interactions))):
         path = f"{name}-{number:03d}.parquet"
         content = _shard(rows, log, groups[first:last])
         with open_file(join(url, path), "wb") as file:
