@@ -95,7 +95,7 @@ class _Evaluating:
         self.filter_seen = config.evaluate.filter_seen
         train = Reader(config.data_folder, self.manifest, self.items, "train", config.train.reader,
                        rank=worker.rank, workers=worker.workers)  # fmt: skip
-        own = label_counts(train)
+        own = label_counts(train, worker)
         parts = gather_objects(own)
         self.majority = majority_labels({name: sum(part[name] for part in parts) for name in own})
 
@@ -116,7 +116,9 @@ class _Evaluating:
             else:
                 scorer, facts = self._counted(model), {"inputs": "items", "parameters": None}
                 reader = self._test(self.config.train.reader)
-            evaluation = evaluate(scorer, reader, self.worker, self.filter_seen, self.majority).merged()
+            evaluation = evaluate(
+                scorer, reader, self.worker, self.filter_seen, f"evaluate {name}", self.majority
+            ).merged()
             skipped.update(astuple(entry) for part in gather_objects(reader.skipped) for entry in part)
             evaluations[name] = evaluation
             models[name] = self._facts(name, facts, evaluation)

@@ -86,16 +86,31 @@ def in_step(reader: Reader, worker: Worker) -> Iterator[Batch]:
         yield (found[0] if found is not None else empty).to(worker.device)
 
 
+def shown(batches: Iterator[Batch], reader: Reader, worker: Worker, doing: str) -> Iterator[Batch]:
+    """The reader's `batches`, while a progress bar counts the first worker's users."""
+    of = f", 1 of {worker.workers} workers" if worker.workers > 1 else ""
+    with worker.progress(reader.own_rows(), doing + of) as bar:
+        for batch in batches:
+            yield batch
+            if bar is not None:
+                bar.update(batch.rows)
+
+
 def evaluate(
-    scorer: Scorer, reader: Reader, worker: Worker, filter_seen: bool, majority: dict[str, int] | None = None
+    scorer: Scorer,
+    reader: Reader,
+    worker: Worker,
+    filter_seen: bool,
+    doing: str,
+    majority: dict[str, int] | None = None,
 ) -> Evaluation:
     """Rank every target of the reader's split; this worker's part of the result.
 
-    `majority`: the label index that is most common in training, by intent.
+    `doing`: what the progress bar says. `majority`: the label index that is most common in training, by intent.
     """
     ranker = CatalogueRanker(scorer, reader.manifest.items, worker, filter_seen)
     result = Evaluation()
-    for batch in in_step(reader, worker):
+    for batch in shown(in_step(reader, worker), reader, worker, doing):
         prediction: Prediction | None = None
         if isinstance(scorer, NeuralScorer):
             prediction = scorer.step.predict(batch)
@@ -142,14 +157,15 @@ def _add(counts: dict[str, list[int]], name: str, hits_Q: torch.Tensor, known_Q:
 
 def validate(step: Step, reader: Reader, worker: Worker, filter_seen: bool) -> Validation:
     """The validation that the trainer calls at the end of each epoch."""
-    merged = evaluate(NeuralScorer(step), reader, worker, filter_seen).merged()
+    merged = evaluate(NeuralScorer(step), reader, worker, filter_seen, "validate").merged()
     return Validation(merged.metrics(), merged.intents(), merged.mean_attention())
 
 
-def label_counts(reader: Reader) -> dict[str, np.ndarray]:
-    """How often each label of every intent comes among the training targets, by index."""
+def label_counts(reader: Reader, worker: Worker) -> dict[str, np.ndarray]:
+    """How often each label of every intent comes among this worker's training targets, by index."""
     counts = {feature.name: np.zeros(feature.size, dtype=np.int64) for feature in reader.manifest.intents}
-    for batch, _ in reader.epoch(0):
+    batches = (batch for batch, _ in reader.epoch(0))
+    for batch in shown(batches, reader, worker, "count labels"):
         for name, label in batch.labels.items():
             values = label.values if isinstance(label, JaggedTensor) else label
             counts[name] += np.bincount(values.numpy(), minlength=len(counts[name]))

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from evaluation.config import RecommendConfig
-from evaluation.evaluate import in_step
+from evaluation.evaluate import in_step, shown
 from evaluation.ranking import CatalogueRanker, NeuralScorer
 from ingest.jagged import offsets_of
 from ingest.manifest import Manifest
@@ -71,11 +71,6 @@ def recommend(
     """
     manifest = readers[0].manifest
     ranker = CatalogueRanker(scorer, manifest.items, worker, filter_seen)
-    bar = None
-    if worker.bar and worker.first:
-        bar = worker.bar(
-            total=sum(reader.own_rows() for reader in readers), desc="recommend, this worker", unit="users"
-        )
     written, waiting, tables = 0, 0, []
     with ExitStack() as stack:
         writer: pq.ParquetWriter | None = None
@@ -83,8 +78,6 @@ def recommend(
             if table is not None:
                 tables.append(table)
                 waiting += table.num_rows
-                if bar is not None:
-                    bar.update(table.num_rows)
             if waiting and (waiting >= ROW_GROUP or table is None):
                 whole = pa.concat_tables(tables)
                 if writer is None:
@@ -92,8 +85,6 @@ def recommend(
                     writer = stack.enter_context(pq.ParquetWriter(file, whole.schema, compression="zstd"))
                 writer.write_table(whole, row_group_size=waiting)
                 written, waiting, tables = written + waiting, 0, []
-    if bar is not None:
-        bar.close()
     return written
 
 
@@ -106,7 +97,10 @@ def _tables(
     names: Names,
 ) -> Iterator[pa.Table]:
     kind = readers[0].source.user_type()
-    for batch in chain.from_iterable(in_step(reader, worker) for reader in readers):
+    parts = (
+        shown(in_step(reader, worker), reader, worker, f"recommend, users of {reader.split}") for reader in readers
+    )
+    for batch in chain.from_iterable(parts):
         prediction = scorer.step.predict(batch)
         item_QK, score_QK = ranker.top(prediction.query_QD, batch.seen, settings.top)
         if not batch.rows:

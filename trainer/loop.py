@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -115,7 +114,8 @@ class Trainer:
         sums = self.progress.sums if self.progress.position else {}
         self._loss_sum, self._weight_sum = sums.get("loss", 0.0), sums.get("weight", 0.0)
         self._parts: dict[str, float] = dict(sums.get("parts", {}))
-        with self._bar() as bar:
+        users = sum(shard.rows for shard in self.manifest.shards["train"])
+        with self.worker.progress(users, self._caption()) as bar:
             for batch, left in self._batches():
                 self._train_step(batch, bar)
                 self.progress.seconds = before + time.perf_counter() - began
@@ -212,19 +212,6 @@ class Trainer:
     def _caption(self, loss: float | None = None, throughput: float = 0.0) -> str:
         caption = f"{self.run.name} epoch {self.progress.epoch + 1}/{self.config.epochs}"
         return caption if loss is None else f"{caption} loss {loss:.3f} {throughput:,.0f} tokens/s"
-
-    @contextmanager
-    def _bar(self) -> Iterator[Any]:
-        """The progress bar of an epoch, None on other workers than the first."""
-        if self.worker.bar is None or not self.worker.first:
-            yield None
-            return
-        rows = sum(shard.rows for shard in self.manifest.shards["train"])
-        bar = self.worker.bar(total=rows, desc=self._caption(), unit="users")
-        try:
-            yield bar
-        finally:
-            bar.close()
 
     def _gather_skipped(self) -> None:
         """What any worker's reader has set aside goes into the progress, and its count to TensorBoard."""

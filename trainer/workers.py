@@ -33,6 +33,18 @@ class Worker:
     def first(self) -> bool:
         return self.rank == 0
 
+    @contextmanager
+    def progress(self, total: int, description: str) -> Iterator[Any]:
+        """A progress bar over `total` users while the block runs; None on other workers than the first."""
+        if self.bar is None or not self.first:
+            yield None
+            return
+        bar = self.bar(total=total, desc=description, unit="users")
+        try:
+            yield bar
+        finally:
+            bar.close()
+
 
 @contextmanager
 def single_process(device: torch.device) -> Iterator[None]:
