@@ -84,7 +84,9 @@ class Config(Settings):
             raise ValueError("data.events is missing: name the log, or take a section simulate or import")
         for name, model in self.models.items():
             if isinstance(model, NeuralConfig):
-                self.train_config(name)
+                width, heads = self.train_config(name).tables.dimension, model.heads
+                if width % heads:
+                    raise ValueError(f"models.{name}.heads: {heads} do not divide train.tables.dimension, {width}")
             if isinstance(model, IntentRecConfig) and not self.data.intents:
                 raise ValueError(
                     f"models.{name} of kind intentrec needs a feature with `intent: true` in data.features"

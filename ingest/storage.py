@@ -7,6 +7,7 @@ s3fs does not survive a fork.
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import random
@@ -15,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, Concatenate, ParamSpec, TypeVar
 
 import fsspec
 import pyarrow.fs
@@ -23,6 +24,7 @@ from fsspec.core import url_to_fs
 
 from ingest.errors import InputError
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -101,6 +103,46 @@ def patiently(ask: Callable[[], T], url: str, seconds: float) -> T:
             pause = min(2 * pause, 15.0)
 
 
+@contextmanager
+def _told(url: str, writing: bool = False) -> Iterator[None]:
+    """What keeps the storage of `url` from answering becomes an `InputError` that names it.
+
+    That nothing is there to be read stays a `FileNotFoundError`.
+    """
+    try:
+        yield
+    except PermissionError as error:
+        raise InputError(f"{url}: may not be {'written' if writing else 'read'}: {error}") from None
+    except OSError as error:
+        nowhere = isinstance(error, FileNotFoundError | NotADirectoryError | FileExistsError)
+        if writing and (nowhere or error.errno in (errno.EINVAL, errno.EROFS)):
+            raise InputError(f"{url}: can not be written: {error}") from None
+        raise
+    except Exception as error:
+        if is_remote(url) and _is_of_client(error):
+            raise InputError(f"{url}: the storage can not be asked: {error}") from None
+        raise
+
+
+def _is_of_client(error: Exception) -> bool:
+    """Whether the object store's client could not ask at all: no credentials, no such endpoint, no answer."""
+    from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
+
+    return isinstance(error, BotoCoreError)
+
+
+def _telling(function: Callable[Concatenate[str, P], T]) -> Callable[Concatenate[str, P], T]:
+    """`function`, whose first argument is a path or URL, with the errors of `_told`."""
+
+    @functools.wraps(function)
+    def told(url: str, /, *arguments: P.args, **options: P.kwargs) -> T:
+        with _told(url):
+            return function(url, *arguments, **options)
+
+    return told
+
+
+@_telling
 def exists(url: str) -> bool:
     filesystem, path = open_filesystem(url)
     filesystem.invalidate_cache()
@@ -115,6 +157,7 @@ def list_files(url: str, suffix: str = "") -> list[str]:
     return list(described_files(url, suffix))
 
 
+@_telling
 def described_files(url: str, suffix: str = "") -> dict[str, str]:
     """The same files, each with its size and its time of change (or ETag): other content, another text."""
     filesystem, path = open_filesystem(url)
@@ -140,6 +183,7 @@ def _description(info: dict[str, Any]) -> str:
     return f"{info['size']} {changed}"
 
 
+@_telling
 def list_names(url: str) -> list[str]:
     """The names of what is right below the folder `url`; none where it is not there."""
     filesystem, path = open_filesystem(url)
@@ -152,9 +196,11 @@ def list_names(url: str) -> list[str]:
 def make_folder(url: str) -> None:
     """Make the folder `url`; an object store needs none."""
     filesystem, path = open_filesystem(url)
-    filesystem.makedirs(path, exist_ok=True)
+    with _told(url, writing=True):
+        filesystem.makedirs(path, exist_ok=True)
 
 
+@_telling
 def remove(url: str) -> None:
     """Remove the file or the folder `url` with all in it; nothing happens where it is not there."""
     filesystem, path = open_filesystem(url)
@@ -167,11 +213,17 @@ def remove(url: str) -> None:
 def open_file(url: str, mode: str = "rb") -> Iterator[IO[Any]]:
     """Open `url`; a local file that is written appears under its name only when it is complete."""
     filesystem, path = open_filesystem(url)
-    if "w" not in mode or is_remote(url):
-        with filesystem.open(path, mode) as file:
-            yield file
-        return
-    target = Path(path)
+    with _told(url, "w" in mode):
+        if "w" not in mode or is_remote(url):
+            with filesystem.open(path, mode) as file:
+                yield file
+        else:
+            with _replaced(Path(path), mode) as file:
+                yield file
+
+
+@contextmanager
+def _replaced(target: Path, mode: str) -> Iterator[IO[Any]]:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
     try:
@@ -198,6 +250,7 @@ def write_text(url: str, text: str) -> None:
         file.write(text.encode())
 
 
+@_telling
 def list_folders(url: str) -> list[str]:
     """The names of the folders right below `url`, sorted; none where it is not there."""
     filesystem, path = open_filesystem(url)

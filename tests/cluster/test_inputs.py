@@ -48,6 +48,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> None:
         ("train.epochs=0", ["train.epochs", "greater than or equal to 1"]),
         ("data.split.kind=random", ["data.split.kind", "leave_one_out", "'random'"]),
         ("models.intentrec.train={tables: {dimension: 3}}", ["dimension"]),
+        ("models.intentrec.heads=3", ["models.intentrec.heads", "3", "train.tables.dimension", "16"]),
         ("models.intentrec.window=10", ["models.intentrec.window", "10"]),
         ("data.features.0.kind=colour", ["data.features.0.kind", "'colour'", "category"]),
         ("train.epochs", ["key.sub=value"]),

@@ -1,0 +1,67 @@
+"""What is wrong with storage is told in one sentence that names the path: local, and of a real S3 server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import s3fs
+
+from ingest.errors import InputError
+from ingest.storage import described_files, exists, make_folder, open_file, read_text, write_text
+from tests.s3 import ObjectStore
+
+
+@pytest.fixture(autouse=True)
+def fresh_client() -> Iterator[None]:
+    """A test's first client is made from the environment as it is then, and not kept for the next test."""
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"AWS_SECRET_ACCESS_KEY": "another"}, "may not be read"),
+        ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "Unable to locate credentials"),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}, "Could not connect"),
+    ],
+)
+def test_storage_that_can_not_be_asked(
+    s3: ObjectStore, monkeypatch: pytest.MonkeyPatch, changed: dict[str, str], reason: str
+) -> None:
+    s3.make_bucket("told")
+    for name, value in changed.items():
+        monkeypatch.setenv(name, value)
+    for ask in (exists, described_files, read_text):
+        with pytest.raises(InputError, match=f"^s3://told/some/file: .*{reason}"):
+            ask("s3://told/some/file")
+
+
+def test_a_bucket_that_is_not_there(s3: ObjectStore) -> None:
+    url = "s3://not-there-at-all/some/file"
+    assert not exists(url)
+    with pytest.raises(FileNotFoundError):
+        read_text(url)
+    with pytest.raises(InputError, match=f"^{url}: can not be written: The specified bucket does not exist"):
+        write_text(url, "text")
+
+
+def test_a_local_path_that_can_not_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    below = str(tmp_path / "file" / "below")
+    for write in (lambda: write_text(below, "text"), lambda: make_folder(below)):
+        with pytest.raises(InputError, match=f"^{below}: can not be written"):
+            write()
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
+    target = tmp_path / "folder" / "file"
+    with pytest.raises(TypeError), open_file(str(target), "wb") as file:
+        file.write("no bytes")
+    assert list(target.parent.iterdir()) == []
+    write_text(str(target), "whole")
+    assert read_text(str(target)) == "whole"
