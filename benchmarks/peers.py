@@ -136,14 +136,15 @@ def _own(worker: Worker, config: dict[str, Any]) -> Callable[..., dict[str, Any]
         result: dict[str, Any] = {"seconds": time.perf_counter() - began, "targets": training.targets}
         if ended:
             inside = False
-            result["losses"] = _validation_losses(training.step, held_out)
+            result["losses"] = validation_losses(training.step, held_out)
         return result
 
     facts = {"steps": steps, "items": case.manifest.items - FIRST_VALUE}
     return call
 
 
-def _validation_losses(step: Any, reader: Any) -> dict[str, float]:
+def validation_losses(step: Any, reader: Any) -> dict[str, float]:
+    """-log softmax over the whole catalogue of each user's held-out item, of users whose item is known."""
     scorer, losses = NeuralScorer(step), dict[str, float]()
     for batch, _ in reader.epoch(0):
         scores_QV = scorer.scores(scorer.queries(batch))
@@ -237,7 +238,7 @@ def _sides(peer: str, config: Config, folder: Path, options: argparse.Namespace)
     loss = {"kind": "sampled", "negatives": 256} if peer == "rectools" else {"kind": "full"}
     content["train"]["loss"] |= loss
     content["train"]["tables"]["dimension"] = 64
-    content["train"]["reader"] |= {"max_length": 200, "windows": peer == "recbole"}
+    content["train"]["reader"] |= {"max_length": options.length, "windows": peer == "recbole"}
     content["train"]["learning_rate"] = options.learning_rate
     tables = train.tables
     yield (
@@ -251,17 +252,18 @@ def _sides(peer: str, config: Config, folder: Path, options: argparse.Namespace)
             feed_forward=64 * expansion,
         ),
     )
-    shared: dict[str, Any] = {"threads": options.threads, "dimension": 64, "layers": 2, "heads": 2, "length": 200}
+    shared: dict[str, Any] = {"threads": options.threads, "dimension": 64, "layers": 2, "heads": 2}
+    shared |= {"length": options.length}
     shared |= {"dropout": options.dropout, "learning-rate": options.learning_rate, "epochs": options.epochs}
     facts: dict[str, Any] = {"optimizer": f"Adam {options.learning_rate}"}
     if peer == "rectools":
         own = {"loss": "sampled_softmax", "negatives": 256, "batch": options.rectools_batch}
         facts |= {"loss": "sampled_softmax, 256 negatives for each place", "feed_forward": 64}
-        facts["batch"] = f"{options.rectools_batch} sequences padded to 200"
+        facts["batch"] = f"{options.rectools_batch} sequences padded to {options.length}"
     else:
         own = {"expansion": 4, "batch": options.recbole_batch}
         facts |= {"loss": "CE (full softmax)", "feed_forward": 256}
-        facts["batch"] = f"{options.recbole_batch} targets, each a sequence padded to 200"
+        facts["batch"] = f"{options.recbole_batch} targets, each a sequence padded to {options.length}"
     yield peer, Peer(options.python, f"benchmarks.peer_{peer}", folder, shared | own, **facts)
 
 

@@ -5,6 +5,7 @@
     python -m benchmarks.train intentrec [CONFIG] [key=value ...]   IntentRec's time a target against SASRec's
     python -m benchmarks.train workers [CONFIG] [key=value ...]     2 workers of one thread against 1
     python -m benchmarks.train vocabulary                           steps and memory with 10K to 20M items
+    python -m benchmarks.train rates [CONFIG] [key=value ...]       validation by the tables' learning rate
     python -m benchmarks.train peers [CONFIG] [key=value ...]       against RecTools and RecBole: see `make bench-peers`
 
 A CONFIG is one of `intentrec run`, by default configs/demo.yaml with longer batches; its data are made and prepared in
@@ -27,6 +28,7 @@ import torch
 
 from benchmarks import flops
 from benchmarks.peers import measure_peers
+from benchmarks.rates import measure_rates
 from benchmarks.scaling import measure_vocabulary, measure_workers
 from benchmarks.training import Case, Driver, header, in_turns, prepared, ratio_of, targets_of
 from trainer.workers import Worker, single_process
@@ -155,6 +157,10 @@ def _names(text: str) -> list[str]:
     return text.split(",")
 
 
+def _rates(text: str) -> list[float]:
+    return [float(number) for number in text.split(",")]
+
+
 def _numbers(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
 
@@ -209,6 +215,14 @@ def _parser() -> argparse.ArgumentParser:
     sizes |= {"negatives": 1024, "workers": 2, "batches": 8, "rounds": 5, "steps": 64}
     for size, default in sizes.items():
         added.add_argument(f"--{size}", type=int, default=default)
+    added = command("rates", measure_rates)
+    added.add_argument("words", nargs="*", metavar="CONFIG | key=value", help="a config, and what is laid over it")
+    added.set_defaults(config="configs/demo.yaml")
+    added.add_argument("--model", default="sasrec")
+    added.add_argument("--rates", type=_rates, default=[0.01, 0.02, 0.05, 0.1], metavar="0.01,0.02,0.05,0.1")
+    added.add_argument("--epochs", type=int, default=5)
+    added.add_argument("--source", help="MovieLens, where only some users are to be taken")
+    added.add_argument("--users", type=int, help="of the source")
     added = command("peers", measure_peers)
     added.add_argument("words", nargs="*", metavar="CONFIG | key=value", help="a config, and what is laid over it")
     added.set_defaults(config="configs/ml-1m.yaml")
@@ -219,6 +233,7 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--epochs", type=int, default=2)
     added.add_argument("--turns", type=int, default=4, help="of an epoch")
     added.add_argument("--steps", type=int, help="of a turn: for the speed alone, no validation loss")
+    added.add_argument("--length", type=int, default=200, help="of sequences, at most")
     added.add_argument("--dropout", type=float, default=0.2)
     added.add_argument("--learning-rate", type=float, default=1e-3, help="of all dense weights")
     added.add_argument("--expansion", type=int, help="of our feed-forward layers; by default the peer's")
