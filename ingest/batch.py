@@ -9,8 +9,9 @@ stand together and a kernel that wants padding pads little.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,22 @@ class Batch:
         """The batch in memory from which a GPU copies by itself."""
         return self._changed(Tensor.pin_memory)
 
+    def split(self, rows: list[int], sequences: list[int], tokens: list[int], targets: list[int]) -> list[Batch]:
+        """The batches that it is made of, one after the other, as views: how much of everything each has."""
+        begins = offsets_of(np.array(rows))
+        parts = {
+            "rows": rows,
+            "lengths_B": self.lengths_B.split(sequences),
+            "features": _each({name: _split(value, tokens) for name, value in self.features.items()}, len(rows)),
+            "labels": _each({name: _split(value, targets) for name, value in self.labels.items()}, len(rows)),
+            "users": [self.users[begin:end] for begin, end in pairwise(begins)],
+            "seen": _split(self.seen, targets) if self.seen is not None else [None] * len(rows),
+        }
+        parts |= {name: _split(getattr(self, name), tokens) for name in ("item_T", "time_T", "position_T")}
+        of_targets = ("target_position_Q", "target_Q", "weight_Q", "row_Q")
+        parts |= {name: _split(getattr(self, name), targets) for name in of_targets}
+        return [Batch(**part) for part in _each(parts, len(rows))]
+
     def _changed(self, change: Callable[[Tensor], Tensor]) -> Batch:
         def of(value: Any) -> Any:
             if isinstance(value, JaggedTensor):
@@ -97,6 +114,19 @@ class Batch:
         for group in ("features", "labels"):
             changed[group] = {name: of(value) for name, value in changed[group].items()}
         return replace(self, **changed)
+
+
+def _split(value: Tensor | JaggedTensor, sizes: list[int]) -> Sequence[Tensor | JaggedTensor]:
+    if isinstance(value, Tensor):
+        return value.split(sizes)
+    lengths = value.lengths.split(sizes)
+    values = value.values.split([int(part.sum()) for part in lengths])
+    return [JaggedTensor(*part) for part in zip(values, lengths, strict=True)]
+
+
+def _each(lists: dict[str, Any], number: int) -> list[dict[str, Any]]:
+    """A dict of `number` values each -> as many dicts."""
+    return [{name: values[n] for name, values in lists.items()} for n in range(number)]
 
 
 @dataclass(frozen=True)
@@ -176,11 +206,21 @@ class BatchBuilder:
 
     def build(self, rows: Rows, index: NDArray | None = None) -> Batch:
         """The batch of all sequences of `rows`, or of its rows `index` in that order."""
-        index = np.arange(len(rows)) if index is None else index
-        item = rows.columns["item"]
+        return self.build_all(rows, [np.arange(len(rows)) if index is None else index])[0]
+
+    def build_all(self, rows: Rows, indices: Sequence[NDArray]) -> list[Batch]:
+        """The batches of the rows of each of `indices`, made together, which costs less than one by one."""
+        item, index = rows.columns["item"], np.concatenate(indices)
+        rows_K = np.array([len(part) for part in indices])
         row_B, start_B, end_B, targets_B = self._sequences(item.lengths[index], rows.targets[index])
-        order = np.argsort(end_B - start_B, kind="stable")
+        batch_B = np.repeat(np.arange(len(rows_K)), rows_K)[row_B]
+        order = np.lexsort((end_B - start_B, batch_B))  # batch_B rises already and stays as it is
         row_B, start_B, end_B, targets_B = row_B[order], start_B[order], end_B[order], targets_B[order]
+        sequences_K = np.bincount(batch_B, minlength=len(rows_K))
+        tokens_K, targets_K = (
+            np.bincount(batch_B, counts_B, len(rows_K)).astype(np.int64)
+            for counts_B in (end_B - start_B - 1, targets_B)
+        )
         row_begin_B = item.offsets[index[row_B]]
         begin_B, length_B = row_begin_B + start_B, end_B - start_B - 1
         spans = self._spans(begin_B, length_B, targets_B)
@@ -188,12 +228,14 @@ class BatchBuilder:
         Q = int(targets_B.sum())
         position_T, target_position_Q = np.empty(token_offsets[-1], np.int64), np.empty(Q, np.int64)
         kernels.count_up(np.zeros_like(length_B), length_B, position_T)
-        kernels.count_up(token_offsets[1:] - targets_B, targets_B, target_position_Q)
+        begin_of_batch_B = np.repeat(offsets_of(tokens_K)[:-1], sequences_K)
+        kernels.count_up(token_offsets[1:] - targets_B - begin_of_batch_B, targets_B, target_position_Q)
         item_T, target_Q = spans.of(item.values)
         if self.after_last:
             target_Q = np.full(Q, PADDING)
         features, labels = self._features(rows, spans)
-        return Batch(
+        number_B = row_B - np.repeat(offsets_of(rows_K)[:-1], sequences_K)
+        whole = Batch(
             rows=len(index),
             lengths_B=_tensor(length_B),
             item_T=_tensor(item_T),
@@ -204,12 +246,15 @@ class BatchBuilder:
             target_Q=_tensor(target_Q),
             weight_Q=self._weights(rows, spans, target_Q > UNKNOWN),
             labels=labels,
-            row_Q=_tensor(np.repeat(row_B, targets_B)),
+            row_Q=_tensor(np.repeat(number_B, targets_B)),
             users=[rows.user[row] for row in index] if self.with_seen else [],
             seen=self._seen(row_begin_B, begin_B + length_B + 1 - targets_B, targets_B, item)
             if self.with_seen
             else None,
         )
+        if len(indices) == 1:
+            return [whole]
+        return whole.split(*(sizes.tolist() for sizes in (rows_K, sequences_K, tokens_K, targets_K)))
 
     def _spans(self, begin_B: NDArray, length_B: NDArray, targets_B: NDArray) -> Spans:
         """Of sequences that begin at `begin_B`, have `length_B` tokens and `targets_B` targets at their ends."""

@@ -45,7 +45,7 @@ class ItemTable:
             return _lists(column, item, spans)
         out = spans.empty(np.float32 if feature.is_number else np.int64)
         if feature.kind == "elapsed":
-            edges = np.asarray(feature.edges, np.float64)
+            edges = np.ceil(feature.edges).astype(np.int64)  # ages are integers
             kernels.split_ages(time, item, column, edges, MISSING_TIME, FIRST_VALUE, UNKNOWN, *spans.places, *out)
         else:
             kernels.split_attribute(column, item, *spans.places, *out)

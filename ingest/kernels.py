@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numba
+import numpy as np
 from numpy.typing import NDArray
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -118,15 +119,16 @@ def split_attribute(
 @_compiled
 def _age_bins(
     time_N: NDArray, item_N: NDArray, since_V: NDArray, edges: NDArray, missing: int, first: int, unknown: int,
-    out_N: NDArray,
+    age_N: NDArray, out_N: NDArray,
 ) -> None:  # fmt: skip
+    """`missing` is below all edges; `age_N` has room for the ages."""
     for n in range(len(item_N)):
         since = since_V[item_N[n]]
-        age = time_N[n] - since
-        found = first
-        for edge in edges:
-            found += age >= edge
-        out_N[n] = unknown if since == missing else found
+        age_N[n] = missing if since == missing else time_N[n] - since
+        out_N[n] = unknown if since == missing else first
+    for edge in edges:
+        for n in range(len(item_N)):
+            out_N[n] += age_N[n] >= edge
 
 
 @_compiled
@@ -135,7 +137,10 @@ def split_ages(
     start_B: NDArray, tokens_B: NDArray, first_B: NDArray, targets_B: NDArray, out_T: NDArray, out_Q: NDArray,
 ) -> None:  # fmt: skip
     """The bin of time - since_V[item] among `edges`, from `first_bin` on; `unknown` where since is `missing`."""
-    bins = since_V, edges, missing, first_bin, unknown
+    longest = 0
+    for b in range(len(start_B)):
+        longest = max(longest, tokens_B[b], targets_B[b])
+    bins = since_V, edges, missing, first_bin, unknown, np.empty(longest, np.int64)
     t, q = 0, 0
     for b in range(len(start_B)):
         start, end, first, targets = start_B[b], start_B[b] + tokens_B[b], first_B[b], targets_B[b]

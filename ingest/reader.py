@@ -35,6 +35,8 @@ from ingest.shards import Damaged, Shards, Skipped
 READ_TOGETHER = 262_144
 """Interactions of the consecutive row groups that are read at once, about: some megabytes."""
 BLOCKS_A_WORKER = 16
+BUILT_TOGETHER = 65_536
+"""Tokens of the batches that are built at once, about: some of the work is the same for few tokens and many."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,8 @@ class Left:
         return after if self.consumed is None else (Unit(self.of[self.number].row_groups, self.consumed), *after)
 
 
-Build = tuple[Future[Batch], Left]
-"""A batch that is being built, and the units that are left after it."""
+Build = tuple[Future[list[Batch]], list[Left]]
+"""Batches that are being built together, and the units that are left after each."""
 
 
 class Reader:
@@ -154,7 +156,8 @@ class Reader:
 
     def epoch(self, epoch: int, position: Position | None = None) -> Iterator[tuple[Batch, Left]]:
         """The batches of `epoch`, from its beginning or from `position`."""
-        return _ahead(self._builds(epoch, self._epoch_units(epoch, position)), self.config.prefetch)
+        ahead = -(-self.config.prefetch // self._together)
+        return _ahead(self._builds(epoch, self._epoch_units(epoch, position)), ahead)
 
     def units(self, epoch: int, position: Position | None = None) -> tuple[Unit, ...]:
         """This worker's units of `epoch`, or of what `position` says is left of it."""
@@ -208,11 +211,16 @@ class Reader:
     def _builds(self, epoch: int, units: Sequence[Unit]) -> Generator[Build, None, None]:
         """The batches as they are being built, several at a time, each with the units that are left after it."""
         with ThreadPoolExecutor(self.config.build, "build") as pool:
-            for rows, index, left in self._cut(epoch, units):
-                yield pool.submit(self.builder.build, rows, index), left
+            for rows, indices, left in self._cut(epoch, units):
+                yield pool.submit(self.builder.build_all, rows, indices), left
 
-    def _cut(self, epoch: int, units: Sequence[Unit]) -> Iterator[tuple[Rows, NDArray, Left]]:
-        """The rows of each batch, by their place in the unit's, and the units that are left after it."""
+    @property
+    def _together(self) -> int:
+        """Batches that are built at once."""
+        return max(1, BUILT_TOGETHER // self.config.tokens)
+
+    def _cut(self, epoch: int, units: Sequence[Unit]) -> Iterator[tuple[Rows, list[NDArray], list[Left]]]:
+        """The rows of some batches, by their place in the unit's, and the units that are left after each."""
         for number, rows in enumerate(self._read(units)):
             unit = units[number]
             if not len(rows):
@@ -220,11 +228,11 @@ class Reader:
             order = np.arange(len(rows))
             if not self.evaluate:
                 np.random.default_rng([self.seed, epoch, *unit.row_groups[0]]).shuffle(order)
-            cuts = self._cuts(rows, order)
-            for begin, end in pairwise(cuts):
-                if begin < unit.consumed:
-                    continue
-                yield rows, order[begin:end], Left(units, number, end if end < len(rows) else None)
+            batches = [(begin, end) for begin, end in pairwise(self._cuts(rows, order)) if begin >= unit.consumed]
+            for first in range(0, len(batches), self._together):
+                chosen = batches[first : first + self._together]
+                left = [Left(units, number, end if end < len(rows) else None) for _, end in chosen]
+                yield rows, [order[begin:end] for begin, end in chosen], left
 
     def _cuts(self, rows: Rows, order: NDArray) -> list[int]:
         """Row numbers at which the unit is cut into batches of about the same number of tokens."""
@@ -306,7 +314,7 @@ def deal(position: Position, workers: int) -> tuple[tuple[Unit, ...], ...]:
 
 
 def _ahead(builds: Generator[Build, None, None], depth: int) -> Iterator[tuple[Batch, Left]]:
-    """Run `builds` in a thread, up to `depth` batches ahead of the consumer; its errors come up here."""
+    """Run `builds` in a thread, up to `depth` of them ahead of the consumer; its errors come up here."""
     ready: queue.Queue[Any] = queue.Queue(maxsize=depth)
     stopped = threading.Event()
 
@@ -335,8 +343,8 @@ def _ahead(builds: Generator[Build, None, None], depth: int) -> Iterator[tuple[B
         while (value := ready.get()) is not None:
             if isinstance(value, BaseException):
                 raise value
-            batch, left = value
-            yield batch.result(), left
+            batches, left = value
+            yield from zip(batches.result(), left, strict=True)
     finally:
         stopped.set()
         thread.join()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,9 @@ def check(data: Data, batch: Batch, index: list[int], max_length: int, windows: 
     assert batch.target_position_Q.tolist() == at
     assert batch.target_Q.tolist() == [of(item, row, k) for _, row, k in targets]
     assert batch.row_Q.tolist() == [place for place, _, _ in targets]
+    if batch.seen is not None:
+        before = [item.values[item.offsets[row] : item.offsets[row] + k].tolist() for _, row, k in targets]
+        assert value_of(batch.seen) == before
     seconds = [of(rows.columns["duration"], row, k) for _, row, k in targets]
     known = [of(item, row, k) > 1 for _, row, k in targets]
     weights = [s / data.manifest.mean_duration * k for s, k in zip(seconds, known, strict=True)]
@@ -91,21 +95,25 @@ def check(data: Data, batch: Batch, index: list[int], max_length: int, windows: 
 
 @settings(max_examples=40, deadline=None)
 @given(
-    index=st.lists(st.integers(0, 59), min_size=1, max_size=12, unique=True),
+    indices=st.lists(st.lists(st.integers(0, 49), min_size=1, max_size=9, unique=True), min_size=1, max_size=4),
     max_length=st.integers(2, 30),
     windows=st.booleans(),
 )
-def test_a_batch_is_what_single_interactions_give(data: Data, index: list[int], max_length: int, windows: bool) -> None:
-    builder = BatchBuilder(data.manifest, data.items, max_length, windows)
-    index = [row for row in index if row < len(data.rows)]
-    if index:
-        check(data, builder.build(data.rows, np.array(index)), index, max_length, windows)
+def test_batches_are_what_single_interactions_give(
+    data: Data, indices: list[list[int]], max_length: int, windows: bool
+) -> None:
+    """Those that are built together, too."""
+    builder = BatchBuilder(data.manifest, data.items, max_length, windows, with_seen=True)
+    assert len(data.rows) >= 50
+    rows = replace(data.rows, user=[f"user {number}" for number in range(len(data.rows))])
+    batches = builder.build_all(rows, [np.array(index) for index in indices])
+    for batch, index in zip(batches, indices, strict=True):
+        check(data, batch, index, max_length, windows)
+        assert batch.users == [f"user {row}" for row in index]
 
 
 def test_rows_with_few_or_no_targets(data: Data) -> None:
     """As the validation split has them: one target, or none."""
-    from dataclasses import replace
-
     for count in (0, 1):
         changed = Data(data.url)
         rows = replace(data.rows, targets=np.full(len(data.rows), count, dtype=np.int64))
