@@ -239,7 +239,8 @@ def _sides(peer: str, config: Config, folder: Path, options: argparse.Namespace)
     content["train"]["loss"] |= loss
     content["train"]["tables"]["dimension"] = 64
     content["train"]["reader"] |= {"max_length": options.length, "windows": peer == "recbole"}
-    content["train"]["learning_rate"] = options.learning_rate
+    own_rate = options.own_learning_rate or options.learning_rate
+    content["train"]["learning_rate"] = own_rate
     tables = train.tables
     yield (
         "ours",
@@ -248,7 +249,8 @@ def _sides(peer: str, config: Config, folder: Path, options: argparse.Namespace)
             options.threads,
             loss=loss,
             batch=f"about {train.reader.tokens} tokens",
-            optimizer=f"AdamW {options.learning_rate}; tables {tables.optimizer} {tables.learning_rate}",
+            optimizer=f"AdamW {own_rate}; tables {tables.optimizer} {tables.learning_rate}",
+            initial_deviation=tables.initial_deviation,
             feed_forward=64 * expansion,
         ),
     )

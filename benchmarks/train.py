@@ -5,7 +5,7 @@
     python -m benchmarks.train intentrec [CONFIG] [key=value ...]   IntentRec's time a target against SASRec's
     python -m benchmarks.train workers [CONFIG] [key=value ...]     2 workers of one thread against 1
     python -m benchmarks.train vocabulary                           steps and memory with 10K to 20M items
-    python -m benchmarks.train rates [CONFIG] [key=value ...]       validation by the tables' learning rate
+    python -m benchmarks.train rates [CONFIG] [key=value ...]       validation by the tables' optimizer settings
     python -m benchmarks.train peers [CONFIG] [key=value ...]       against RecTools and RecBole: see `make bench-peers`
 
 A CONFIG is one of `intentrec run`, by default configs/demo.yaml with longer batches; its data are made and prepared in
@@ -157,7 +157,7 @@ def _names(text: str) -> list[str]:
     return text.split(",")
 
 
-def _rates(text: str) -> list[float]:
+def _floats(text: str) -> list[float]:
     return [float(number) for number in text.split(",")]
 
 
@@ -219,7 +219,8 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("words", nargs="*", metavar="CONFIG | key=value", help="a config, and what is laid over it")
     added.set_defaults(config="configs/demo.yaml")
     added.add_argument("--model", default="sasrec")
-    added.add_argument("--rates", type=_rates, default=[0.01, 0.02, 0.05, 0.1], metavar="0.01,0.02,0.05,0.1")
+    added.add_argument("--rates", type=_floats, default=[0.01, 0.02, 0.05, 0.1], metavar="0.01,0.02,0.05,0.1")
+    added.add_argument("--deviations", type=_floats, default=[0.02, 0.05], metavar="0.02,0.05", help="of rows at first")
     added.add_argument("--epochs", type=int, default=5)
     added.add_argument("--source", help="MovieLens, where only some users are to be taken")
     added.add_argument("--users", type=int, help="of the source")
@@ -236,6 +237,7 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--length", type=int, default=200, help="of sequences, at most")
     added.add_argument("--dropout", type=float, default=0.2)
     added.add_argument("--learning-rate", type=float, default=1e-3, help="of all dense weights")
+    added.add_argument("--own-learning-rate", type=float, help="of ours, where it is another")
     added.add_argument("--expansion", type=int, help="of our feed-forward layers; by default the peer's")
     added.add_argument("--rectools-batch", type=int, default=128)
     added.add_argument("--recbole-batch", type=int, default=2048)
