@@ -55,9 +55,9 @@ class Dropout(nn.Module):
         if x.device.type != "cpu":
             return F.dropout(x, self.rate)
         seed = int(torch.empty((), dtype=torch.int64).random_())
-        bits = np.random.SFC64(seed).random_raw(-(-x.numel() // 4)).view(np.int16)
-        kept = torch.from_numpy(bits)[: x.numel()].view(x.shape) >= self.dropped - 2**15
-        return x * (kept * x.new_tensor(2**16 / (2**16 - self.dropped)))
+        bits = np.random.SFC64(seed).random_raw(-(-x.numel() // 4)).view(np.int16)[: x.numel()]
+        kept = (bits >= self.dropped - 2**15).view(np.uint8)  # booleans take torch four times as long
+        return x * (torch.from_numpy(kept).view(x.shape) * x.new_tensor(2**16 / (2**16 - self.dropped)))
 
 
 class TimestampEncoding(nn.Module):
