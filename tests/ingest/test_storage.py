@@ -26,7 +26,7 @@ def fresh_client() -> Iterator[None]:
     [
         ({"AWS_SECRET_ACCESS_KEY": "another"}, "may not be read"),
         ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "Unable to locate credentials"),
-        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:1"}, "Could not connect"),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_MAX_ATTEMPTS": "1"}, "Could not connect"),
     ],
 )
 def test_storage_that_can_not_be_asked(
