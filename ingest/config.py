@@ -21,7 +21,7 @@ class ReaderConfig(Settings):
     windows: bool = False
     """Whether a training row longer than `max_length` gives several sequences, or only its last interactions."""
     prefetch: int = Field(default=4, ge=1)
-    """Batches that the reading thread makes ahead."""
+    """Batches that the reading thread makes ahead, at least: small ones are built several at a time."""
     fetch: int = Field(default=4, ge=1)
     """Row groups that are being read at a time."""
     build: int = Field(default=2, ge=1)

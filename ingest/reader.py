@@ -216,8 +216,8 @@ class Reader:
 
     @property
     def _together(self) -> int:
-        """Batches that are built at once."""
-        return max(1, BUILT_TOGETHER // self.config.tokens)
+        """Batches that are built at once; one when evaluating, where seen items, not tokens, are what takes memory."""
+        return 1 if self.evaluate else max(1, BUILT_TOGETHER // self.config.tokens)
 
     def _cut(self, epoch: int, units: Sequence[Unit]) -> Iterator[tuple[Rows, list[NDArray], list[Left]]]:
         """The rows of some batches, by their place in the unit's, and the units that are left after each."""
