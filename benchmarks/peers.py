@@ -255,8 +255,12 @@ def _sides(peer: str, config: Config, folder: Path, options: argparse.Namespace)
         ),
     )
     shared: dict[str, Any] = {"threads": options.threads, "dimension": 64, "layers": 2, "heads": 2}
-    shared |= {"length": options.length}
-    shared |= {"dropout": options.dropout, "learning-rate": options.learning_rate, "epochs": options.epochs}
+    shared |= {
+        "length": options.length,
+        "dropout": options.dropout,
+        "learning-rate": options.learning_rate,
+        "epochs": options.epochs,
+    }
     facts: dict[str, Any] = {"optimizer": f"Adam {options.learning_rate}"}
     if peer == "rectools":
         own = {"loss": "sampled_softmax", "negatives": 256, "batch": options.rectools_batch}

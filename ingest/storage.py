@@ -200,13 +200,13 @@ def make_folder(url: str) -> None:
         filesystem.makedirs(path, exist_ok=True)
 
 
-@_telling
 def remove(url: str) -> None:
     """Remove the file or the folder `url` with all in it; nothing happens where it is not there."""
     filesystem, path = open_filesystem(url)
     filesystem.invalidate_cache()
-    if filesystem.exists(path):
-        filesystem.rm(path, recursive=True)
+    with _told(url, writing=True):
+        if filesystem.exists(path):
+            filesystem.rm(path, recursive=True)
 
 
 @contextmanager
