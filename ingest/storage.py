@@ -115,7 +115,7 @@ def _told(url: str, writing: bool = False) -> Iterator[None]:
         raise InputError(f"{url}: may not be {'written' if writing else 'read'}: {error}") from None
     except OSError as error:
         nowhere = isinstance(error, FileNotFoundError | NotADirectoryError | FileExistsError)
-        if writing and (nowhere or error.errno in (errno.EINVAL, errno.EROFS)):
+        if writing and (nowhere or error.errno in (errno.EINVAL, errno.EROFS, errno.ENOSPC, errno.EDQUOT)):
             raise InputError(f"{url}: can not be written: {error}") from None
         raise
     except Exception as error:

@@ -65,3 +65,13 @@ def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
     assert list(target.parent.iterdir()) == []
     write_text(str(target), "whole")
     assert read_text(str(target)) == "whole"
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    with (
+        pytest.raises(InputError, match=f"^{target}: can not be written: .*No space left"),
+        open_file(str(target), "wb"),
+    ):
+        Path("/dev/full").write_text("more than fits")
+    assert list(tmp_path.iterdir()) == []
