@@ -72,21 +72,22 @@ def ours(url: str, features: bool = True) -> Callable[[], int]:
 
 
 def decoded(url: str, features: bool = True) -> Callable[[], int]:
-    """What pyarrow.parquet alone takes to decode the same columns."""
+    """What pyarrow.parquet alone takes to decode the same columns, each thread an equal part of every shard."""
     made = reader(url, features)
 
-    def read(shard: int) -> int:
+    def read(shard: int, part: int) -> int:
         filesystem, path = arrow_filesystem(made.source.path(shard))
         count = 0
         with pq.ParquetFile(path, filesystem=filesystem, page_checksum_verification=True, pre_buffer=True) as file:
-            for group in range(file.num_row_groups):
+            for group in range(part, file.num_row_groups, THREADS):
                 table = file.read_row_group(group, columns=made.columns, use_threads=False)
                 count += len(table["item"].combine_chunks().flatten())
         return count
 
     def run() -> int:
+        parts = [(shard, part) for shard in range(len(made.shards)) for part in range(THREADS)]
         with ThreadPoolExecutor(THREADS) as pool:
-            return sum(pool.map(read, range(len(made.shards))))
+            return sum(pool.map(read, *zip(*parts, strict=True)))
 
     return run
 
