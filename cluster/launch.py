@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from cluster.config import ClusterConfig
+from cluster.nodes import check_storage
 from ingest.errors import InputError
 from ingest.storage import join, read_text, write_text
 
@@ -36,8 +37,11 @@ QUIET = {
 
 
 @contextmanager
-def ray_cluster(config: ClusterConfig) -> Iterator[None]:
-    """A connection to the Ray cluster of the config, of RAY_ADDRESS, or to one started on this machine."""
+def ray_cluster(config: ClusterConfig, storage: str | None = None) -> Iterator[None]:
+    """A connection to the Ray cluster of the config, of RAY_ADDRESS, or to one started on this machine.
+
+    Every node of a cluster that was there before has to see `storage`.
+    """
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
@@ -56,6 +60,8 @@ def ray_cluster(config: ClusterConfig) -> Iterator[None]:
     except ConnectionError as error:
         raise InputError(f"cluster.address {address}: no Ray cluster answers there: {error}") from None
     try:
+        if address and storage:
+            check_storage(storage)
         yield
     finally:
         ray.shutdown()
@@ -79,7 +85,7 @@ def run_here(work: str, arguments: dict[str, Any], config: ClusterConfig) -> Any
 
 def run_on_workers(work: str, arguments: dict[str, Any], config: ClusterConfig, storage: str, name: str) -> Any:
     """Run `work` in `config.workers` Ray Train workers; its files and Ray Train's own lie below `storage`/`name`."""
-    with ray_cluster(config):
+    with ray_cluster(config, storage):
         from cluster.progress import drawn
 
         with drawn() as board:

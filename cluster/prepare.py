@@ -25,8 +25,9 @@ THREADS = {"POLARS_MAX_THREADS": "1", "OMP_NUM_THREADS": "1", "ARROW_IO_THREADS"
 class OnRay:
     """A `Runner` on the cluster of the config, which is joined once there is work for it, until the block ends."""
 
-    def __init__(self, config: ClusterConfig) -> None:
-        self.config = config
+    def __init__(self, config: ClusterConfig, storage: str | None = None) -> None:
+        """`storage`: where the tasks' files lie."""
+        self.config, self.storage = config, storage
         self.joined = ExitStack()
         self.is_joined = False
 
@@ -42,7 +43,7 @@ class OnRay:
             InThisProcess().run(calls, description)
             return
         if not self.is_joined:
-            self.joined.enter_context(ray_cluster(self.config))
+            self.joined.enter_context(ray_cluster(self.config, self.storage))
             self.is_joined = True
         self._run(calls, description)
 

@@ -68,7 +68,7 @@ class Stages:
             self._prepare(runner)
 
     def _runner(self) -> AbstractContextManager[Runner]:
-        return OnRay(self.config.cluster) if self.ray else nullcontext(InThisProcess())
+        return OnRay(self.config.cluster, self.config.storage) if self.ray else nullcontext(InThisProcess())
 
     def _prepare(self, runner: Runner) -> None:
         began = time.perf_counter()

@@ -35,8 +35,8 @@ class Worker:
 
     @contextmanager
     def progress(self, total: int, description: str) -> Iterator[Any]:
-        """A progress bar over `total` users while the block runs; None on other workers than the first."""
-        if self.bar is None or not self.first:
+        """A progress bar over `total` users while the block runs; None without users, and but for the first worker."""
+        if self.bar is None or not self.first or not total:
             yield None
             return
         bar = self.bar(total=total, desc=description, unit="users")
