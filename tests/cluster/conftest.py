@@ -46,12 +46,20 @@ SMALL = [
 
 @pytest.fixture(scope="session")
 def ray_session(s3: ObjectStore) -> Iterator[None]:
-    """A Ray cluster of two CPUs on this machine, for the whole session; its workers see the object store."""
+    """A Ray cluster of two nodes of one CPU each, for the whole session; its workers see the object store."""
+    from ray.cluster_utils import Cluster
+
     from cluster.config import ClusterConfig
     from cluster.launch import ray_cluster
 
-    with ray_cluster(ClusterConfig(workers=2)):
-        yield
+    node = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+    nodes = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
+    try:
+        nodes.add_node(**node)
+        with ray_cluster(ClusterConfig(workers=2, address=nodes.address)):
+            yield
+    finally:
+        nodes.shutdown()
 
 
 @dataclass(frozen=True)
@@ -89,12 +97,8 @@ def head(s3: ObjectStore) -> Iterator[Head]:
         wait_for(f"http://127.0.0.1:{dashboard_port}/api/version", process, Path(folder, "head.log"))
         yield Head(f"http://127.0.0.1:{dashboard_port}", without_ray(AUTHENTICATION))
     finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        os.killpg(process.pid, signal.SIGKILL)  # asked to end it takes half a minute; its workers end with it
+        process.wait()
         shutil.rmtree(folder, ignore_errors=True)
 
 
