@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from cluster.config import ClusterConfig
-from cluster.nodes import check_storage
+from cluster.nodes import check_storage, missing, shortage_told
 from ingest.errors import InputError
 from ingest.storage import join, read_text, write_text
 
@@ -99,7 +99,7 @@ def _fit(work: str, arguments: dict[str, Any], config: ClusterConfig, storage: s
 
     available = ray.cluster_resources().get("GPU", 0)
     use_gpu = config.gpus if config.gpus is not None else available >= config.workers
-    _check_resources(config, ray.cluster_resources(), use_gpu)
+    wanted = _wanted(config, use_gpu)
     result = join(storage, name, f".result-{os.getpid()}.json")
     device = "GPU" if use_gpu else "CPU"
     print(f"starting the workers ({config.workers}, on {device}s): this takes Ray and TorchRec a moment", flush=True)
@@ -117,7 +117,8 @@ def _fit(work: str, arguments: dict[str, Any], config: ClusterConfig, storage: s
             torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         )
         try:
-            trainer.fit()
+            with shortage_told(wanted):
+                trainer.fit()
             return json.loads(read_text(result))
         except Exception as error:
             refused = input_error(error)
@@ -131,14 +132,16 @@ def _fit(work: str, arguments: dict[str, Any], config: ClusterConfig, storage: s
     raise AssertionError("unreachable")
 
 
-def _check_resources(config: ClusterConfig, resources: dict[str, float], use_gpu: bool) -> None:
+def _wanted(config: ClusterConfig, use_gpu: bool) -> dict[str, float]:
+    """The resources of all workers. Refused where the cluster has fewer and does not grow."""
     wanted = {"CPU": config.workers * config.cpus_per_worker} | ({"GPU": config.workers} if use_gpu else {})
-    for kind, number in wanted.items():
-        if resources.get(kind, 0) < number and os.environ.get("INTENTREC_AUTOSCALING") != "1":
-            raise InputError(
-                f"cluster.workers: {config.workers} workers need {number:g} {kind}s, the Ray cluster has "
-                f"{resources.get(kind, 0):g}; on a cluster that grows on demand set INTENTREC_AUTOSCALING=1"
-            )
+    lack = missing(wanted)
+    if lack and os.environ.get("INTENTREC_AUTOSCALING") != "1":
+        raise InputError(
+            f"cluster.workers: {lack} (for {config.workers} workers); on a cluster that grows on demand set "
+            "INTENTREC_AUTOSCALING=1"
+        )
+    return wanted
 
 
 def _in_worker(work: str, config: dict[str, Any]) -> None:

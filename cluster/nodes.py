@@ -1,8 +1,11 @@
-"""Whether every node of a Ray cluster sees the storage of a run: a wrong node is told before anything starts on it."""
+"""The nodes of a Ray cluster: whether all see the storage of a run, and whether there are enough of them."""
 
 from __future__ import annotations
 
 import secrets
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ingest.errors import InputError
@@ -71,3 +74,39 @@ def _refuse(storage: str, address: str, problem: str | None) -> None:
     raise InputError(
         f"storage {storage}: node {address} of the Ray cluster does not see what is written there ({problem}); {cure}"
     )
+
+
+def missing(wanted: dict[str, float]) -> str | None:
+    """What the cluster lacks of `wanted` (resource -> number), in words; None where it lacks nothing."""
+    import ray
+
+    there = ray.cluster_resources()
+    for kind, number in wanted.items():
+        if there.get(kind, 0) < number:
+            return f"the workers need {number:g} {kind}s, the Ray cluster has {there.get(kind, 0):g}"
+    return None
+
+
+@contextmanager
+def shortage_told(wanted: dict[str, float], seconds: float = 10) -> Iterator[None]:
+    """While the block runs, print when the cluster comes to lack some of `wanted`, as where a node is lost.
+
+    Ray waits for a node to come in its place, and says nothing.
+    """
+    ended = threading.Event()
+
+    def watch() -> None:
+        told = None
+        while not ended.wait(seconds):
+            lack = missing(wanted)
+            if lack != told:
+                print(f"{lack}: waiting for more" if lack else "the Ray cluster has what the workers need", flush=True)
+            told = lack
+
+    watcher = threading.Thread(target=watch, name="shortage", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()

@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +27,9 @@ import yaml
 from cluster.cli import main
 from tests.cluster.readme import ROOT, SHOP, STAGES
 from tests.s3 import ObjectStore, free_ports
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
 
 DATA = Path(os.environ.get("INTENTREC_DATA", ROOT.parent / "shared" / "data"))
 
@@ -42,22 +46,23 @@ SMALL = [
     "train.tables.dimension=16",
 ]
 """Laid over configs/demo.yaml: the same run in a minute."""
+NODE = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+"""Of the tests' Ray cluster."""
 
 
 @pytest.fixture(scope="session")
-def ray_session(s3: ObjectStore) -> Iterator[None]:
+def ray_session(s3: ObjectStore) -> Iterator[Cluster]:
     """A Ray cluster of two nodes of one CPU each, for the whole session; its workers see the object store."""
     from ray.cluster_utils import Cluster
 
     from cluster.config import ClusterConfig
     from cluster.launch import ray_cluster
 
-    node = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
-    nodes = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
+    nodes = Cluster(initialize_head=True, head_node_args=NODE | {"include_dashboard": False})
     try:
-        nodes.add_node(**node)
+        nodes.add_node(**NODE)
         with ray_cluster(ClusterConfig(workers=2, address=nodes.address)):
-            yield
+            yield nodes
     finally:
         nodes.shutdown()
 
@@ -167,7 +172,7 @@ def shop(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def stages(s3: ObjectStore, ray_session: None) -> str:
+def stages(s3: ObjectStore, ray_session: Cluster) -> str:
     """The README's stage commands in its order, with everything in the object store; the folder of the run."""
     s3.make_bucket("runs")
     for words in STAGES:

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cluster.cli import main
 from ingest.storage import open_filesystem, read_text
-from tests.cluster.conftest import SMALL, real_data
+from tests.cluster.conftest import NODE, SMALL, real_data
 from tests.cluster.readme import ROOT
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
 
 DEMO = str(ROOT / "configs" / "demo.yaml")
 
@@ -85,6 +94,40 @@ def test_train_goes_on_from_the_last_checkpoint_on_another_number_of_workers(sta
     assert [epoch for epoch, _ in progress["validation_curve"]] == [1, 2, 3]
 
 
+@pytest.mark.ray
+def test_a_node_is_lost_and_training_ends_as_if_nothing_had_been(
+    stages: str, ray_session: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All processes of one of two nodes are killed after the first checkpoint, and another node comes in its place."""
+    filesystem, path = open_filesystem(stages)
+    filesystem.get(path, str(tmp_path / "demo"), recursive=True)
+    models = tmp_path / "demo" / "models"
+    undisturbed = {name: _curves(models / name) for name in ("intentrec", "deep", "sasrec")}
+    shutil.rmtree(models)
+
+    with ThreadPoolExecutor(1) as pool:
+        training = pool.submit(main, ["train", DEMO, *SMALL, f"storage={tmp_path}", "--workers", "2"])
+        while not list(models.glob("*/checkpoints/*/complete.json")) and not training.done():
+            time.sleep(0.01)
+        (lost,) = ray_session.worker_nodes
+        raylet = psutil.Process(lost.all_processes["raylet"][0].process.pid)
+        for process in [raylet, *raylet.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        ray_session.remove_node(lost, allow_graceful=False)
+        ray_session.add_node(**NODE)
+        assert training.result() == 0
+    assert "going on from the last checkpoint, try 2" in capsys.readouterr().out
+    assert {name: _curves(models / name) for name in undisturbed} == undisturbed
+
+
+def _curves(model: Path) -> tuple[list, list]:
+    """The training loss and the validation metric of a model's last checkpoint."""
+    marker = sorted((model / "checkpoints").glob("*/complete.json"))[-1]
+    progress = json.loads(marker.read_text())["progress"]
+    return progress["train_curve"], progress["validation_curve"]
+
+
 def test_a_shop_log_trains_from_the_readmes_config_alone(shop: Path) -> None:
     assert main(["run", str(shop), "--no-ray"]) == 0
     results = results_of(shop.parent / "runs" / "shop")
@@ -95,7 +138,7 @@ def test_a_shop_log_trains_from_the_readmes_config_alone(shop: Path) -> None:
 
 @pytest.mark.ray
 def test_a_refusal_inside_a_worker_is_one_sentence(
-    shop: Path, ray_session: None, capsys: pytest.CaptureFixture[str]
+    shop: Path, ray_session: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["prepare", str(shop)]) == 0
     part = next((shop.parent / "runs" / "shop" / "data" / "train").glob("*.parquet"))
