@@ -89,7 +89,10 @@ class Batch:
         return self._changed(Tensor.pin_memory)
 
     def split(self, rows: list[int], sequences: list[int], tokens: list[int], targets: list[int]) -> list[Batch]:
-        """The batches that it is made of, one after the other, as views: how much of everything each has."""
+        """The batches that it is made of, one after the other, as views: how much of everything each has.
+
+        Floats are copied, to memory that torch aligns (see `Spans.empty`): a resumed run has other batches together.
+        """
         begins = offsets_of(np.array(rows))
         parts = {
             "rows": rows,
@@ -118,7 +121,8 @@ class Batch:
 
 def _split(value: Tensor | JaggedTensor, sizes: list[int]) -> Sequence[Tensor | JaggedTensor]:
     if isinstance(value, Tensor):
-        return value.split(sizes)
+        parts = value.split(sizes)
+        return [part.clone() for part in parts] if value.is_floating_point() else parts
     lengths = value.lengths.split(sizes)
     values = value.values.split([int(part.sum()) for part in lengths])
     return [JaggedTensor(*part) for part in zip(values, lengths, strict=True)]
@@ -265,7 +269,7 @@ class BatchBuilder:
 
     def _weights(self, rows: Rows, spans: Spans, known_Q: NDArray) -> Tensor:
         if self.after_last or "duration" not in rows.columns:
-            return torch.from_numpy(known_Q.astype(np.float32))
+            return torch.from_numpy(known_Q).float()
         weight_Q = replace(spans, tokens_B=np.zeros_like(spans.tokens_B)).of(
             rows.columns["duration"].values, np.float32
         )[1]

@@ -87,6 +87,8 @@ def check(data: Data, batch: Batch, index: list[int], max_length: int, windows: 
     known = [of(item, row, k) > 1 for _, row, k in targets]
     weights = [s / data.manifest.mean_duration * k for s, k in zip(seconds, known, strict=True)]
     assert batch.weight_Q.tolist() == pytest.approx(weights, rel=1e-6)
+    floats = [tensor for tensor in batch.tensors() if tensor.is_floating_point() and len(tensor)]
+    assert {tensor.data_ptr() % 64 for tensor in floats} == {0}  # else rounding depends on what is built together
     for feature in data.manifest.features:
         assert value_of(batch.features[feature.name]) == [attribute(data, feature, row, k) for row, k, _ in tokens]
         if feature.intent:
