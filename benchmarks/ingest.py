@@ -242,7 +242,7 @@ def main() -> None:
         }
         if options.peers:
             peers = {"ours": ours(url), "DataLoader": data_loader(url), "Ray Data": ray_data(url)}
-            result["peers"] = alternating(peers, 1)
+            result["peers"] = alternating(peers, 3)
         store = ObjectStore(folder / "s3")
         store.start()
         try:
