@@ -24,6 +24,8 @@ def check_storage(storage: str, seconds: float = SECONDS) -> None:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     nodes = {n["NodeID"]: n["NodeManagerAddress"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU")}
+    if not nodes:  # a cluster that grows on demand
+        return
     content = secrets.token_hex(8)
     marker = join(storage, f".read-by-all-nodes-{content}")
     write_text(marker, content)
@@ -55,11 +57,13 @@ def _answer(reference: Any, address: str) -> str | None:
 
     try:
         problem: str | None = ray.get(reference)
-    except ray.exceptions.RayError as error:
+    except ray.exceptions.RayTaskError as error:
         reason = str(error).strip().splitlines()[-1]
         raise InputError(
             f"node {address} of the Ray cluster can not run this release ({reason}): it has to be installed there"
         ) from None
+    except ray.exceptions.RayError:  # the node is gone, and so gets no work
+        return None
     return problem
 
 
