@@ -9,6 +9,7 @@ Memory is the sum over all its processes, Ray's included, each page that they sh
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -56,4 +57,8 @@ def measure(config: str, overrides: list[str]) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(sys.argv[1], sys.argv[2:]), indent=1))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("config")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
+    options = parser.parse_args()
+    print(json.dumps(measure(options.config, options.overrides), indent=1))
