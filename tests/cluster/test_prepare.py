@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -20,11 +20,14 @@ from tests.ingest.prepare_reference import config_for, random_log, write_log
 from tests.ingest.test_prepare import PARTITIONS, contents
 from tests.s3 import ObjectStore
 
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
+
 pytestmark = pytest.mark.ray
 
 
 @pytest.fixture
-def runner(ray_session: None) -> OnRay:
+def runner(ray_session: Cluster) -> OnRay:
     return OnRay(ClusterConfig(workers=2))
 
 
