@@ -91,7 +91,8 @@ class Batch:
     def split(self, rows: list[int], sequences: list[int], tokens: list[int], targets: list[int]) -> list[Batch]:
         """The batches that it is made of, one after the other, as views: how much of everything each has.
 
-        Floats are copied, to memory that torch aligns (see `Spans.empty`): a resumed run has other batches together.
+        Floats are copied, to memory that torch aligns: on some processors a dot product's rounding depends on where its
+        operands begin, and a resumed run has other batches together.
         """
         begins = offsets_of(np.array(rows))
         parts = {
@@ -256,8 +257,6 @@ class BatchBuilder:
             if self.with_seen
             else None,
         )
-        if len(indices) == 1:
-            return [whole]
         return whole.split(*(sizes.tolist() for sizes in (rows_K, sequences_K, tokens_K, targets_K)))
 
     def _spans(self, begin_B: NDArray, length_B: NDArray, targets_B: NDArray) -> Spans:
@@ -269,7 +268,7 @@ class BatchBuilder:
 
     def _weights(self, rows: Rows, spans: Spans, known_Q: NDArray) -> Tensor:
         if self.after_last or "duration" not in rows.columns:
-            return torch.from_numpy(known_Q).float()
+            return torch.from_numpy(known_Q.astype(np.float32))
         weight_Q = replace(spans, tokens_B=np.zeros_like(spans.tokens_B)).of(
             rows.columns["duration"].values, np.float32
         )[1]

@@ -10,7 +10,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ingest import kernels
@@ -46,13 +45,7 @@ class Spans:
         return self.start_B, self.tokens_B, self.first_B, self.targets_B
 
     def empty(self, kind: Any = np.int64) -> tuple[NDArray, NDArray]:
-        """Two arrays to be filled, [T] and [Q].
-
-        Floats lie where torch would put them: on some processors a dot product's rounding depends on its operands'
-        alignment, and training has to give the same numbers again.
-        """
-        if kind is np.float32:
-            return torch.empty(self.sizes[0]).numpy(), torch.empty(self.sizes[1]).numpy()
+        """Two arrays to be filled, [T] and [Q]."""
         return np.empty(self.sizes[0], dtype=kind), np.empty(self.sizes[1], dtype=kind)
 
     def of(self, values: NDArray, kind: Any = np.int64) -> tuple[NDArray, NDArray]:
