@@ -138,7 +138,7 @@ def _wanted(config: ClusterConfig, use_gpu: bool) -> dict[str, float]:
     lack = missing(wanted)
     if lack and os.environ.get("INTENTREC_AUTOSCALING") != "1":
         raise InputError(
-            f"cluster.workers: {lack} (for {config.workers} workers); on a cluster that grows on demand set "
+            f"cluster.workers: {config.workers} workers need {lack}; on a cluster that grows on demand set "
             "INTENTREC_AUTOSCALING=1"
         )
     return wanted

@@ -26,30 +26,30 @@ def check_storage(storage: str, seconds: float = SECONDS) -> None:
     nodes = {n["NodeID"]: n["NodeManagerAddress"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU")}
     if not nodes:  # a cluster that grows on demand
         return
-    content = secrets.token_hex(8)
-    marker = join(storage, f".read-by-all-nodes-{content}")
-    write_text(marker, content)
+    marker = join(storage, f".read-by-all-nodes-{secrets.token_hex(8)}")
+    write_text(marker, "seen")
     ask = ray.remote(num_cpus=0, max_retries=0)(_problem)
     try:
         asked = {}
         for node, address in nodes.items():
             there = NodeAffinitySchedulingStrategy(node, soft=False)
-            asked[ask.options(scheduling_strategy=there).remote(marker, content)] = address
-        answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=seconds)
-        for reference in answered:
-            _refuse(storage, asked[reference], _answer(reference, asked[reference]))
-        for reference in silent:
-            _refuse(storage, asked[reference], f"no answer in {seconds:g} s")
+            asked[ask.options(scheduling_strategy=there).remote(marker)] = address
+        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=seconds)
+        for reference, address in asked.items():
+            problem = _answer(reference, address) if reference in answered else f"no answer in {seconds:g} s"
+            if problem is not None:
+                raise _refusal(storage, address, problem)
     finally:
         remove(marker)
 
 
-def _problem(marker: str, content: str) -> str | None:
-    """Why this node does not see `content` in the file `marker`, where it does not."""
+def _problem(marker: str) -> str | None:
+    """Why this node can not read the file `marker`, where it can not."""
     try:
-        return None if read_text(marker) == content else f"{marker} has another content"
+        read_text(marker)
     except (InputError, OSError) as error:
         return " ".join(str(error).split()) or type(error).__name__
+    return None
 
 
 def _answer(reference: Any, address: str) -> str | None:
@@ -67,15 +67,13 @@ def _answer(reference: Any, address: str) -> str | None:
     return problem
 
 
-def _refuse(storage: str, address: str, problem: str | None) -> None:
-    if problem is None:
-        return
+def _refusal(storage: str, address: str, problem: str) -> InputError:
     cure = (
         "the AWS variables (credentials, endpoint) have to be set where Ray starts on that node"
         if is_remote(storage)
         else "workers on several machines need a folder that all of them share, or s3://"
     )
-    raise InputError(
+    return InputError(
         f"storage {storage}: node {address} of the Ray cluster does not see what is written there ({problem}); {cure}"
     )
 
@@ -87,7 +85,7 @@ def missing(wanted: dict[str, float]) -> str | None:
     there = ray.cluster_resources()
     for kind, number in wanted.items():
         if there.get(kind, 0) < number:
-            return f"the workers need {number:g} {kind}s, the Ray cluster has {there.get(kind, 0):g}"
+            return f"{number:g} {kind}s, the Ray cluster has {there.get(kind, 0):g}"
     return None
 
 
@@ -104,7 +102,8 @@ def shortage_told(wanted: dict[str, float], seconds: float = 10) -> Iterator[Non
         while not ended.wait(seconds):
             lack = missing(wanted)
             if lack != told:
-                print(f"{lack}: waiting for more" if lack else "the Ray cluster has what the workers need", flush=True)
+                waiting = f"the workers need {lack}: waiting for more"
+                print(waiting if lack else "the Ray cluster has what the workers need", flush=True)
             told = lack
 
     watcher = threading.Thread(target=watch, name="shortage", daemon=True)
