@@ -32,11 +32,11 @@ from benchmarks.collectives import (
 )
 from benchmarks.training import Case, prepared
 from cluster.config import Config
-from embeddings.config import ITEM
-from ingest.items import load_items
+from embeddings.table_config import ITEM
+from embeddings.workers import Worker, single_process
+from ingest.data.items import load_items
 from ingest.settings import load_settings
 from trainer.models.config import NeuralConfig
-from trainer.workers import Worker, single_process
 
 NODE = 8
 SIZES = (8, 64, 512)

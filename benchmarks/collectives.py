@@ -30,11 +30,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from embeddings.config import ITEM
-from ingest.batch import Batch, JaggedTensor
+from embeddings.table_config import ITEM
+from embeddings.workers import gather_rows
+from ingest.data.batch import Batch, JaggedTensor
 from trainer.models.intentrec import IntentRec
 from trainer.step import Step
-from trainer.workers import gather_rows
 
 INDEX, VALUE, EXACT = 8, 4, 8
 """Bytes of an id, of a float32 and of a float64."""

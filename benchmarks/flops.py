@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 import trainer.models.deep
 import trainer.models.intentrec
 import trainer.step
-from ingest.batch import Batch
+from ingest.data.batch import Batch
 from trainer.attention import CausalAttention
 from trainer.layers import Joined, ShortTerm, TimestampEncoding
 from trainer.models.intentrec import IntentRec

@@ -14,13 +14,13 @@ from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 
 from benchmarks.training import Case
 from embeddings.sharding import table_states
-from ingest.batch import Batch
-from ingest.manifest import load_manifest
+from embeddings.workers import Worker, single_process
+from ingest.data.batch import Batch
+from ingest.data.manifest import load_manifest
 from trainer.attention import CausalAttention, Layout
-from trainer.config import TrainConfig
 from trainer.models.config import IntentRecConfig, NeuralConfig, SASRecConfig
 from trainer.step import Step
-from trainer.workers import Worker, single_process
+from trainer.train_config import TrainConfig
 
 CPU = torch.device("cpu")
 

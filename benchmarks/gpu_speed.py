@@ -19,10 +19,10 @@ import torch
 from benchmarks import flops
 from benchmarks.gpu_checks import Bench, moved
 from benchmarks.training import Case, Driver
-from embeddings.config import ITEM, TableConfig
-from ingest.batch import Batch
+from embeddings.table_config import ITEM, TableConfig
+from embeddings.workers import Worker, single_process
+from ingest.data.batch import Batch
 from trainer.device import on_device
-from trainer.workers import Worker, single_process
 
 GIB = 2**30
 SPARE = 6 * GIB

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
-from trainer.workers import Worker
+from embeddings.workers import Worker
 
 
 class Group:

@@ -28,13 +28,13 @@ import pyarrow.parquet as pq
 import torch
 
 from cluster.config import Config
-from ingest.config import ReaderConfig
-from ingest.items import load_items
-from ingest.manifest import Manifest, load_manifest, save_manifest
-from ingest.prepare import prepare
-from ingest.reader import Reader
+from ingest.data.items import load_items
+from ingest.data.manifest import Manifest, load_manifest, save_manifest
+from ingest.data.reader import Reader
+from ingest.data.reader_config import ReaderConfig
+from ingest.prepare.pipeline import prepare
 from ingest.settings import load_settings
-from ingest.simulate import simulate
+from ingest.sources.simulate import simulate
 from ingest.storage import arrow_filesystem
 from tests.s3 import ObjectStore
 

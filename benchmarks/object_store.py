@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.memory import watch
 from cluster.config import Config
-from ingest.manifest import load_manifest
+from ingest.data.manifest import load_manifest
 from ingest.settings import load_settings
 from ingest.storage import copy, list_files
 from tests.s3 import ObjectStore
@@ -26,9 +26,9 @@ from tests.s3 import ObjectStore
 READ = """
 import json, sys, time
 from cluster.config import Config
-from ingest.items import load_items
-from ingest.manifest import load_manifest
-from ingest.reader import Reader
+from ingest.data.items import load_items
+from ingest.data.manifest import load_manifest
+from ingest.data.reader import Reader
 from ingest.settings import load_settings
 config = load_settings(Config, sys.argv[1], sys.argv[2:])
 began = time.perf_counter()

@@ -36,11 +36,11 @@ from benchmarks.peer_turns import WARM_UP
 from benchmarks.scaling import Stream
 from benchmarks.training import Case, prepared, ratio_of
 from cluster.config import Config
+from embeddings.workers import Worker
 from evaluation.ranking import NeuralScorer
-from ingest.manifest import SplitName, load_manifest
-from ingest.schema import FIRST_VALUE
+from ingest.data.manifest import SplitName, load_manifest
+from ingest.data.schema import FIRST_VALUE
 from ingest.storage import join
-from trainer.workers import Worker
 
 ROOT = Path(__file__).resolve().parents[1]
 

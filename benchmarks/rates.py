@@ -14,8 +14,8 @@ from benchmarks.peers import subset, validation_losses
 from benchmarks.scaling import Stream
 from benchmarks.training import Case, prepared
 from cluster.config import Config
+from embeddings.workers import Worker, single_process
 from evaluation.evaluate import validate
-from trainer.workers import Worker, single_process
 
 
 def measure_rates(options: argparse.Namespace) -> dict[str, Any]:

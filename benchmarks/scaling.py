@@ -17,16 +17,16 @@ from benchmarks import flops
 from benchmarks.groups import Group, peak_memory
 from benchmarks.training import Case, prepared, ratio_of, targets_of
 from cluster.config import Config
-from ingest.batch import Batch, BatchBuilder, Rows
-from ingest.config import ReaderConfig
-from ingest.items import ItemTable
-from ingest.jagged import Jagged
-from ingest.manifest import Manifest
-from ingest.schema import FIRST_VALUE
-from trainer.config import LossConfig, TrainConfig
+from embeddings.workers import Worker, total
+from ingest.arrays.jagged import Jagged
+from ingest.data.batch import Batch, BatchBuilder, Rows
+from ingest.data.items import ItemTable
+from ingest.data.manifest import Manifest
+from ingest.data.reader_config import ReaderConfig
+from ingest.data.schema import FIRST_VALUE
 from trainer.models.config import SASRecConfig
 from trainer.step import Step
-from trainer.workers import Worker, total
+from trainer.train_config import LossConfig, TrainConfig
 
 
 class Stream:

@@ -23,10 +23,10 @@ import torch.multiprocessing
 from benchmarks.clusters import Hardware, everything
 from benchmarks.collectives import GRADIENTS, IDS, ROWS, Load, bytes_per_step, counted_steps, load_of, on_wire
 from benchmarks.training import Case, header, prepared
-from embeddings.config import ITEM, TableConfig
+from embeddings.table_config import ITEM, TableConfig
+from embeddings.workers import Worker, gather_objects
 from trainer.loop import Run, Trainer, Validation
 from trainer.step import Step
-from trainer.workers import Worker, gather_objects
 
 SMALL = ["simulate.users=1000", "train.reader.tokens=2048"]
 """Laid over the config before what the command line says."""

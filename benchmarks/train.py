@@ -31,7 +31,7 @@ from benchmarks.peers import measure_peers
 from benchmarks.rates import measure_rates
 from benchmarks.scaling import measure_vocabulary, measure_workers
 from benchmarks.training import Case, Driver, header, in_turns, prepared, ratio_of, targets_of
-from trainer.workers import Worker, single_process
+from embeddings.workers import Worker, single_process
 
 LONGER = ["train.reader.tokens=8192", "train.reader.max_length=200"]
 """Laid over the config before what the command line says."""

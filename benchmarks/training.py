@@ -17,15 +17,15 @@ from typing import Any
 
 from cluster.config import Config
 from cluster.stages import Stages
-from ingest.batch import Batch
-from ingest.items import load_items
-from ingest.manifest import Manifest, load_manifest
-from ingest.reader import Reader
+from embeddings.workers import Worker
+from ingest.data.batch import Batch
+from ingest.data.items import load_items
+from ingest.data.manifest import Manifest, load_manifest
+from ingest.data.reader import Reader
 from ingest.settings import load_settings
-from trainer.config import TrainConfig
 from trainer.models.config import NeuralConfig
 from trainer.step import Step
-from trainer.workers import Worker
+from trainer.train_config import TrainConfig
 
 
 def header(module: str = "train") -> dict[str, Any]:

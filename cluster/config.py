@@ -11,13 +11,13 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from evaluation.config import EvaluateConfig, MarkovConfig, PopularityConfig, RecommendConfig
-from ingest.schema import DataConfig
+from evaluation.evaluation_config import EvaluateConfig, MarkovConfig, PopularityConfig, RecommendConfig
+from ingest.data.schema import DataConfig
 from ingest.settings import Settings, build_settings
-from ingest.simulate import SimulateConfig
+from ingest.sources.simulate import SimulateConfig
 from ingest.storage import is_remote, join
-from trainer.config import TrainConfig
 from trainer.models.config import DeepConfig, IntentRecConfig, NeuralConfig, SASRecConfig
+from trainer.train_config import TrainConfig
 
 ModelConfig = Annotated[
     IntentRecConfig | DeepConfig | SASRecConfig | PopularityConfig | MarkovConfig, Field(discriminator="kind")

@@ -8,15 +8,15 @@ from typing import Any
 import polars as pl
 import torch
 
+from embeddings.workers import Worker
 from evaluation.evaluate import in_step
 from evaluation.ranking import CatalogueRanker, Scorer
 from evaluation.ranking import NeuralScorer as Neural
-from ingest.batch import Batch, JaggedTensor
-from ingest.manifest import Manifest
-from ingest.reader import Reader
-from ingest.schema import FIRST_VALUE
+from ingest.data.batch import Batch, JaggedTensor
+from ingest.data.manifest import Manifest
+from ingest.data.reader import Reader
+from ingest.data.schema import FIRST_VALUE
 from ingest.storage import join, open_file
-from trainer.workers import Worker
 
 SHOWN_HISTORY, SHOWN_ITEMS, SHOWN_LABELS = 15, 10, 5
 

@@ -23,8 +23,8 @@ from ingest.errors import InputError
 from ingest.storage import join, read_text, write_text
 
 Work = Callable[[dict[str, Any], Any], Any]
-"""Takes its arguments (JSON) and the `trainer.workers.Worker`; what the first worker returns (JSON) comes back. It is
-named as "module:function" and imported by the workers: the driver does without TorchRec."""
+"""Takes its arguments (JSON) and the `embeddings.workers.Worker`; what the first worker returns (JSON) comes back. It
+is named as "module:function" and imported by the workers: the driver does without TorchRec."""
 
 QUIET = {
     "PYTHONWARNINGS": "ignore",
@@ -72,7 +72,7 @@ def run_here(work: str, arguments: dict[str, Any], config: ClusterConfig) -> Any
     import torch
     import tqdm
 
-    from trainer.workers import Worker, single_process
+    from embeddings.workers import Worker, single_process
 
     _quiet()
     use_gpu = config.gpus if config.gpus is not None else torch.cuda.is_available()
@@ -150,7 +150,7 @@ def _in_worker(work: str, config: dict[str, Any]) -> None:
     import torch
 
     from cluster.progress import RemoteBar
-    from trainer.workers import Worker
+    from embeddings.workers import Worker
 
     _quiet()
     context = ray.train.get_context()

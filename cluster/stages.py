@@ -14,14 +14,14 @@ from typing import Any
 
 from cluster.config import Config
 from cluster.launch import run_here, run_on_workers
-from cluster.prepare import OnRay
+from cluster.runner import OnRay
+from ingest.data.manifest import Manifest, load_manifest
+from ingest.data.schema import FIRST_VALUE
 from ingest.errors import InputError
-from ingest.manifest import Manifest, load_manifest
-from ingest.prepare import prepare
-from ingest.schema import FIRST_VALUE
-from ingest.simulate import simulate
+from ingest.prepare.pipeline import prepare
+from ingest.prepare.tasks import InThisProcess, Runner
+from ingest.sources.simulate import simulate
 from ingest.storage import exists, join, read_text, remove, write_text
-from ingest.tasks import InThisProcess, Runner
 from trainer.models.config import NeuralConfig
 from trainer.progress import Markers, Progress, identity
 from trainer.versions import check_installed_versions, installed
@@ -53,7 +53,7 @@ class Stages:
         if config.simulate is not None:
             counts = simulate(config.simulate, config.log_folder)
         else:
-            from ingest.movielens import import_movielens
+            from ingest.sources.movielens import import_movielens
 
             assert config.import_ is not None
             counts = import_movielens(config.import_.source, config.log_folder, config.import_.interactions)

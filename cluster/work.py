@@ -14,22 +14,22 @@ import torch
 
 from cluster.config import Config
 from cluster.example import example_of, show
+from embeddings.workers import Worker, gather_objects
 from evaluation.baselines import Markov, Popularity
-from evaluation.config import MarkovConfig, PopularityConfig, RecommendConfig
 from evaluation.evaluate import Evaluation, evaluate, label_counts, majority_labels, validate
+from evaluation.evaluation_config import MarkovConfig, PopularityConfig, RecommendConfig
 from evaluation.ranking import NeuralScorer, Scorer
 from evaluation.recommend import Names, recommend
 from evaluation.significance import compare
-from ingest.config import ReaderConfig
-from ingest.items import ItemTable, load_items
-from ingest.manifest import Manifest, SplitName, load_manifest
-from ingest.reader import Reader
+from ingest.data.items import ItemTable, load_items
+from ingest.data.manifest import Manifest, SplitName, load_manifest
+from ingest.data.reader import Reader
+from ingest.data.reader_config import ReaderConfig
 from trainer.checkpoint import Checkpoints
 from trainer.loop import Run, Trainer
 from trainer.models.config import NeuralConfig
 from trainer.progress import Progress
 from trainer.step import Step
-from trainer.workers import Worker, gather_objects
 
 
 def run_stages(arguments: dict[str, Any], worker: Worker) -> dict[str, Any]:

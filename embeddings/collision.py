@@ -29,7 +29,7 @@ from torchrec.modules.mc_modules import (
     MCHManagedCollisionModule,
 )
 
-from embeddings.config import CollisionConfig
+from embeddings.table_config import CollisionConfig
 
 _POLICIES: dict[str, Callable[[], Any]] = {
     "distance_lfu": DistanceLFU_EvictionPolicy,

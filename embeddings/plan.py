@@ -25,7 +25,7 @@ from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterCons
 from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import CacheParams, ParameterSharding, ShardingPlan
 
-from embeddings.config import TableConfig
+from embeddings.table_config import TableConfig
 from ingest.errors import InputError
 
 GIB = 2**30

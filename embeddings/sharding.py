@@ -24,8 +24,8 @@ from torchrec.optim import RowWiseAdagrad
 from torchrec.optim import optimizers as torchrec_optimizers
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
-from embeddings.config import TableConfig
 from embeddings.plan import Planned, make_plan
+from embeddings.table_config import TableConfig
 from ingest.errors import InputError
 
 BLOCK_ROWS = 65_536

@@ -21,11 +21,11 @@ from torchrec import EmbeddingCollection, EmbeddingConfig, JaggedTensor, KeyedJa
 from torchrec.modules.embedding_configs import DataType
 
 from embeddings.collision import Collisions
-from embeddings.config import ITEM
 from embeddings.spread import Spread
-from ingest import batch as ingest_batch
-from ingest.batch import Batch
-from ingest.manifest import Manifest
+from embeddings.table_config import ITEM
+from ingest.data import batch as ingest_batch
+from ingest.data.batch import Batch
+from ingest.data.manifest import Manifest
 
 
 def build_tables(

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from embeddings.workers import Worker
 from evaluation.ranking import InOrder, own_slice
-from ingest.batch import Batch
-from ingest.items import ItemTable
-from ingest.jagged import Jagged, ranges
-from ingest.reader import Reader
-from ingest.schema import FIRST_VALUE
-from trainer.workers import Worker
+from ingest.arrays.jagged import Jagged, ranges
+from ingest.data.batch import Batch
+from ingest.data.items import ItemTable
+from ingest.data.reader import Reader
+from ingest.data.schema import FIRST_VALUE
 
 
 class Popularity(InOrder):

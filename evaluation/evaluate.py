@@ -12,16 +12,16 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from embeddings.workers import Worker, gather_objects, total
 from evaluation.metrics import MISS, RankMetrics
 from evaluation.ranking import CatalogueRanker, NeuralScorer, Scorer
-from ingest.batch import Batch, JaggedTensor
-from ingest.reader import Reader
-from ingest.schema import FIRST_VALUE
+from ingest.data.batch import Batch, JaggedTensor
+from ingest.data.reader import Reader
+from ingest.data.schema import FIRST_VALUE
 from trainer.loop import Validation
 from trainer.losses import intent_hits
 from trainer.recommender import Prediction
 from trainer.step import Step
-from trainer.workers import Worker, gather_objects, total
 
 
 @dataclass

@@ -17,13 +17,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from embeddings.config import ITEM
 from embeddings.sharding import rows_in_slices
+from embeddings.table_config import ITEM
+from embeddings.workers import Worker, gather_rows
 from evaluation.metrics import MISS
-from ingest.batch import Batch, JaggedTensor
-from ingest.schema import FIRST_VALUE
+from ingest.data.batch import Batch, JaggedTensor
+from ingest.data.schema import FIRST_VALUE
 from trainer.step import Step
-from trainer.workers import Worker, gather_rows
 
 SCORES_AT_ONCE = 2**24
 """Scores in memory at a time."""

@@ -24,15 +24,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from evaluation.config import RecommendConfig
+from embeddings.workers import Worker
 from evaluation.evaluate import in_step, shown
+from evaluation.evaluation_config import RecommendConfig
 from evaluation.ranking import CatalogueRanker, NeuralScorer
-from ingest.jagged import offsets_of
-from ingest.manifest import Manifest
-from ingest.reader import Reader
-from ingest.schema import FIRST_VALUE
+from ingest.arrays.jagged import offsets_of
+from ingest.data.manifest import Manifest
+from ingest.data.reader import Reader
+from ingest.data.schema import FIRST_VALUE
 from ingest.storage import arrow_filesystem, join, open_file
-from trainer.workers import Worker
 
 ROW_GROUP = 16_384
 """Users of a row group."""

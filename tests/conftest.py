@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 from tests.s3 import ObjectStore
@@ -14,6 +15,10 @@ from tests.s3 import ObjectStore
 if TYPE_CHECKING:
     from tests.scenarios import TwoWorkers
     from tests.small import Data
+
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # the first example compiles
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")
@@ -67,9 +72,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def two_workers(prepared: dict[str, str], shared: Path) -> Iterator[TwoWorkers]:
     """Two processes that run every scenario of tests/scenarios.py, after one process has left its checkpoint."""
+    from embeddings.workers import Worker
     from tests.scenarios import TwoWorkers, run
     from tests.small import one_process
-    from trainer.workers import Worker
 
     with one_process():
         run("save", prepared, shared, Worker())

@@ -25,14 +25,15 @@ from torch import Tensor
 import evaluation.ranking
 import evaluation.recommend
 from benchmarks.collectives import bytes_per_step, counted_steps, load_of
-from embeddings.config import TableConfig
 from embeddings.sharding import table_states
+from embeddings.table_config import TableConfig
+from embeddings.workers import Worker, gather_objects, total
 from evaluation.baselines import Markov, Popularity
-from evaluation.config import RecommendConfig
 from evaluation.evaluate import validate
+from evaluation.evaluation_config import RecommendConfig
 from evaluation.ranking import CatalogueRanker, InOrder, NeuralScorer, own_slice
 from evaluation.recommend import Names, recommend
-from ingest.batch import JaggedTensor
+from ingest.data.batch import JaggedTensor
 from ingest.errors import InputError
 from tests.small import (
     Data,
@@ -50,7 +51,6 @@ from trainer.checkpoint import Checkpoints
 from trainer.progress import Progress
 from trainer.softmax import catalogue_slice, full_softmax
 from trainer.step import Step
-from trainer.workers import Worker, gather_objects, total
 
 ALL = ["item", "action", "tags", "genres", "content_type", "release_age"]
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -18,19 +18,19 @@ from torch import Tensor
 import embeddings.sharding
 import trainer.pieces
 from embeddings.sharding import table_states
+from embeddings.workers import Worker, gather_objects, single_process
 from evaluation.evaluate import validate
-from ingest.batch import Batch, BatchBuilder, Rows
-from ingest.items import load_items
-from ingest.jagged import ranges
-from ingest.manifest import Manifest, load_manifest
-from ingest.prepare import prepare
-from ingest.reader import Reader
-from ingest.schema import DataConfig
-from trainer.config import TrainConfig
+from ingest.arrays.jagged import ranges
+from ingest.data.batch import Batch, BatchBuilder, Rows
+from ingest.data.items import load_items
+from ingest.data.manifest import Manifest, load_manifest
+from ingest.data.reader import Reader
+from ingest.data.schema import DataConfig
+from ingest.prepare.pipeline import prepare
 from trainer.loop import Run, Trainer
 from trainer.models.config import IntentRecConfig, NeuralConfig
 from trainer.step import Step
-from trainer.workers import Worker, gather_objects, single_process
+from trainer.train_config import TrainConfig
 
 START, HOUR = 1_600_000_000_000, 3_600_000
 FEATURES = [

@@ -21,12 +21,12 @@ from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
 from torch.distributed.checkpoint.api import CheckpointException
 
+from embeddings.workers import Worker
 from ingest.errors import InputError
 from ingest.storage import join, make_folder, remove, write_text
 from trainer.pieces import SaveInPieces
 from trainer.progress import MARKER, Markers, Progress
 from trainer.step import Step
-from trainer.workers import Worker
 
 
 class Checkpoints(Markers):

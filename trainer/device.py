@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from ingest.batch import Batch
+from ingest.data.batch import Batch
 
 L = TypeVar("L")
 

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ingest.manifest import Manifest
-from ingest.schema import parse_duration
+from ingest.data.manifest import Manifest
+from ingest.data.schema import parse_duration
 from trainer.attention import CausalAttention, Layout
 
 _HOUR, _DAY = parse_duration("1h"), parse_duration("1d")

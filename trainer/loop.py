@@ -14,21 +14,21 @@ from typing import Any
 import torch
 
 from embeddings.plan import describe_plan
-from ingest.batch import Batch
+from embeddings.workers import Worker, gather_objects, total
+from ingest.data.batch import Batch
+from ingest.data.items import ItemTable, load_items
+from ingest.data.manifest import Manifest, load_manifest
+from ingest.data.reader import Left, Position, Reader
+from ingest.data.schema import UNKNOWN
 from ingest.errors import InputError
-from ingest.items import ItemTable, load_items
-from ingest.manifest import Manifest, load_manifest
-from ingest.reader import Left, Position, Reader
-from ingest.schema import UNKNOWN
 from ingest.storage import join
 from trainer.checkpoint import Checkpoints
-from trainer.config import TrainConfig
 from trainer.device import on_device
 from trainer.models.config import NeuralConfig
 from trainer.monitor import Monitor
 from trainer.progress import Progress, identity
 from trainer.step import Losses, Step
-from trainer.workers import Worker, gather_objects, total
+from trainer.train_config import TrainConfig
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ingest.batch import JaggedTensor
-from ingest.schema import FIRST_VALUE
+from ingest.data.batch import JaggedTensor
+from ingest.data.schema import FIRST_VALUE
 
 
 def intent_loss(logits_QL: Tensor, label: Tensor | JaggedTensor, weight_Q: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from trainer.workers import Worker
+from embeddings.workers import Worker
 
 
 class Monitor:

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ingest.schema import FIRST_VALUE
-from trainer.config import LossConfig
+from ingest.data.schema import FIRST_VALUE
+from trainer.train_config import LossConfig
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from typing import Any
 
 from ingest.errors import InputError
 from ingest.storage import exists, join, list_folders, read_text
-from trainer.config import TrainConfig
 from trainer.models.config import NeuralConfig
+from trainer.train_config import TrainConfig
 
 MARKER = "complete.json"
 MAY_CHANGE = {

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from embeddings.collision import Collisions
 from embeddings.tables import Tables
-from ingest.batch import Batch
-from ingest.manifest import Manifest
+from ingest.data.batch import Batch
+from ingest.data.manifest import Manifest
 from trainer.attention import Layout
-from trainer.config import TrainConfig
 from trainer.layers import Block, Inputs
 from trainer.models.config import DeepConfig, IntentRecConfig, NeuralConfig
 from trainer.models.deep import Deep
 from trainer.models.intentrec import IntentRec
 from trainer.models.sasrec import SASRec
+from trainer.train_config import TrainConfig
 
 
 @dataclass(frozen=True)

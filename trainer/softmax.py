@@ -19,9 +19,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from ingest.schema import FIRST_VALUE
+from embeddings.workers import gather_rows
+from ingest.data.schema import FIRST_VALUE
 from trainer.negatives import Negatives
-from trainer.workers import gather_rows
 
 FEWEST = 64
 """Targets in a chunk below which matrix products are slow, and the slice is rather cut into tiles."""

@@ -13,18 +13,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from embeddings.config import ITEM
 from embeddings.sharding import reset_rows, shard
+from embeddings.table_config import ITEM
 from embeddings.tables import expected_lookups
-from ingest.batch import Batch
-from ingest.manifest import Manifest
-from trainer.config import TrainConfig
+from embeddings.workers import Worker, gather_rows
+from ingest.data.batch import Batch
+from ingest.data.manifest import Manifest
 from trainer.losses import intent_loss
 from trainer.models.config import IntentRecConfig, NeuralConfig
 from trainer.negatives import NegativeSampler
 from trainer.recommender import Prediction, Recommender, build
 from trainer.softmax import catalogue_slice, default_scores, full_softmax, sampled_softmax
-from trainer.workers import Worker, gather_rows
+from trainer.train_config import TrainConfig
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cluster.config import ClusterConfig
-from cluster.prepare import OnRay
+from cluster.runner import OnRay
 from ingest.errors import InputError
-from ingest.prepare import prepare
+from ingest.prepare.pipeline import prepare
+from ingest.prepare.tasks import Call
 from ingest.storage import list_files, open_file
-from ingest.tasks import Call
-from tests.ingest.prepare_reference import config_for, random_log, write_log
-from tests.ingest.test_prepare import PARTITIONS, contents
+from tests.ingest.prepare.prepare_reference import config_for, random_log, write_log
+from tests.ingest.prepare.test_prepare import PARTITIONS, contents
 from tests.s3 import ObjectStore
 
 if TYPE_CHECKING:

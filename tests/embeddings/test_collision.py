@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from embeddings.collision import Collisions
-from embeddings.config import CollisionConfig, TableConfig
+from embeddings.table_config import CollisionConfig, TableConfig
+from embeddings.workers import Worker
 from ingest.errors import InputError
 from ingest.settings import build_settings
 from tests.small import Data, make_step, same, weights
 from trainer.checkpoint import Checkpoints
 from trainer.progress import Progress
-from trainer.workers import Worker
 
 pytestmark = pytest.mark.usefixtures("alone")
 ROUNDS = [{2: 8, 3: 7, 4: 6, 5: 5, 6: 4}, {9: 20, 4: 3}, {}, {5: 30, 7: 2}]

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
+from embeddings.workers import Worker, single_process
 from ingest.errors import InputError
 from ingest.settings import build_settings
 from tests.scenarios import ALL, HALF, SETTINGS, TwoWorkers
 from tests.small import Data, make_step, same, weights
-from trainer.config import TrainConfig
-from trainer.workers import Worker, single_process
+from trainer.train_config import TrainConfig
 
 pytestmark = pytest.mark.usefixtures("alone")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ingest.batch import JaggedTensor
+from ingest.data.batch import JaggedTensor
 from tests.small import Data, make_step, weights
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from embeddings.workers import Worker
 from tests.scenarios import TwoWorkers, baselines
 from tests.small import Data
-from trainer.workers import Worker
 
 pytestmark = pytest.mark.usefixtures("alone")
 

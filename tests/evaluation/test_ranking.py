@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from embeddings.sharding import table_states
+from embeddings.workers import Worker
 from evaluation.metrics import MISS
 from evaluation.ranking import CatalogueRanker, NeuralScorer, own_slice
 from tests.scenarios import SCENARIOS, MatrixScorer, TwoWorkers, neural, ranking, ranking_case
 from tests.small import Data, make_step
-from trainer.workers import Worker
 
 pytestmark = pytest.mark.usefixtures("alone")
 CASES = [name for name in SCENARIOS if name.startswith(("ranking", "top"))]

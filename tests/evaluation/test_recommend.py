@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from ingest.batch import BatchBuilder
+from embeddings.workers import Worker
+from ingest.data.batch import BatchBuilder
 from tests.scenarios import TwoWorkers, recommended
 from tests.small import Data, make_step, take_rows, weights
-from trainer.workers import Worker
 
 pytestmark = pytest.mark.usefixtures("alone")
 

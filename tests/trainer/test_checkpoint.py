@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader
 
+from embeddings.workers import Worker
 from ingest.errors import InputError
 from tests.scenarios import TwoWorkers, load
 from tests.small import PIECE_BYTES, Data, make_step, same, weights
 from trainer.checkpoint import Checkpoints
 from trainer.progress import Progress
-from trainer.workers import Worker
 
 pytestmark = pytest.mark.usefixtures("alone")
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from embeddings.workers import Worker
 from ingest.errors import InputError
 from tests.scenarios import TwoWorkers, train
 from tests.small import Data, Stopped, inputs_of, make_trainer, one_process, same, watched, weights
@@ -18,7 +19,6 @@ from trainer.loop import Trainer, Validation
 from trainer.models.config import IntentRecConfig
 from trainer.progress import Progress
 from trainer.step import Step
-from trainer.workers import Worker
 
 pytestmark = pytest.mark.usefixtures("alone")
 DROPOUT = IntentRecConfig(heads=2, dropout=0.3, window="8h")

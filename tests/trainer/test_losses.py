@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from ingest.batch import JaggedTensor
+from ingest.data.batch import JaggedTensor
 from trainer.losses import intent_hits, intent_loss
 
 LABELS = [[2, 4], [], [1], [3, 1, 2], [5]]

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from ingest.batch import Batch, Rows
+from ingest.arrays.jagged import Jagged
+from ingest.data.batch import Batch, Rows
 from ingest.errors import InputError
-from ingest.jagged import Jagged
 from tests.small import HOUR, MODEL, Data, make_step, take_rows, train_config
 from trainer.attention import Layout
 from trainer.layers import Inputs, ShortTerm, project

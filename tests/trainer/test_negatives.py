@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.config import LossConfig
 from trainer.negatives import NegativeSampler
+from trainer.train_config import LossConfig
 
 V = 20
 COUNTS = np.array([0, 99, *(1 + 300 // (item + 1) for item in range(V - 2))])

@@ -14,9 +14,9 @@ from torch.utils._pytree import tree_leaves
 
 from tests.scenarios import SPLITS, TwoWorkers
 from tests.small import softmax_case
-from trainer.config import LossConfig
 from trainer.negatives import Negatives, NegativeSampler
 from trainer.softmax import catalogue_slice, full_softmax, sampled_softmax
+from trainer.train_config import LossConfig
 
 Q, V, D = 13, 20, 4
 COUNTS = np.array([0, 0, *range(V - 2, 0, -1)])

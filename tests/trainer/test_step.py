@@ -11,15 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from embeddings.workers import Worker
 from evaluation.evaluate import validate
-from ingest.batch import Batch, JaggedTensor
+from ingest.data.batch import Batch, JaggedTensor
 from tests.scenarios import SCENARIOS, SETTINGS, TwoWorkers, steps, unknown_targets
 from tests.small import MODEL, Data, dense, make_step, same, train_config, weights
 from trainer.attention import Layout
 from trainer.layers import Inputs
 from trainer.models.config import IntentRecConfig
 from trainer.recommender import build
-from trainer.workers import Worker
 
 pytestmark = pytest.mark.usefixtures("alone")
 

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import nn
 
-from ingest.manifest import Manifest
+from ingest.data.manifest import Manifest
 from trainer.layers import Dropout, Inputs, Positions, Transformer
 from trainer.models.base import Output
 from trainer.models.config import SASRecConfig

@@ -1,0 +1,191 @@
+"""The second pass over a log: each partition's events become its users' histories, oldest first, and are counted.
+
+Spilled for the third pass (`prepare.encode`): `histories/<partition>.arrow` has the events sorted by user and time,
+items and categories as dictionaries; `users/<partition>.arrow` the users and how many events each has. Counted over
+the training events: the values of every vocabulary (`counts/<name>/<partition>.parquet`), and numbers' moments.
+
+N  events     U  users
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from ingest.data.schema import Feature
+from ingest.prepare.log import event_features
+from ingest.prepare.partition import Job, read_batch, read_partition, take, write_batch
+from ingest.prepare.shard_writer import write_table
+from ingest.prepare.split import SplitLog, split_log
+from ingest.prepare.statistics import Moments
+from ingest.storage import join
+
+ITEM = "item"
+
+
+def build_histories(job: Job, task: tuple[int, list[str]]) -> dict[str, Any]:
+    """Sort, drop and count one partition, the pieces of which lie in the given files."""
+    partition, files = task
+    events = read_partition(job, files, partition)
+    user_U, user_N = _users(events["user"].chunk(0))
+    order_N = _order(user_N, events["time"].to_numpy())
+    user_N, events = user_N[order_N], take(events.drop(["user"]), order_N)
+    item = pc.dictionary_encode(events[ITEM].chunk(0))
+    total_I = np.bincount(item.indices.to_numpy(), minlength=len(item.dictionary))
+    kept_N, counts = _kept(job, user_N, events)
+    if not kept_N.all():
+        events = take(events, np.flatnonzero(kept_N))
+        item = item.filter(pa.array(kept_N))
+        user_N = user_N[kept_N]
+    length_U = np.bincount(user_N, minlength=len(user_U))
+    user_U, length_U = user_U.filter(pa.array(length_U > 0)), length_U[length_U > 0]
+    events = _with_dictionaries(job, events.set_column(events.column_names.index(ITEM), ITEM, item))
+    split = split_log(job.config.split, events["time"].to_numpy(), length_U, job.last_time)
+    write_batch(join(job.work, f"histories/{partition:06d}.arrow"), events)
+    users = pa.table({"user": user_U, "length": pa.array(length_U)})
+    write_batch(join(job.work, f"users/{partition:06d}.arrow"), users)
+    training = take(events, np.flatnonzero(split.training))
+    _write_counts(job, partition, training, total_I)
+    return counts | _summary(job, split, training, length_U)
+
+
+def read_histories(job: Job, partition: int, columns: list[str] | None = None) -> pa.RecordBatch:
+    """The events of a partition, or their `columns` alone, as this pass left them."""
+    return read_batch(join(job.work, f"histories/{partition:06d}.arrow"), 0, columns)
+
+
+def read_users(job: Job, partition: int) -> tuple[pa.Array, NDArray[np.int64]]:
+    """The partition's users, ascending, and how many events each has: [U], [U]."""
+    batch = read_batch(join(job.work, f"users/{partition:06d}.arrow"), 0)
+    return batch["user"], batch["length"].to_numpy()
+
+
+def _users(users: pa.Array) -> tuple[pa.Array, NDArray[np.int64]]:
+    """The different users, ascending, and the place of each event's user among them: [U], [N]."""
+    encoded = pc.dictionary_encode(users)
+    order_U = pc.sort_indices(encoded.dictionary)
+    place_U = np.empty(len(order_U), dtype=np.int64)
+    place_U[order_U.to_numpy()] = np.arange(len(order_U))
+    return encoded.dictionary.take(order_U), place_U[encoded.indices.to_numpy()]
+
+
+def _order(user_N: NDArray[np.int64], time_N: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where the events go to be sorted by user and time, those of equal times in the order that they have.
+
+    By user first, 16 bits at a time (numpy sorts these by counting); by both only where a user's times then do not
+    rise, as they do in a log that is in order.
+    """
+    order_N = np.arange(len(user_N))
+    for shift in range(0, max(int(user_N.max(initial=0)).bit_length(), 1), 16):
+        digit_N = ((user_N[order_N] >> shift) & 0xFFFF).astype(np.uint16)
+        order_N = order_N[np.argsort(digit_N, kind="stable")]
+    user, time = user_N[order_N], time_N[order_N]
+    if ((user[1:] == user[:-1]) & (time[1:] < time[:-1])).any():
+        order_N = order_N[np.lexsort((time, user))]
+    return order_N
+
+
+def _kept(job: Job, user_N: NDArray[np.int64], events: pa.Table) -> tuple[NDArray[np.bool_], dict[str, int]]:
+    """Which of the sorted events stay: duplicates and users with few events go as the config says."""
+    kept_N = np.ones(len(user_N), dtype=bool)
+    duplicate_N = _duplicates(user_N, events)
+    if job.config.duplicates == "drop":
+        kept_N[duplicate_N] = False
+    length_U = np.bincount(user_N[kept_N], minlength=int(user_N.max(initial=-1)) + 1)
+    rare_U = length_U < job.config.min_user_events
+    counts = {
+        "duplicates": len(duplicate_N),
+        "dropped_users": int(rare_U.sum()),
+        "dropped_events": int(length_U[rare_U].sum()),
+    }
+    return kept_N & ~rare_U[user_N], counts
+
+
+def _duplicates(user_N: NDArray[np.int64], events: pa.Table) -> NDArray[np.int64]:
+    """The events that agree with one before in every column: only those with the same user and time can."""
+    time_N = events["time"].to_numpy()
+    tied_N = np.zeros(len(user_N), dtype=bool)
+    equal = (user_N[1:] == user_N[:-1]) & (time_N[1:] == time_N[:-1])
+    tied_N[1:] |= equal
+    tied_N[:-1] |= equal
+    places = np.flatnonzero(tied_N)
+    rows = pl.from_arrow(take(events, places))
+    assert isinstance(rows, pl.DataFrame)
+    rows = rows.with_columns(user=pl.Series(user_N[places]), place=pl.Series(places))
+    first = rows.unique(subset=[name for name in rows.columns if name != "place"], keep="first")["place"].to_numpy()
+    return np.setdiff1d(places, first, assume_unique=True)
+
+
+def _with_dictionaries(job: Job, events: pa.Table) -> pa.Table:
+    """Categories as dictionaries, and lists of them."""
+    columns = {name: column.combine_chunks() for name, column in zip(events.column_names, events.columns, strict=True)}
+    for feature in event_features(job.config):
+        column = columns[feature.name]
+        column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+        if feature.kind == "category":
+            columns[feature.name] = column if pa.types.is_dictionary(column.type) else pc.dictionary_encode(column)
+        elif feature.kind == "categories":
+            offsets = column.offsets.to_numpy()
+            values = column.values.slice(offsets[0], offsets[-1] - offsets[0])
+            columns[feature.name] = pa.LargeListArray.from_arrays(offsets - offsets[0], pc.dictionary_encode(values))
+    return pa.table(columns)
+
+
+def counted_features(job: Job) -> list[Feature]:
+    """The event features that have a vocabulary."""
+    return [feature for feature in event_features(job.config) if feature.kind in ("category", "categories")]
+
+
+def counts_of(job: Job, name: str, partition: int) -> str:
+    """The file of a partition's counts."""
+    return join(job.work, f"counts/{name}/{partition:06d}.parquet")
+
+
+def _write_counts(job: Job, partition: int, training: pa.Table, total_I: NDArray[np.int64]) -> None:
+    item = training[ITEM].chunk(0)
+    code_N = item.indices.to_numpy()
+    first_I = np.full(len(item.dictionary), np.iinfo(np.int64).max)
+    np.minimum.at(first_I, code_N, training["time"].to_numpy())
+    items = {
+        "value": item.dictionary,
+        "count": np.bincount(code_N, minlength=len(item.dictionary)),
+        "total": total_I,
+        "first": first_I,
+    }
+    write_table(counts_of(job, ITEM, partition), pl.DataFrame(pa.table(items)))
+    for feature in counted_features(job):
+        column = training[feature.name].chunk(0)
+        values = column.flatten() if feature.kind == "categories" else column
+        code_N = values.indices.drop_null().to_numpy()
+        frame = pl.DataFrame(
+            pa.table({"value": values.dictionary, "count": np.bincount(code_N, minlength=len(values.dictionary))})
+        )
+        missing = pl.DataFrame({"value": [None], "count": [values.null_count]}, schema=frame.schema)
+        write_table(counts_of(job, feature.name, partition), pl.concat([frame.filter(pl.col("count") > 0), missing]))
+
+
+def _summary(job: Job, split: SplitLog, training: pa.Table, length_U: NDArray[np.int64]) -> dict[str, Any]:
+    """What the manifest and the later passes have to know of the partition."""
+    numbers = [feature.name for feature in event_features(job.config) if feature.is_number]
+    if job.config.duration:
+        numbers.append("duration")
+    time = training["time"].to_numpy()
+    in_a_row = np.concatenate([rows.user for name, rows in split.rows.items() if name != "rest"])
+    return {
+        "users": len(length_U),
+        "events": int(length_U.sum()),
+        "training_events": training.num_rows,
+        "first_time": int(time.min()) if len(time) else None,
+        "last_time": int(time.max()) if len(time) else None,
+        "moments": {name: asdict(Moments.of(training[name].drop_null().to_numpy())) for name in numbers},
+        "rows": {name: len(rows) for name, rows in split.rows.items()},
+        "targets": {name: int(rows.targets.sum()) for name, rows in split.rows.items()},
+        "without_target": split.without_target,
+        "users_without_target": len(length_U) - len(np.unique(in_a_row)),
+    }

@@ -1,0 +1,72 @@
+"""Stages of many tasks whose finished ones are not done again.
+
+A task writes its files first and then, in one piece, what it found as JSON: `<work>/<stage>/<number>.json`. Where that
+is there, the task is done, whoever did it and when. A `Runner` runs tasks somewhere: here, one after the other, or on
+a Ray cluster (`cluster.runner`); it knows nothing of what they do.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ingest.storage import join, list_names, read_text, write_text
+
+_THREADS = 8
+Task = Callable[..., dict[str, Any]]
+"""Takes picklable arguments, the same for every task of a stage and then its own; gives JSON."""
+
+
+class Runner(Protocol):
+    """Runs calls that do not depend on each other."""
+
+    def run(self, calls: Sequence[Call], description: str) -> None:
+        """Run all `calls`. The error of the first of them that failed is raised."""
+        ...
+
+
+@dataclass(frozen=True)
+class Call:
+    """One task: `function(*arguments)`, whose result goes to `result`."""
+
+    function: Task
+    arguments: tuple[Any, ...]
+    result: str
+
+    def __call__(self) -> None:
+        write_text(self.result, json.dumps(self.function(*self.arguments)))
+
+
+class InThisProcess:
+    """Runs calls one after the other, here."""
+
+    def run(self, calls: Sequence[Call], description: str) -> None:
+        for call in calls:
+            call()
+
+
+def run_stage(
+    runner: Runner,
+    work: str,
+    name: str,
+    function: Task,
+    common: tuple[Any, ...],
+    tasks: Sequence[Any],
+    description: str,
+) -> list[dict[str, Any]]:
+    """What `function(*common, task)` gives for each of `tasks`; those that are done already are not run again."""
+    folder = join(work, name)
+    done = set(list_names(folder))
+    results = [f"{number:06d}.json" for number in range(len(tasks))]
+    calls = [
+        Call(function, (*common, task), join(folder, result))
+        for task, result in zip(tasks, results, strict=True)
+        if result not in done
+    ]
+    if calls:
+        runner.run(calls, description)
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return [json.loads(text) for text in threads.map(lambda result: read_text(join(folder, result)), results)]

@@ -1,0 +1,192 @@
+"""The reader's order, whatever shards, batch sizes, workers and stopping points: every row exactly once."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ingest.data.batch import Batch, BatchBuilder, JaggedTensor
+from ingest.data.items import load_items
+from ingest.data.manifest import load_manifest
+from ingest.data.reader import Position, Reader, Unit
+from ingest.data.reader_config import ReaderConfig
+from ingest.data.schema import DataConfig
+from ingest.prepare.pipeline import prepare
+from tests.small import Data, train_config
+
+USERS = 90
+ROW_GROUPS = [20, 70, 10_000]
+STEPS = list[tuple[Batch, tuple[Unit, ...]]]
+
+
+@pytest.fixture(scope="module")
+def urls(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
+    """Prepared data sets by the size of their row groups."""
+    return {size: prepared(tmp_path_factory.mktemp(f"groups-of-{size}"), size) for size in ROW_GROUPS}
+
+
+def log_of() -> pa.Table:
+    """Users with 1 to 30 events; no two events share a time, so a token's time names its event."""
+    rng = np.random.default_rng(5)
+    lengths = rng.integers(1, 31, USERS)
+    user = np.repeat(np.arange(USERS), lengths)
+    rows = {
+        "user_id": user,
+        "item_id": rng.integers(0, 20, len(user)),
+        "timestamp": rng.permutation(len(user)) + 1_600_000_000,
+    }
+    return pa.table(rows)
+
+
+def prepared(folder: Path, row_group: int) -> str:
+    pq.write_table(log_of(), folder / "events.parquet")
+    config = {
+        "events": str(folder / "events.parquet"),
+        "time_unit": "s",
+        "row_group_interactions": row_group,
+        "shard_interactions": 3 * row_group,
+    }
+    prepare(DataConfig.model_validate(config), str(folder / "data"), lambda _: None)
+    return str(folder / "data")
+
+
+def reader(url: str, rank: int = 0, workers: int = 1, tokens: int = 100, buffer: int = 300, **more: object) -> Reader:
+    manifest = load_manifest(url)
+    config = ReaderConfig(tokens=tokens, shuffle_buffer=buffer, max_length=50)
+    return Reader(url, manifest, load_items(url, manifest), "train", config, rank=rank, workers=workers, **more)  # type: ignore[arg-type]
+
+
+def tokens_of(batches: list[Batch]) -> Counter[int]:
+    return Counter(time for batch in batches for time in batch.time_T.tolist())
+
+
+@functools.cache
+def every_token(url: str) -> Counter[int]:
+    """Every input token of the training rows, straight from the files: all interactions but each row's last."""
+    rows = [row for path in sorted(Path(url, "train").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+    return Counter(time for row in rows for time in row["time"][:-1])
+
+
+def epoch(url: str, workers: int, number: int, position: Position | None, **options: int) -> list[STEPS]:
+    """What each of `workers` workers reads."""
+    readers = [reader(url, rank, workers, **options) for rank in range(workers)]
+    return [[(batch, left.units()) for batch, left in each.epoch(number, position)] for each in readers]
+
+
+SHAPES = {
+    "row_group": st.sampled_from(ROW_GROUPS),
+    "tokens": st.sampled_from([1, 40, 150, 100_000]),
+    "buffer": st.sampled_from([1, 150, 10_000]),
+}
+
+
+@settings(max_examples=25, deadline=None)
+@given(workers=st.integers(1, 5), number=st.integers(0, 3), **SHAPES)
+def test_every_row_comes_once_on_any_number_of_workers(
+    urls: dict[int, str], row_group: int, tokens: int, buffer: int, workers: int, number: int
+) -> None:
+    url = urls[row_group]
+    read = epoch(url, workers, number, None, tokens=tokens, buffer=buffer)
+    assert tokens_of([batch for steps in read for batch, _ in steps]) == every_token(url)
+
+
+@settings(max_examples=40, deadline=None)
+@given(workers=st.lists(st.integers(1, 4), min_size=2, max_size=4), data=st.data(), **SHAPES)
+def test_every_row_comes_once_through_changes_of_the_number_of_workers(
+    urls: dict[int, str], row_group: int, tokens: int, buffer: int, workers: list[int], data: st.DataObject
+) -> None:
+    """Stopped somewhere and gone on with on another number of workers, several times, by way of JSON."""
+    url, position = urls[row_group], None
+    taken: list[Batch] = []
+    for count in workers[:-1]:
+        read = epoch(url, count, 1, position, tokens=tokens, buffer=buffer)
+        steps = data.draw(st.integers(0, max(map(len, read))), label=f"steps on {count}")
+        left: list[tuple[Unit, ...]] = []
+        for rank, mine in enumerate(read):
+            taken += [batch for batch, _ in mine[:steps]]
+            untouched = reader(url, rank, count, tokens, buffer).units(1, position)
+            left.append(mine[min(steps, len(mine)) - 1][1] if steps and mine else untouched)
+        position = Position.from_json(Position(1, tuple(left)).to_json())
+    read = epoch(url, workers[-1], 1, position, tokens=tokens, buffer=buffer)
+    assert tokens_of([*taken, *(batch for steps in read for batch, _ in steps)]) == every_token(url)
+
+
+@settings(max_examples=25, deadline=None)
+@given(workers=st.integers(1, 3), stop=st.integers(1, 30), **SHAPES)
+def test_resumed_is_uninterrupted_on_the_same_number_of_workers(
+    urls: dict[int, str], row_group: int, tokens: int, buffer: int, workers: int, stop: int
+) -> None:
+    url = urls[row_group]
+    whole = epoch(url, workers, 2, None, tokens=tokens, buffer=buffer)
+    left = tuple(steps[min(stop, len(steps)) - 1][1] if steps else () for steps in whole)
+    position = Position.from_json(Position(2, left).to_json())
+    resumed = epoch(url, workers, 2, position, tokens=tokens, buffer=buffer)
+    for before, after in zip(whole, resumed, strict=True):
+        assert [batch.time_T.tolist() for batch, _ in before[stop:]] == [b.time_T.tolist() for b, _ in after]
+        assert [units for _, units in before[stop:]] == [units for _, units in after]
+
+
+def test_the_order_depends_on_seed_and_epoch_alone(urls: dict[int, str]) -> None:
+    url = urls[70]
+
+    def order(number: int, seed: int) -> list[list[int]]:
+        return [batch.time_T.tolist() for batch, _ in reader(url, seed=seed).epoch(number)]
+
+    assert order(0, 0) == order(0, 0)
+    assert len({str(order(number, seed)) for number, seed in itertools.product((0, 1), (0, 1))}) == 4
+
+
+def test_workers_get_about_the_same_number_of_interactions(urls: dict[int, str]) -> None:
+    url = urls[20]
+    sizes = [sum(batch.tokens for batch, _ in steps) for steps in epoch(url, 3, 0, None)]
+    assert max(sizes) - min(sizes) <= 2 * 30
+
+
+@pytest.mark.parametrize("max_length", [3, 50])
+def test_a_history_that_goes_on_has_the_inputs_of_its_continuation(urls: dict[int, str], max_length: int) -> None:
+    """`after_last` on rows without their last event = predicting that event on the whole rows."""
+    url = urls[70]
+    manifest = load_manifest(url)
+    items = load_items(url, manifest)
+    whole = next(reader(url, evaluate=True, buffer=10**9).rows())
+    short = next(reader(url, evaluate=True, buffer=10**9).rows())
+    for name, column in short.columns.items():
+        short.columns[name] = column.slices(column.offsets[:-1], column.lengths - 1)
+    whole.targets[:] = 1
+    expected = BatchBuilder(manifest, items, max_length, windows=True, with_seen=True).build(whole)
+    found = BatchBuilder(manifest, items, max_length, windows=True, with_seen=True, after_last=True).build(short)
+    for name in ("lengths_B", "item_T", "time_T", "position_T", "target_position_Q", "row_Q"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=0, atol=0)
+    assert isinstance(found.seen, JaggedTensor)
+    assert isinstance(expected.seen, JaggedTensor)
+    assert found.seen.values.tolist() == expected.seen.values.tolist()
+    assert found.seen.lengths.tolist() == expected.seen.lengths.tolist()
+    assert found.target_Q.tolist() == [0] * len(whole)
+    assert found.users == expected.users
+    assert found.labels == {}
+
+
+def test_a_model_without_features_reads_no_columns_of_them(data: Data) -> None:
+    """The same batches but for features and intents."""
+    config = train_config().reader
+    plain, full = (
+        Reader(data.url, data.manifest, data.items, "train", config, features=features) for features in (False, True)
+    )
+    assert plain.columns == ["targets", "item", "time", "duration"]
+    assert set(full.columns) == {*plain.columns, "action", "tags", "scroll"}
+    for (batch, left), (whole, also_left) in zip(plain.epoch(0), full.epoch(0), strict=True):
+        assert left.units() == also_left.units()
+        assert batch.features == batch.labels == {}
+        assert set(whole.labels) == {"action", "genres", "content_type", "release_age"}
+        for name in ("item_T", "time_T", "target_Q", "weight_Q", "target_position_Q"):
+            assert torch.equal(getattr(batch, name), getattr(whole, name))

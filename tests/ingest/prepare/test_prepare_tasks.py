@@ -1,0 +1,224 @@
+"""prepare as tasks: interrupted anywhere it goes on, a data set grows, and the bytes do not depend on who ran what."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ingest.data.schema import DataConfig
+from ingest.errors import InputError
+from ingest.prepare.partition import partition_of
+from ingest.prepare.pipeline import prepare
+from ingest.prepare.statistics import Moments, digits, select, sortable, unsortable
+from ingest.prepare.tasks import Call
+from tests.ingest.prepare.prepare_reference import Row, config_for, random_log, write_log
+from tests.ingest.prepare.test_prepare import PARTITIONS, contents, read_rows, read_vocabulary
+
+
+class Interrupted(Exception):  # noqa: N818
+    """What a run dies of in a test."""
+
+
+class Breaking:
+    """Runs calls in the reverse of their order, and dies in place of the call number `after`."""
+
+    def __init__(self, after: int = 1_000_000) -> None:
+        self.after = after
+        self.made: list[str] = []
+
+    def run(self, calls: Sequence[Call], description: str) -> None:
+        for call in reversed(calls):
+            if len(self.made) == self.after:
+                raise Interrupted
+            call()
+            self.made.append(call.result)
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("log")
+    write_log(folder, *random_log(4, "string"), "string")
+    return folder
+
+
+def log_config(folder: Path, **more: object) -> DataConfig:
+    return config_for(folder, "leave_one_out", **PARTITIONS, **more)
+
+
+def test_interrupted_after_any_call_it_goes_on_with_what_is_finished(log: Path, tmp_path: Path) -> None:
+    whole = Breaking()
+    prepare(log_config(log), str(tmp_path / "whole"), lambda _: None, whole)
+    expected = contents(tmp_path / "whole")
+    assert not any("_work" in name for name in expected)
+    for after in range(0, len(whole.made), 17):
+        out = tmp_path / f"stopped-after-{after}"
+        first, second = Breaking(after), Breaking()
+        with pytest.raises(Interrupted):
+            prepare(log_config(log), str(out), lambda _: None, first)
+        prepare(log_config(log), str(out), lambda _: None, second)
+        assert len(first.made) + len(second.made) == len(whole.made)
+        assert contents(out) == expected
+
+
+def test_interrupted_again_and_again_in_a_folder_of_its_own(log: Path, tmp_path: Path) -> None:
+    config = log_config(log, work=str(tmp_path / "work"))
+    tries = 0
+    while True:
+        try:
+            prepare(config, str(tmp_path / "out"), lambda _: None, Breaking(after=5))
+            break
+        except Interrupted:
+            tries += 1
+    assert tries > 5
+    assert not list((tmp_path / "work").iterdir()) if (tmp_path / "work").exists() else True
+    prepare(log_config(log), str(tmp_path / "whole"), lambda _: None)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_an_interrupted_run_of_another_config_is_cleared_away(log: Path, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        prepare(log_config(log), str(tmp_path / "out"), lambda _: None, Breaking(9))
+    prepare(log_config(log, min_item_count=2), str(tmp_path / "out"), lambda _: None)
+    assert not any("_work" in name for name in contents(tmp_path / "out"))
+
+
+def test_pieces_and_files_do_not_matter(log: Path, tmp_path: Path) -> None:
+    """The same events in one file or in many, in row groups of any size."""
+    config = log_config(log)
+    prepare(config, str(tmp_path / "two files"), lambda _: None)
+    table = pa.concat_tables([pq.read_table(path) for path in sorted((log / "events").iterdir())])
+    (tmp_path / "log" / "events").mkdir(parents=True)
+    for number, begin in enumerate(range(0, table.num_rows, 9)):
+        pq.write_table(table[begin : begin + 9], tmp_path / f"log/events/{number:03}.parquet", row_group_size=4)
+    (tmp_path / "log/items.parquet").write_bytes((log / "items.parquet").read_bytes())
+    prepare(log_config(tmp_path / "log"), str(tmp_path / "many files"), lambda _: None)
+    one, two = (contents(tmp_path / name) for name in ("two files", "many files"))
+    one.pop("manifest.json")
+    two.pop("manifest.json")
+    assert one == two
+
+
+def test_a_wrong_value_is_named_with_its_row_in_the_file(tmp_path: Path) -> None:
+    users = [1] * 40
+    users[33] = None  # type: ignore[call-overload]
+    times = pa.array([1_600_000_000 + i for i in range(40)])
+    table = pa.table({"user_id": users, "item_id": list(range(40)), "timestamp": times})
+    pq.write_table(table, tmp_path / "events.parquet", row_group_size=7)
+    config = DataConfig(events=str(tmp_path / "events.parquet"), time_unit="s", partition_events=10)
+    with pytest.raises(InputError, match=r"column 'user_id' has no value in row 33"):
+        prepare(config, str(tmp_path / "out"), lambda _: None)
+
+
+def decoded(out: Path, config: DataConfig, split: str, manifest: object) -> list[Row]:
+    """A split's rows with values in place of indices."""
+    names = {"item": [value for value, _, _ in read_vocabulary(out, "item")]}
+    for feature in config.features:
+        if feature.of == "event" and not feature.is_number:
+            names[feature.name] = [value for value, _, _ in read_vocabulary(out, feature.name)]
+    rows = []
+    for row in read_rows(out, manifest, split):  # type: ignore[arg-type]
+        for name, values in names.items():
+            nested = name == "words"
+            row[name] = [sorted(values[i] for i in v) if nested else values[v] for v in row[name]]
+        rows.append(row)
+    return sorted(rows, key=lambda row: row["user"])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_data_set_grows_and_keeps_its_indices(tmp_path: Path, seed: int) -> None:
+    events, items = random_log(20 + seed, "int")
+    half = len(events) // 2
+    write_log(tmp_path, events[:half], items, "int")
+    config = config_for(tmp_path, "leave_one_out", **PARTITIONS, grow=True)
+    out = tmp_path / "out"
+    before = prepare(config, str(out), lambda _: None)
+    names = [path.stem for path in (out / "vocab").iterdir()]
+    vocabularies = {name: [row[:2] for row in read_vocabulary(out, name)] for name in names}
+    write_log(tmp_path / "more", [dict(row, item_id=row["item_id"] + 7) for row in events[half:]], items, "int")
+    for path in (tmp_path / "more/events").iterdir():
+        (tmp_path / "events" / f"new-{path.name}").write_bytes(path.read_bytes())
+    after = prepare(config, str(out), lambda _: None)
+    for name in names:
+        table = read_vocabulary(out, name)
+        assert [row[:2] for row in table][: len(vocabularies[name])] == vocabularies[name]
+        new = [(-count, value) for value, _, count in table[len(vocabularies[name]) :]]
+        assert new == sorted(new)
+    assert after.items > before.items
+    for old, new_feature in zip(before.features, after.features, strict=True):
+        assert (old.edges, old.mean, old.deviation) == (new_feature.edges, new_feature.mean, new_feature.deviation)
+    anew = prepare(config.model_copy(update={"grow": False}), str(tmp_path / "anew"), lambda _: None)
+    kept = [
+        feature
+        for feature in config.features
+        if not feature.is_number and feature.bins is None and feature.min_count == 1
+    ]
+    plain = config.model_copy(update={"features": kept})
+    for split in ("train", "validation", "test", "rest"):
+        grown = decoded(out, plain, split, after)
+        fresh = decoded(tmp_path / "anew", plain, split, anew)
+        for left, right in zip(grown, fresh, strict=True):
+            for name in ("user", "targets", "time", "duration", "item", *(f.name for f in kept if f.of == "event")):
+                assert left[name] == right[name]
+    assert {name: after.counts[name] for name in ("events", "users")} == {
+        name: anew.counts[name] for name in ("events", "users")
+    }
+
+
+def test_a_data_set_with_other_features_does_not_grow(log: Path, tmp_path: Path) -> None:
+    prepare(log_config(log), str(tmp_path / "out"), lambda _: None)
+    config = log_config(log, grow=True)
+    fewer = config.model_copy(update={"features": config.features[:3]})
+    with pytest.raises(InputError, match=r"data\.grow"):
+        prepare(fewer, str(tmp_path / "out"), lambda _: None)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    parts=st.lists(
+        st.lists(st.none() | st.floats(allow_nan=False, allow_infinity=False) | st.sampled_from([0.0, -0.0, 1.5])),
+        min_size=1,
+        max_size=4,
+    ),
+    bins=st.integers(2, 5),
+)
+def test_quantiles_of_parts_are_those_of_the_whole(parts: list[list[float | None]], bins: int) -> None:
+    known = sorted(value for part in parts for value in part if value is not None)
+    places = [k * len(known) // bins for k in range(1, bins)]
+    keys = [sortable(pa.array(part, pa.float64())) for part in parts]
+    found = select(lambda prefixes, done: [digits(part, prefixes, done) for part in keys], lambda number: places)
+    assert [unsortable(key, True) for key in found] == ([known[place] for place in places] if known else [])
+
+
+@settings(max_examples=40, deadline=None)
+@given(values=st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1))
+def test_integers_keep_their_order(values: list[int]) -> None:
+    keys = sortable(pa.array(values, pa.int64()))
+    assert [unsortable(int(key), False) for key in np.sort(keys)] == sorted(values)
+
+
+@settings(max_examples=40, deadline=None)
+@given(parts=st.lists(st.lists(st.floats(-1e6, 1e6)), min_size=1, max_size=5))
+def test_moments_of_parts_are_those_of_the_whole(parts: list[list[float]]) -> None:
+    merged = Moments()
+    for part in parts:
+        merged = merged.merged(Moments.of(np.array(part)))
+    whole = np.array([value for part in parts for value in part])
+    assert merged.count == len(whole)
+    if len(whole):
+        assert merged.mean == pytest.approx(whole.mean(), abs=1e-6)
+        assert merged.deviation == pytest.approx(whole.std(), rel=1e-6, abs=1e-5)
+
+
+def test_a_users_partition_depends_on_its_id_alone() -> None:
+    narrow, wide = pl.Series([1, 2, 3], dtype=pl.Int32), pl.Series([1, 2, 3], dtype=pl.Int64)
+    assert partition_of(narrow, 97).tolist() == partition_of(wide, 97).tolist()
+    counts = np.bincount(partition_of(pl.Series(range(100_000)), 10))
+    assert counts.min() > 9_000

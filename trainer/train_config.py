@@ -1,0 +1,65 @@
+"""The `train` section: batches, tables, loss, optimizer, epochs, checkpoints. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from embeddings.table_config import TableConfig
+from ingest.data.reader_config import ReaderConfig
+from ingest.settings import Settings
+
+
+class LossConfig(Settings):
+    """The `loss` section of a model's training."""
+
+    kind: Literal["sampled", "full"] = "sampled"
+    """Softmax over negatives shared by the batch, or over the whole catalogue."""
+    negatives: int = Field(default=512, ge=1)
+    sampling: Literal["uniform", "log_uniform", "in_batch", "mixed"] = "log_uniform"
+    """Item indices fall with the items' popularity, so `log_uniform` draws popular items more often. `in_batch` draws
+    from the targets of the global batch, `mixed` both from them and uniformly."""
+    in_batch_share: float = Field(default=0.5, gt=0, lt=1)
+    """The part of `mixed` negatives that comes from the batch."""
+    scores_at_once: int | None = Field(default=None, ge=1)
+    """Scores in memory at a time, of all those of the batch's targets with the items or negatives; by default what a
+    CPU keeps in its cache, and more on a GPU."""
+
+    @property
+    def needs_counts(self) -> bool:
+        """Whether it needs to know how often the training data have each item."""
+        return self.kind == "sampled" and self.sampling in ("in_batch", "mixed")
+
+
+class TrainConfig(Settings):
+    """How a neural model is trained. A model's own `train` keys are laid over these."""
+
+    epochs: int = Field(default=10, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Of AdamW for the dense part; the tables have their own."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps over which the dense learning rate rises from 0."""
+    clip_norm: float = Field(default=1.0, gt=0)
+    """The dense gradient's norm is cut to this."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of matrix products: `bf16` casts their inputs (autocast); weights, softmax, losses and optimizers stay in fp32.
+    It is for GPUs, where it takes the jagged flash attention kernel."""
+    compile: bool = False
+    """Whether the feed-forward layers go through torch.compile. It takes some minutes at the start."""
+    seed: int = Field(default=0, ge=0)
+    metric: Literal["NDCG@10", "HR@10", "MRR", "MRR@10"] = "MRR"
+    """The validation metric that chooses the best epoch."""
+    patience: int = Field(default=3, ge=1)
+    """Epochs without a better validation metric after which training stops."""
+    checkpoint_steps: int | None = Field(default=None, ge=1)
+    """Steps between checkpoints inside an epoch; at its end there is one always."""
+    keep: int = Field(default=1, ge=1)
+    """Checkpoints kept besides the best one."""
+    log_steps: int = Field(default=10, ge=1)
+    duration_weights: bool = True
+    """Whether a target's loss is weighted by its duration, where the log has one."""
+    reader: ReaderConfig = ReaderConfig()
+    tables: TableConfig = TableConfig()
+    loss: LossConfig = LossConfig()
