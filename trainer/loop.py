@@ -19,7 +19,6 @@ from ingest.data.batch import Batch
 from ingest.data.items import ItemTable, load_items
 from ingest.data.manifest import Manifest, load_manifest
 from ingest.data.reader import Left, Position, Reader
-from ingest.data.schema import UNKNOWN
 from ingest.errors import InputError
 from ingest.storage import join
 from trainer.checkpoint import Checkpoints
@@ -144,7 +143,7 @@ class Trainer:
             batch, left = found if found is not None else (empty, nothing)
             self.monitor.waiting += time.perf_counter() - began
             if not self.config.duration_weights:
-                batch = replace(batch, weight_Q=(batch.target_Q > UNKNOWN).float())
+                batch = replace(batch, weight_Q=torch.ones_like(batch.weight_Q))
             counts = torch.tensor(
                 [
                     float(found is not None),

@@ -54,8 +54,7 @@ class Batch:
     target_Q: Tensor
     """The item of the next interaction."""
     weight_Q: Tensor
-    """The weight of each target's loss: its duration over the training mean, 1 in a log without durations; 0 for
-    an unknown item."""
+    """The weight of each target's losses: its duration over the training mean, 1 in a log without durations."""
     labels: dict[str, Tensor | JaggedTensor]
     """The intents of the next interaction: indices [Q], or lists of indices."""
     row_Q: Tensor
@@ -64,6 +63,15 @@ class Batch:
     """The log's own ids of the batch's rows; given when evaluating."""
     seen: JaggedTensor | None = None
     """The items that the user had before each target; given when evaluating."""
+    target_time_Q: Tensor | None = None
+    """The time of each target; given when evaluating, but not where it is the unknown next one."""
+    target_place_Q: Tensor | None = None
+    """The place of each target among all of its user's interactions, from 0; given when evaluating."""
+
+    @property
+    def item_weight_Q(self) -> Tensor:
+        """The weight of each target's item loss: `weight_Q`, and 0 for an unknown item."""
+        return self.weight_Q * (self.target_Q > UNKNOWN)
 
     @property
     def tokens(self) -> int:
@@ -104,8 +112,10 @@ class Batch:
             "seen": _split(self.seen, targets) if self.seen is not None else [None] * len(rows),
         }
         parts |= {name: _split(getattr(self, name), tokens) for name in ("item_T", "time_T", "position_T")}
-        of_targets = ("target_position_Q", "target_Q", "weight_Q", "row_Q")
-        parts |= {name: _split(getattr(self, name), targets) for name in of_targets}
+        of_targets = ("target_position_Q", "target_Q", "weight_Q", "row_Q", "target_time_Q", "target_place_Q")
+        for name in of_targets:
+            value = getattr(self, name)
+            parts[name] = [None] * len(rows) if value is None else _split(value, targets)
         return [Batch(**part) for part in _each(parts, len(rows))]
 
     def _changed(self, change: Callable[[Tensor], Tensor]) -> Batch:
@@ -239,23 +249,25 @@ class BatchBuilder:
         if self.after_last:
             target_Q = np.full(Q, PADDING)
         features, labels = self._features(rows, spans)
+        evaluating, target_B = self.with_seen, begin_B + length_B + 1 - targets_B
+        time_T, target_time_Q = (spans if evaluating else spans.tokens_alone).of(rows.columns["time"].values)
         number_B = row_B - np.repeat(offsets_of(rows_K)[:-1], sequences_K)
         whole = Batch(
             rows=len(index),
             lengths_B=_tensor(length_B),
             item_T=_tensor(item_T),
-            time_T=_tensor(spans.tokens_alone.of(rows.columns["time"].values)[0]),
+            time_T=_tensor(time_T),
             position_T=_tensor(position_T),
             features=features,
             target_position_Q=_tensor(target_position_Q),
             target_Q=_tensor(target_Q),
-            weight_Q=self._weights(rows, spans, target_Q > UNKNOWN),
+            weight_Q=self._weights(rows, spans, Q),
             labels=labels,
             row_Q=_tensor(np.repeat(number_B, targets_B)),
-            users=[rows.user[row] for row in index] if self.with_seen else [],
-            seen=self._seen(row_begin_B, begin_B + length_B + 1 - targets_B, targets_B, item)
-            if self.with_seen
-            else None,
+            users=[rows.user[row] for row in index] if evaluating else [],
+            seen=self._seen(row_begin_B, target_B, targets_B, item) if evaluating else None,
+            target_time_Q=_tensor(target_time_Q) if evaluating and not self.after_last else None,
+            target_place_Q=_tensor(ranges(target_B - row_begin_B, targets_B)) if evaluating else None,
         )
         return whole.split(*(sizes.tolist() for sizes in (rows_K, sequences_K, tokens_K, targets_K)))
 
@@ -266,14 +278,13 @@ class BatchBuilder:
             return Spans(begin_B, length_B, end_B, np.zeros_like(targets_B))
         return Spans(begin_B, length_B, np.minimum(end_B + 1 - targets_B, end_B), targets_B)
 
-    def _weights(self, rows: Rows, spans: Spans, known_Q: NDArray) -> Tensor:
+    def _weights(self, rows: Rows, spans: Spans, targets: int) -> Tensor:
         if self.after_last or "duration" not in rows.columns:
-            return torch.from_numpy(known_Q.astype(np.float32))
+            return torch.ones(targets)
         weight_Q = replace(spans, tokens_B=np.zeros_like(spans.tokens_B)).of(
             rows.columns["duration"].values, np.float32
         )[1]
         weight_Q /= np.float32(self.manifest.mean_duration)
-        weight_Q *= known_Q
         return torch.from_numpy(weight_Q)
 
     def _features(
@@ -327,6 +338,8 @@ class BatchBuilder:
             labels=labels,
             row_Q=_tensor(zero[:0]),
             seen=JaggedTensor(_tensor(zero[:0]), _tensor(zero[:0])) if self.with_seen else None,
+            target_time_Q=_tensor(zero[:0]) if self.with_seen and not self.after_last else None,
+            target_place_Q=_tensor(zero[:0]) if self.with_seen else None,
         )
 
 
