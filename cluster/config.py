@@ -6,7 +6,7 @@ Reading it imports neither torch nor TorchRec, so that a mistake is told at once
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import yaml
 from pydantic import ConfigDict, Field, field_validator, model_validator
@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from evaluation.evaluation_config import EvaluateConfig, MarkovConfig, PopularityConfig, RecommendConfig
 from ingest.data.schema import DataConfig
 from ingest.settings import Settings, build_settings
+from ingest.sources.movielens import MovieLens
 from ingest.sources.simulate import SimulateConfig
 from ingest.storage import is_remote, join
 from trainer.models.config import DeepConfig, IntentRecConfig, NeuralConfig, SASRecConfig
@@ -22,16 +23,6 @@ from trainer.train_config import TrainConfig
 ModelConfig = Annotated[
     IntentRecConfig | DeepConfig | SASRecConfig | PopularityConfig | MarkovConfig, Field(discriminator="kind")
 ]
-
-
-class ImportConfig(Settings):
-    """The `import` section: a public data set as its owner ships it."""
-
-    kind: Literal["movielens"] = "movielens"
-    source: str
-    """A folder or a .zip."""
-    interactions: str = "interactions.parquet"
-    """Which file, where the source is a folder of Parquet."""
 
 
 class ClusterConfig(Settings):
@@ -58,7 +49,7 @@ class Config(Settings):
     storage: str = "runs"
     """Folder or s3:// prefix under which the run's folder `name` lies."""
     simulate: SimulateConfig | None = None
-    import_: ImportConfig | None = Field(default=None, alias="import")
+    import_: MovieLens | None = Field(default=None, alias="import")
     data: DataConfig
     train: TrainConfig = TrainConfig()
     models: dict[str, ModelConfig] = Field(min_length=1)

@@ -20,7 +20,6 @@ from ingest.errors import InputError
 from ingest.features.feature import FIRST_VALUE
 from ingest.prepare.pipeline import prepare
 from ingest.prepare.tasks import InThisProcess, Runner
-from ingest.sources.simulate import simulate
 from ingest.storage import exists, join, read_text, remove, write_text
 from trainer.models.config import NeuralConfig
 from trainer.progress import Markers, Progress, identity
@@ -50,13 +49,7 @@ class Stages:
             print(f"log: {config.log_folder} is there already")
             return
         began = time.perf_counter()
-        if config.simulate is not None:
-            counts = simulate(config.simulate, config.log_folder)
-        else:
-            from ingest.sources.movielens import import_movielens
-
-            assert config.import_ is not None
-            counts = import_movielens(config.import_.source, config.log_folder, config.import_.interactions)
+        counts = section.make(config.log_folder)
         write_text(marker, made)
         self.seconds["log"] = time.perf_counter() - began
         numbers = ", ".join(f"{value:,} {name}" for name, value in counts.items() if isinstance(value, int))
