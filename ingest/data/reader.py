@@ -85,10 +85,11 @@ class Reader:
         self.skipped: list[Skipped] = []
         """Row groups that were set aside so far."""
 
-    def epoch(self, epoch: int, position: Position | None = None) -> Iterator[tuple[Batch, Remaining]]:
+    def epoch(self, epoch: int, position: Position | None = None) -> Generator[tuple[Batch, Remaining], None, None]:
         """The batches of `epoch`, from its beginning or from `position`."""
-        for batches, remaining in ahead(self._builds(epoch, self.blocks(epoch, position)), BUILDERS):
-            yield from zip(batches.result(), remaining, strict=True)
+        with closing(ahead(self._builds(epoch, self.blocks(epoch, position)), BUILDERS)) as builds:
+            for batches, remaining in builds:
+                yield from zip(batches.result(), remaining, strict=True)
 
     def blocks(self, epoch: int, position: Position | None = None) -> Sequence[ShuffleBlock]:
         """This worker's shuffle blocks of `epoch`, or of what `position` says is left of it."""
