@@ -63,7 +63,7 @@ class Reader:
         `after_last`: likewise, but with what comes after each row's last interaction as its one target. `features`:
         whether batches hold features and intents; without, their columns are not read.
         """
-        self.url, self.manifest, self.config, self.split = url, manifest, config, split
+        self.manifest, self.config, self.split = manifest, config, split
         self.rank, self.workers = rank, workers
         self.shards: list[Shard] = manifest.shards[split]
         self.evaluate = evaluate = evaluate or after_last
