@@ -55,7 +55,7 @@ def make_data(folder: Path, events: int) -> str:
 
 def reader(url: str, features: bool = True, manifest: Manifest | None = None, **settings: Any) -> Reader:
     manifest = manifest or load_manifest(url)
-    config = ReaderConfig.model_validate({"tokens": 8192, "fetch": THREADS, "build": THREADS} | settings)
+    config = ReaderConfig.model_validate({"tokens": 8192, "fetch": THREADS} | settings)
     return Reader(url, manifest, load_items(url, manifest), "train", config, features=features)
 
 
@@ -182,7 +182,7 @@ def python_time(url: str) -> list[dict[str, float]]:
     rows = next(made.rows())
     found = []
     for tokens in (1_000, 8_000, 64_000):
-        count = max(1, int(tokens / rows.columns["item"].lengths.mean()))
+        count = max(1, int(tokens / rows.lengths.mean()))
         index = np.random.default_rng(0).permutation(len(rows))[:count]
         seconds = []
         for _ in range(20):
