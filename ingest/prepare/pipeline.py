@@ -209,24 +209,25 @@ class _Pipeline:
     def _fit(self, names: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The items' vocabulary, and the features `names` as the manifest has them."""
         self.log("building vocabularies from the training events")
-        (catalogue,) = self._stage("catalogue", fit_items, [self._merged([ITEM], "items")[ITEM]], "item vocabulary")
+        (catalogue,) = self._stage("catalogue", fit_items, [self._counts([ITEM], "items")[ITEM]], "item vocabulary")
         return catalogue, self._fit_features(names, "features")
 
     def _fit_features(self, names: list[str], stage: str) -> dict[str, Any]:
         learning = [f.name for f in self.config.features if f.name in names and kind_of(f).learns(f)]
-        files = self._merged(learning, stage)
+        files = self._counts(learning, stage)
         tasks = [(name, files.get(name, [])) for name in names]
         fitted = self._stage(f"fit/{stage}", fit_feature, tasks, "features fitted")
         return dict(zip(names, fitted, strict=True))
 
-    def _merged(self, names: list[str], stage: str) -> dict[str, list[str]]:
-        """The files of the counts of each of `names`, those of 32 partitions put together."""
-        numbers = range(self.job.partitions)
-        groups = [numbers[begin : begin + PARTITIONS_A_TASK] for begin in range(0, len(numbers), PARTITIONS_A_TASK)]
+    def _counts(self, names: list[str], stage: str) -> dict[str, list[str]]:
+        """The files of the counts of each of `names`; of many partitions, those of 32 are put together."""
+        files = {name: [counts_of(name, number) for number in range(self.job.partitions)] for name in names}
+        if self.job.partitions <= PARTITIONS_A_TASK:
+            return files
         tasks = [
-            (name, [counts_of(name, number) for number in group], f"merged/{name}-{place:05d}.parquet")
+            (name, files[name][begin : begin + PARTITIONS_A_TASK], f"merged/{name}-{begin:06d}.parquet")
             for name in names
-            for place, group in enumerate(groups)
+            for begin in range(0, self.job.partitions, PARTITIONS_A_TASK)
         ]
         self._stage(f"merge/{stage}", merge_counts, tasks, "counts merged")
         return {name: [target for found, _, target in tasks if found == name] for name in names}
