@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from embeddings.workers import gather_rows
-from ingest.data.schema import FIRST_VALUE
+from ingest.features.feature import FIRST_VALUE
 from trainer.negatives import Negatives
 
 FEWEST = 64

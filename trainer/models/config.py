@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from ingest.data.schema import parse_duration
+from ingest.durations import parse_duration
 from ingest.settings import Settings
 
 

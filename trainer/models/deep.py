@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import nn
 
 from ingest.data.manifest import Manifest
-from ingest.data.schema import FIRST_VALUE
+from ingest.features.feature import FIRST_VALUE
 from trainer.layers import FeatureVector, Inputs, Joined, Positions, ShortTerm, Transformer, project
 from trainer.models.base import Output
 from trainer.models.config import DeepConfig

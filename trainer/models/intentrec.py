@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from ingest.data.manifest import Manifest
-from ingest.data.schema import FIRST_VALUE
 from ingest.errors import InputError
+from ingest.features.feature import FIRST_VALUE
 from trainer.layers import FeatureVector, Inputs, Joined, Positions, ShortTerm, Transformer, project, side_by_side
 from trainer.models.base import Output
 from trainer.models.config import IntentRecConfig
