@@ -11,7 +11,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from evaluation.evaluation_config import EvaluateConfig, MarkovConfig, PopularityConfig, RecommendConfig
+from evaluation.baselines.markov import MarkovConfig
+from evaluation.baselines.popularity import PopularityConfig
+from evaluation.evaluation_config import EvaluateConfig, RecommendConfig
 from ingest.data.schema import DataConfig
 from ingest.settings import Settings, build_settings
 from ingest.sources.simulate import SimulateConfig
@@ -120,6 +122,10 @@ class Config(Settings):
     @property
     def data_folder(self) -> str:
         return join(self.folder, "data")
+
+    @property
+    def targets_folder(self) -> str:
+        return join(self.folder, "targets")
 
     @property
     def recommendations_folder(self) -> str:

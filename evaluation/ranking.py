@@ -23,6 +23,7 @@ from embeddings.workers import Worker, gather_rows
 from evaluation.metrics import MISS
 from ingest.data.batch import Batch, Lists
 from ingest.data.schema import FIRST_VALUE
+from trainer.recommender import Prediction
 from trainer.step import Step
 
 SCORES_AT_ONCE = 2**24
@@ -32,10 +33,10 @@ ROWS_CONVERTED = 2**16
 
 
 class Scorer(Protocol):
-    """Anything that scores items for the targets of a batch."""
+    """Anything that scores items for the targets of a batch. Items have places in an order of its own."""
 
-    def queries(self, batch: Batch) -> Tensor:
-        """What is needed to score, one row a target: [Q, ...]. It travels to all workers."""
+    def predict(self, batch: Batch) -> Prediction:
+        """Its `query_QD` is what is needed to score, one row a target: [Q, ...]. It travels to all workers."""
         ...
 
     def scores(self, queries: Tensor) -> Tensor:
@@ -49,16 +50,6 @@ class Scorer(Protocol):
     def items_at(self, place_N: Tensor) -> Tensor:
         """The items at places."""
         ...
-
-
-class InOrder:
-    """The places of a scorer that keeps the items' order."""
-
-    def places_of(self, item_N: Tensor) -> Tensor:
-        return item_N
-
-    def items_at(self, place_N: Tensor) -> Tensor:
-        return place_N
 
 
 def own_slice(items: int, worker: Worker) -> tuple[int, int]:
@@ -77,7 +68,7 @@ class NeuralScorer:
 
     def __init__(self, step: Step, rows_at_once: int = 262_144) -> None:
         self.step, spread = step, step.spread
-        self.places_of, self.items_at = spread.rows, spread.indices
+        self.predict, self.places_of, self.items_at = step.predict, spread.rows, spread.indices
         worker, items = step.worker, step.manifest.items
         slices = [own_slice(items, replace(worker, rank=rank)) for rank in range(worker.workers)]
         rows_vD = rows_in_slices(step.parallel, ITEM, slices)
@@ -94,9 +85,6 @@ class NeuralScorer:
             )
             parts.append(self.step.recommender.tables.item_rows(self.items_at(place)))
         return torch.cat(parts)
-
-    def queries(self, batch: Batch) -> Tensor:
-        return self.step.predict(batch).query_QD
 
     def scores(self, queries: Tensor) -> Tensor:
         if self.rows_vD.dtype == queries.dtype:
