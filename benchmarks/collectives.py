@@ -32,7 +32,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from embeddings.table_config import ITEM, table_of
 from embeddings.workers import gather_rows
-from ingest.data.batch import Batch, JaggedTensor
+from ingest.data.batch import Batch, Lists
 from trainer.step import Step
 
 INDEX, VALUE, EXACT = 8, 4, 8
@@ -124,7 +124,7 @@ def load_of(step: Step, batch: Batch, number: int) -> Load:
     loads = {}
     for name in step.recommender.tables.names:
         value = batch.item_T if name == ITEM else batch.features[name]
-        values = value.values if isinstance(value, JaggedTensor) else value
+        values = value.values if isinstance(value, Lists) else value
         if name == ITEM:
             values = torch.cat([values, candidates])
         kind, spec = str(plan[name].sharding_type), plan[name].sharding_spec

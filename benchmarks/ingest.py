@@ -182,7 +182,7 @@ def python_time(url: str) -> list[dict[str, float]]:
     rows = next(made.rows())
     found = []
     for tokens in (1_000, 8_000, 64_000):
-        count = max(1, int(tokens / rows.columns["item"].lengths.mean()))
+        count = max(1, int(tokens / rows.lengths.mean()))
         index = np.random.default_rng(0).permutation(len(rows))[:count]
         seconds = []
         for _ in range(20):

@@ -18,12 +18,14 @@ from benchmarks.groups import Group, peak_memory
 from benchmarks.training import Case, prepared, ratio_of, targets_of
 from cluster.config import Config
 from embeddings.workers import Worker, total
-from ingest.arrays.jagged import Jagged
-from ingest.data.batch import Batch, BatchBuilder, Rows
+from ingest.arrays.jagged import offsets_of
+from ingest.data.batch import Batch
+from ingest.data.builder import BatchBuilder
 from ingest.data.items import ItemTable
 from ingest.data.manifest import Manifest
 from ingest.data.reader_config import ReaderConfig
 from ingest.data.schema import FIRST_VALUE
+from ingest.data.shards import StoredRows
 from trainer.models.sasrec import SASRecConfig
 from trainer.step import Step
 from trainer.train_config import LossConfig, TrainConfig
@@ -182,10 +184,9 @@ def _made(manifest: Manifest, tokens: int, draw: str, seed: list[int]) -> Batch:
     drawn, known = rng.random(lengths.sum()), manifest.items - FIRST_VALUE
     rank = drawn * known if draw == "uniform" else np.expm1(drawn * np.log1p(known))
     item = np.minimum(rank.astype(np.int64), known - 1) + FIRST_VALUE
-    columns = {"item": Jagged.from_lengths(item, lengths), "time": Jagged.from_lengths(np.arange(len(item)), lengths)}
     nothing = ItemTable(manifest.items, {}, np.zeros(0, dtype=np.int64))
     builder = BatchBuilder(manifest, nothing, max_length=200, windows=False, features=False)
-    return builder.build(Rows([], lengths - 1, columns, {}))
+    return builder.build(StoredRows([], lengths - 1, offsets_of(lengths), {"item": item, "time": np.arange(len(item))}))
 
 
 def measure_vocabulary(options: argparse.Namespace) -> dict[str, Any]:

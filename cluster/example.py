@@ -12,7 +12,7 @@ from embeddings.workers import Worker
 from evaluation.evaluate import in_step
 from evaluation.ranking import CatalogueRanker, Scorer
 from evaluation.ranking import NeuralScorer as Neural
-from ingest.data.batch import Batch, JaggedTensor
+from ingest.data.batch import Batch, Lists
 from ingest.data.manifest import Manifest
 from ingest.data.reader import Reader
 from ingest.data.schema import FIRST_VALUE
@@ -49,7 +49,7 @@ def example_of(scorer: Scorer, reader: Reader, worker: Worker, filter_seen: bool
     }
 
 
-def _row(value: JaggedTensor, row: int) -> list[int]:
+def _row(value: Lists, row: int) -> list[int]:
     end = int(value.lengths[: row + 1].sum())
     return [int(v) for v in value.values[end - int(value.lengths[row]) : end]]
 
@@ -60,7 +60,7 @@ def _history(batch: Batch, last: int) -> dict[str, Any]:
     rows = range(begin, last + 1)
     features: dict[str, list[list[int] | float]] = {}
     for name, value in batch.features.items():
-        if isinstance(value, JaggedTensor):
+        if isinstance(value, Lists):
             features[name] = [_row(value, row) for row in rows]
         elif value.dtype == torch.int64:
             features[name] = [[int(value[row])] for row in rows]

@@ -23,8 +23,7 @@ from torchrec.modules.embedding_configs import DataType
 from embeddings.collision import Collisions
 from embeddings.spread import Spread
 from embeddings.table_config import ITEM, PREFIX
-from ingest.data import batch as ingest_batch
-from ingest.data.batch import Batch
+from ingest.data.batch import Batch, Lists
 from ingest.data.manifest import Manifest
 
 
@@ -120,14 +119,14 @@ class Tables(nn.Module):
     def forward(self, batch: Batch, candidates_C: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Vectors of the inputs, each [T, D], and the item table's rows of the candidates, [C, D]."""
         values = [batch.item_T if name == ITEM else batch.features[name] for name in self.names]
-        index = [value.values if isinstance(value, ingest_batch.JaggedTensor) else value for value in values]
+        index = [value.values if isinstance(value, Lists) else value for value in values]
         index[0] = torch.cat([index[0], candidates_C])
         embedded, places = self._look_up(dict(zip(self.names, index, strict=True)))
         inputs_T, places_C = places[ITEM].split([batch.tokens, len(candidates_C)])
         vectors = {}
         for name, value in zip(self.names, values, strict=True):
             rows_UD, place = embedded[name].values(), inputs_T if name == ITEM else places[name]
-            if isinstance(value, ingest_batch.JaggedTensor):
+            if isinstance(value, Lists):
                 vectors[name] = mean_of_lists(rows_UD, place, value.lengths)
             else:
                 vectors[name] = rows_UD.index_select(0, place)

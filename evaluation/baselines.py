@@ -51,7 +51,7 @@ class Markov(InOrder):
         pairs = np.empty(0, dtype=np.int64)
         counts = np.empty(0, dtype=np.int64)
         for rows in reader.rows():
-            item = rows.columns["item"]
+            item = Jagged(rows.columns["item"], rows.offsets)
             inner = np.ones(len(item.values), dtype=bool)
             inner[item.offsets[:-1][item.lengths > 0]] = False
             after = np.flatnonzero(inner)

@@ -15,7 +15,7 @@ import torch
 from embeddings.workers import Worker, gather_objects, total
 from evaluation.metrics import MISS, RankMetrics
 from evaluation.ranking import CatalogueRanker, NeuralScorer, Scorer
-from ingest.data.batch import Batch, JaggedTensor
+from ingest.data.batch import Batch, Lists
 from ingest.data.reader import Reader
 from ingest.data.schema import FIRST_VALUE
 from trainer.loop import Validation
@@ -142,9 +142,9 @@ def _count(
             result.attention[name] = result.attention.get(name, 0.0) + weight
 
 
-def _hits(label: torch.Tensor | JaggedTensor, always: int) -> tuple[torch.Tensor, torch.Tensor]:
-    targets = len(label.lengths) if isinstance(label, JaggedTensor) else len(label)
-    values = label.values if isinstance(label, JaggedTensor) else label
+def _hits(label: torch.Tensor | Lists, always: int) -> tuple[torch.Tensor, torch.Tensor]:
+    targets = len(label.lengths) if isinstance(label, Lists) else len(label)
+    values = label.values if isinstance(label, Lists) else label
     one_hot_QL = torch.zeros(targets, max(always - FIRST_VALUE + 1, 1), device=values.device)
     one_hot_QL[:, always - FIRST_VALUE] = 1
     return intent_hits(one_hot_QL, label)
@@ -167,7 +167,7 @@ def label_counts(reader: Reader, worker: Worker) -> dict[str, np.ndarray]:
     batches = (batch for batch, _ in reader.epoch(0))
     for batch in shown(batches, reader, worker, "count labels"):
         for name, label in batch.labels.items():
-            values = label.values if isinstance(label, JaggedTensor) else label
+            values = label.values if isinstance(label, Lists) else label
             counts[name] += np.bincount(values.numpy(), minlength=len(counts[name]))
     return counts
 

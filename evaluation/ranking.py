@@ -21,7 +21,7 @@ from embeddings.sharding import rows_in_slices
 from embeddings.table_config import ITEM
 from embeddings.workers import Worker, gather_rows
 from evaluation.metrics import MISS
-from ingest.data.batch import Batch, JaggedTensor
+from ingest.data.batch import Batch, Lists
 from ingest.data.schema import FIRST_VALUE
 from trainer.step import Step
 
@@ -128,7 +128,7 @@ class CatalogueRanker:
         self.scorer, self.items, self.worker, self.filter_seen = scorer, items, worker, filter_seen
         self.begin, self.end = own_slice(items, worker)
 
-    def ranks(self, queries: Tensor, target_Q: Tensor, seen: JaggedTensor | None) -> Tensor:
+    def ranks(self, queries: Tensor, target_Q: Tensor, seen: Lists | None) -> Tensor:
         """The rank of each target, from 1; `MISS` where it is unknown or filtered out. Every worker calls it: [Q].
 
         Equal scores count as better than the target's. Raises `FloatingPointError` where a score is NaN.
@@ -148,7 +148,7 @@ class CatalogueRanker:
         rank_A = torch.where(missed_A, MISS, better_A + 1)
         return rank_A.split(sizes)[self.worker.rank]
 
-    def top(self, queries: Tensor, seen: JaggedTensor | None, k: int) -> tuple[Tensor, Tensor]:
+    def top(self, queries: Tensor, seen: Lists | None, k: int) -> tuple[Tensor, Tensor]:
         """The K best items of each query and their scores, best first; every worker calls it: two [Q, K].
 
         Fewer than K items: the rest has item 0 and score -inf. Of equal scores the lower place comes first.
@@ -179,7 +179,7 @@ class CatalogueRanker:
         own_a = (target_a >= self.begin) & (target_a < self.end)
         return own_a, torch.where(own_a, target_a - self.begin, 0)[:, None]
 
-    def _scored(self, queries: Tensor, seen: JaggedTensor | None) -> Iterator[tuple[int, Tensor]]:
+    def _scored(self, queries: Tensor, seen: Lists | None) -> Iterator[tuple[int, Tensor]]:
         """Chunks of all workers' queries: where the chunk begins, and its masked scores [a, v]."""
         queries_A, _ = gather_rows(queries)
         seen_rows = self._seen(seen, queries.device)
@@ -195,7 +195,7 @@ class CatalogueRanker:
                 scores_av[row_N[here] - begin, values_N[here] - self.begin] = -torch.inf
             yield begin, scores_av
 
-    def _seen(self, seen: JaggedTensor | None, device: torch.device) -> tuple[Tensor, Tensor] | None:
+    def _seen(self, seen: Lists | None, device: torch.device) -> tuple[Tensor, Tensor] | None:
         """Places in this slice of items that any worker's users have seen, and the query each belongs to."""
         if seen is None or not self.filter_seen:
             return None

@@ -33,7 +33,7 @@ from evaluation.evaluate import validate
 from evaluation.evaluation_config import RecommendConfig
 from evaluation.ranking import CatalogueRanker, InOrder, NeuralScorer, own_slice
 from evaluation.recommend import Names, recommend
-from ingest.data.batch import JaggedTensor
+from ingest.data.batch import Lists
 from ingest.errors import InputError
 from tests.small import (
     Data,
@@ -245,7 +245,7 @@ def ranking(data: Data, folder: Path, worker: Worker, share: float, filtered: bo
     scores, targets, seen = ranking_case()
     cut = round(share * len(targets)) if worker.workers == 2 else len(targets)
     own = range(cut) if worker.first else range(cut, len(targets))
-    jagged = JaggedTensor(
+    jagged = Lists(
         torch.tensor([item for q in own for item in seen[q]], dtype=torch.int64),
         torch.tensor([len(seen[q]) for q in own], dtype=torch.int64),
     )

@@ -21,12 +21,14 @@ from embeddings.sharding import table_states
 from embeddings.table_config import table_of
 from embeddings.workers import Worker, gather_objects, single_process
 from evaluation.evaluate import validate
-from ingest.arrays.jagged import ranges
-from ingest.data.batch import Batch, BatchBuilder, Rows
+from ingest.arrays.jagged import offsets_of, ranges
+from ingest.data.batch import Batch
+from ingest.data.builder import BatchBuilder
 from ingest.data.items import load_items
 from ingest.data.manifest import Manifest, load_manifest
 from ingest.data.reader import Reader
 from ingest.data.schema import DataConfig
+from ingest.data.shards import StoredRows
 from ingest.prepare.pipeline import prepare
 from trainer.loop import Run, Trainer
 from trainer.models.intentrec import IntentRecConfig
@@ -48,7 +50,7 @@ MODEL = IntentRecConfig(heads=2, dropout=0.0, window="8h")
 
 
 BLOCK_ROWS = 16
-"""Rows that are drawn at once, so that the small tables have several blocks."""
+"""StoredRows that are drawn at once, so that the small tables have several blocks."""
 PIECE_BYTES = 256
 """Bytes of a tensor that a checkpoint holds in one piece, so that the small tables have several."""
 
@@ -141,15 +143,14 @@ def train_config(**changes: Any) -> TrainConfig:
     return TrainConfig.model_validate(base)
 
 
-def take_rows(rows: Rows, index: Any) -> Rows:
+def take_rows(rows: StoredRows, index: Any) -> StoredRows:
     """The rows `index` alone."""
-    item = rows.columns["item"]
-    flat = ranges(item.offsets[index], item.lengths[index])
-    return Rows(
-        [rows.user[i] for i in index] if rows.user else [],
+    places = ranges(rows.offsets[index], rows.lengths[index])
+    return StoredRows(
+        [rows.users[i] for i in index] if rows.users else [],
         rows.targets[index],
-        {name: column.take(index) for name, column in rows.columns.items()},
-        {name: column.take(flat) for name, column in rows.nested.items()},
+        offsets_of(rows.lengths[index]),
+        {name: column.take(places) for name, column in rows.columns.items()},
     )
 
 
@@ -175,7 +176,7 @@ class Data:
                       rank=worker.rank, workers=worker.workers, evaluate=evaluate, after_last=after_last)  # fmt: skip
 
     @functools.cached_property
-    def rows(self) -> Rows:
+    def rows(self) -> StoredRows:
         """All training rows."""
         (rows,) = self.reader(shuffle_buffer=10**9).rows()
         return rows

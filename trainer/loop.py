@@ -18,7 +18,8 @@ from embeddings.workers import Worker, gather_objects, total
 from ingest.data.batch import Batch
 from ingest.data.items import ItemTable, load_items
 from ingest.data.manifest import Manifest, load_manifest
-from ingest.data.reader import Left, Position, Reader
+from ingest.data.order import Position, Remaining
+from ingest.data.reader import Reader
 from ingest.errors import InputError
 from ingest.storage import join
 from trainer.checkpoint import Checkpoints
@@ -123,9 +124,9 @@ class Trainer:
                     self._checkpoint(epoch, left)
         self._end_epoch(epoch, began, before)
 
-    def _checkpoint(self, epoch: int, left: Left) -> None:
+    def _checkpoint(self, epoch: int, left: Remaining) -> None:
         """One inside an epoch, of which this worker has `left` still to come."""
-        self.progress.position = Position(epoch, tuple(gather_objects(left.units()))).to_json()
+        self.progress.position = Position(epoch, tuple(gather_objects(left.blocks()))).to_json()
         self._gather_skipped()
         self.progress.sums = {"loss": self._loss_sum, "weight": self._weight_sum, "parts": dict(self._parts)}
         self.checkpoints.save(self.step, self.progress, self.identity)
@@ -136,7 +137,7 @@ class Trainer:
         position = Position.from_json(self.progress.position) if self.progress.position else None
         stream = on_device(self.reader.epoch(self.progress.epoch, position), self.worker.device)
         empty = self.reader.builder.empty().to(self.worker.device)
-        nothing = Left((), 0, None)
+        nothing = Remaining()
         while True:
             began = time.perf_counter()
             found = next(stream, None)

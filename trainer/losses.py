@@ -10,17 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ingest.data.batch import JaggedTensor
+from ingest.data.batch import Lists
 from ingest.data.schema import FIRST_VALUE
 
 
-def intent_loss(logits_QL: Tensor, label: Tensor | JaggedTensor, weight_Q: Tensor) -> Tensor:
+def intent_loss(logits_QL: Tensor, label: Tensor | Lists, weight_Q: Tensor) -> Tensor:
     """The weighted sum of one intent's cross-entropy; a scalar.
 
     Labels are vocabulary indices; unknown ones have no loss. Of several true labels all are positives and nothing is a
     negative: the sum of their -log p divided by their number.
     """
-    if isinstance(label, JaggedTensor):
+    if isinstance(label, Lists):
         row_N = torch.repeat_interleave(label.lengths)
         known_N = (label.values >= FIRST_VALUE).to(weight_Q.dtype)
         count_Q = torch.zeros_like(weight_Q).index_add_(0, row_N, known_N)
@@ -31,10 +31,10 @@ def intent_loss(logits_QL: Tensor, label: Tensor | JaggedTensor, weight_Q: Tenso
     return (weight_Q * F.cross_entropy(logits_QL, known_Q, ignore_index=-1, reduction="none")).sum()
 
 
-def intent_hits(logits_QL: Tensor, label: Tensor | JaggedTensor) -> tuple[Tensor, Tensor]:
+def intent_hits(logits_QL: Tensor, label: Tensor | Lists) -> tuple[Tensor, Tensor]:
     """For each target whether the likeliest label is a true one, and whether there is a true one: two bools [Q]."""
     top_Q = logits_QL.argmax(dim=1) + FIRST_VALUE
-    if isinstance(label, JaggedTensor):
+    if isinstance(label, Lists):
         row_N = torch.repeat_interleave(label.lengths)
         zero_Q = torch.zeros_like(top_Q)
         hits_Q = zero_Q.index_add(0, row_N, (label.values == top_Q[row_N]).long())

@@ -2,27 +2,26 @@
 
     N  values in all        R  rows        offsets_R1  row r holds values[offsets[r]:offsets[r + 1]]
 
-All functions are vectorised numpy or compiled: their Python time does not depend on the number of rows.
+All functions are vectorised numpy: their Python time does not depend on the number of rows.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ingest.arrays import kernels
-
-Integers = NDArray[np.int64]
+Integers: TypeAlias = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Jagged:
     """Rows of different lengths: `values` of shape [N] and `offsets` of shape [R + 1], beginning with 0."""
 
-    values: NDArray
+    values: NDArray[Any]
     offsets: Integers
 
     @property
@@ -32,42 +31,48 @@ class Jagged:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def take(self, rows: NDArray) -> Jagged:
+    def take(self, rows: NDArray[Any]) -> Jagged:
         """The given rows, in the given order; a row may come several times."""
-        starts = self.offsets[rows]
-        return self.slices(starts, self.offsets[rows + 1] - starts)
-
-    def slices(self, starts: NDArray, lengths: NDArray) -> Jagged:
-        """One row for each run of `lengths` values that begins at `starts` in `values`."""
-        return Jagged(self.values[ranges(starts, lengths)], offsets_of(lengths))
+        starts = self.offsets.take(rows)
+        lengths = self.offsets.take(rows + 1) - starts
+        return Jagged.from_lengths(self.values.take(ranges(starts, lengths)), lengths)
 
     @classmethod
-    def from_lengths(cls, values: NDArray, lengths: NDArray) -> Jagged:
+    def from_lengths(cls, values: NDArray[Any], lengths: NDArray[Any]) -> Jagged:
         return cls(values, offsets_of(lengths))
-
-    @classmethod
-    def concat(cls, parts: list[Jagged]) -> Jagged:
-        """The rows of all parts, one part after the other; there must be one at least."""
-        begins = np.cumsum([0, *(part.offsets[-1] for part in parts)])
-        offsets = [part.offsets[:-1] + begin for part, begin in zip(parts, begins, strict=False)]
-        return cls(np.concatenate([part.values for part in parts]), np.concatenate([*offsets, begins[-1:]]))
 
     @classmethod
     def from_arrow(cls, column: pa.ListArray) -> Jagged:
         """A list column without nulls; its values are not copied where Arrow allows it."""
-        offsets = column.offsets.to_numpy().astype(np.int64)
-        values = column.values.slice(offsets[0], offsets[-1] - offsets[0]).to_numpy(zero_copy_only=False)
-        return cls(values, offsets - offsets[0])
+        return cls(column.flatten().to_numpy(zero_copy_only=False), arrow_offsets(column))
 
 
-def offsets_of(lengths: NDArray) -> Integers:
+Column: TypeAlias = NDArray[Any] | Jagged
+"""A value, or a list of values, for each of something: `take` gives those of some, whichever it is."""
+
+
+def concat(columns: list[Any]) -> Any:
+    """Columns of one kind, of which there is one at least, one after the other."""
+    if not isinstance(columns[0], Jagged):
+        return np.concatenate(columns)
+    values, lengths = ([getattr(column, name) for column in columns] for name in ("values", "lengths"))
+    return Jagged.from_lengths(np.concatenate(values), np.concatenate(lengths))
+
+
+def arrow_offsets(column: pa.ListArray) -> Integers:
+    """The offsets of a list column, from 0 on also where it is a slice of another."""
+    offsets = column.offsets.to_numpy().astype(np.int64)
+    return offsets - offsets[0]
+
+
+def offsets_of(lengths: NDArray[Any]) -> Integers:
     """[R] lengths -> [R + 1] offsets."""
     offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
     np.cumsum(lengths, out=offsets[1:])
     return offsets
 
 
-def ranges(starts: NDArray, lengths: NDArray) -> Integers:
+def ranges(starts: NDArray[Any], lengths: NDArray[Any]) -> Integers:
     """The integers start, start + 1, ... of every run, one run after the other: shape [sum(lengths)]."""
     offsets = offsets_of(lengths)
     return np.arange(offsets[-1], dtype=np.int64) + np.repeat(starts - offsets[:-1], lengths)
@@ -76,5 +81,10 @@ def ranges(starts: NDArray, lengths: NDArray) -> Integers:
 def cut(sizes: Integers, limit: int) -> Integers:
     """The bounds, 0 and [R] included, of consecutive intervals of `sizes` [R] that sum to `limit` at most, or hold a
     single one that is larger."""
-    bounds = np.empty(len(sizes) + 1, dtype=np.int64)
-    return bounds[: kernels.cut(sizes, limit, bounds)].copy()
+    total = offsets_of(sizes)
+    end_of = np.searchsorted(total, total[:-1] + limit, side="right") - 1
+    end_of = np.maximum(end_of, np.arange(1, len(total))).tolist()
+    bounds = [0]
+    while bounds[-1] < len(sizes):
+        bounds.append(end_of[bounds[-1]])
+    return np.array(bounds, dtype=np.int64)

@@ -12,9 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ingest.arrays import kernels
-from ingest.arrays.jagged import Jagged
-from ingest.arrays.spans import Lists, Spans
+from ingest.arrays.jagged import Column, Jagged
 from ingest.data.manifest import Manifest, PreparedFeature
 from ingest.data.schema import FIRST_VALUE, UNKNOWN
 from ingest.storage import arrow_filesystem, join
@@ -25,40 +23,21 @@ MISSING_TIME = int(np.iinfo(np.int64).min)
 
 @dataclass(frozen=True)
 class ItemTable:
-    """Attribute columns by item index (V rows): arrays, or `Jagged` for features of kind categories, whose values have
-    `kernels.COPIED` to spare."""
+    """Attribute columns by item index (V rows): arrays, or `Jagged` for features of kind categories."""
 
     size: int
-    columns: dict[str, NDArray | Jagged]
+    columns: dict[str, Column]
     counts: NDArray[np.int64]
     """How often the training data have each item: shape [V], or [0] where it was not asked for."""
 
-    def of(
-        self, feature: PreparedFeature, item: NDArray, time: NDArray, spans: Spans
-    ) -> tuple[NDArray, NDArray] | tuple[Lists, Lists]:
-        """The feature's values of a batch's tokens and targets; `item` and `time` are of all stored interactions.
-
-        Ages are counted until the interaction.
-        """
-        column = self.columns[feature.name]
-        if isinstance(column, Jagged):
-            return _lists(column, item, spans)
-        out = spans.empty(np.float32 if feature.is_number else np.int64)
-        if feature.kind == "elapsed":
-            edges = np.ceil(feature.edges).astype(np.int64)  # ages are integers
-            kernels.split_ages(time, item, column, edges, MISSING_TIME, FIRST_VALUE, UNKNOWN, *spans.places, *out)
-        else:
-            kernels.split_attribute(column, item, *spans.places, *out)
-        return out
-
-
-def _lists(column: Jagged, item: NDArray, spans: Spans) -> tuple[Lists, Lists]:
-    lengths = spans.empty()
-    kernels.split_item_lengths(column.offsets, item, *spans.places, *lengths)
-    sizes = [int(part.sum()) for part in lengths]
-    values = [np.empty(size + kernels.COPIED, dtype=np.int64) for size in sizes]
-    kernels.split_item_lists(column.values, column.offsets, item, *spans.places, *values)
-    return (values[0][: sizes[0]], lengths[0]), (values[1][: sizes[1]], lengths[1])
+    def of(self, feature: PreparedFeature, item_N: NDArray, time_N: NDArray) -> Column:
+        """The feature's values for interactions with items, or lists of values. Ages are counted until `time_N`."""
+        values = self.columns[feature.name].take(item_N)
+        if feature.kind != "elapsed":
+            return values
+        edges = np.ceil(feature.edges).astype(np.int64)  # ages are integers
+        bins = FIRST_VALUE + np.searchsorted(edges, time_N - values, side="right")
+        return np.where(values == MISSING_TIME, UNKNOWN, bins)
 
 
 def load_items(url: str, manifest: Manifest, counts: bool = True) -> ItemTable:
@@ -74,10 +53,9 @@ def load_items(url: str, manifest: Manifest, counts: bool = True) -> ItemTable:
     )
 
 
-def _column(column: pa.Array, feature: PreparedFeature) -> NDArray | Jagged:
+def _column(column: pa.Array, feature: PreparedFeature) -> Column:
     if feature.kind == "categories":
-        lists = Jagged.from_arrow(column)
-        return Jagged(np.append(lists.values, np.zeros(kernels.COPIED, lists.values.dtype)), lists.offsets)
+        return Jagged.from_arrow(column)
     if feature.kind == "elapsed":
         return column.fill_null(MISSING_TIME).to_numpy(zero_copy_only=False).astype(np.int64)
     return column.to_numpy(zero_copy_only=False)

@@ -7,8 +7,8 @@ unequal length never reach a table: TorchRec would silently read another row.
 
 from __future__ import annotations
 
+import functools
 import io
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ingest.arrays.jagged import Jagged
-from ingest.data.batch import Rows
+from ingest.arrays.jagged import Column, Integers, Jagged, arrow_offsets, concat, offsets_of
 from ingest.data.manifest import VERSION, VERSION_KEY, Manifest, Shard
 from ingest.errors import DamagedShardError
 from ingest.storage import arrow_filesystem, is_remote, join, patiently
@@ -28,8 +27,43 @@ MOST_OPEN = 1024
 
 
 @dataclass(frozen=True)
+class StoredRows:
+    """Users' rows as they are stored; R rows, N interactions in all."""
+
+    users: list[object]
+    """The log's own ids, where they are read."""
+    targets: Integers
+    """How many of each row's last interactions are to be predicted, [R]."""
+    offsets: Integers
+    """Where each row's interactions begin, and the last's end, [R + 1]."""
+    columns: dict[str, Any]
+    """Of the interactions: [N] values each, or a `Jagged` of N lists for features of kind categories."""
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @property
+    def lengths(self) -> Integers:
+        return np.diff(self.offsets)
+
+    @classmethod
+    def concat(cls, parts: list[StoredRows]) -> StoredRows:
+        """The rows of all parts, one part after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        if not parts:
+            return cls([], np.zeros(0, np.int64), np.zeros(1, np.int64), {})
+        return cls(
+            [user for part in parts for user in part.users],
+            np.concatenate([part.targets for part in parts]),
+            offsets_of(np.concatenate([part.lengths for part in parts])),
+            {name: concat([part.columns[name] for part in parts]) for name in parts[0].columns},
+        )
+
+
+@dataclass(frozen=True)
 class Skipped:
-    """A row group that was set aside."""
+    """A damaged row group that was set aside."""
 
     path: str
     row_group: int
@@ -37,30 +71,20 @@ class Skipped:
     reason: str
 
 
-@dataclass(frozen=True)
-class Damaged:
-    """A row group that is not what the manifest says."""
-
-    shard: int
-    group: int
-    error: DamagedShardError
-
-
 class Shards:
-    """The shards of one split in the folder `url`."""
+    """The shards of one split in the folder `url`. `skip`: whether what is damaged is set aside."""
 
     def __init__(
-        self, url: str, manifest: Manifest, shards: list[Shard], columns: list[str], retry_seconds: float
+        self, url: str, manifest: Manifest, shards: list[Shard], columns: list[str], retry_seconds: float, skip: bool
     ) -> None:
         self.url, self.manifest, self.shards, self.columns = url, manifest, shards, columns
-        self.retry_seconds = retry_seconds
+        self.retry_seconds, self.skip = retry_seconds, skip
         self.types = self._types()
-        self.opened: dict[int, tuple[pa.NativeFile | None, pq.FileMetaData]] = {}
-        self.lock = threading.Lock()
         self.nested = {feature.name for feature in manifest.features if feature.of == "event"
                        and feature.kind == "categories"}  # fmt: skip
         self.sizes = {feature.name: feature.size for feature in manifest.features if not feature.is_number}
         self.sizes["item"] = manifest.items
+        self.opened = functools.lru_cache(MOST_OPEN)(self._checked)
 
     def _types(self) -> dict[str, pa.DataType]:
         """What the data contract says of the columns; `user` has the log's own type."""
@@ -74,19 +98,23 @@ class Shards:
     def path(self, shard: int) -> str:
         return join(self.url, self.shards[shard].path)
 
-    def read(self, shard: int, groups: Sequence[int]) -> list[Rows | Damaged]:
+    def read(self, shard: int, groups: Sequence[int]) -> list[StoredRows | Skipped]:
         """Consecutive row groups, together where all are whole, in one request of an object store.
 
-        Where one is damaged they are read one by one. Raises `InputError` where the storage does not answer.
+        Where one is damaged they are read one by one, and it is told or set aside. Raises `DamagedShardError`, and
+        `InputError` where the storage does not answer.
         """
         try:
             return [self._read(shard, groups)]
         except DamagedShardError as error:
-            if len(groups) == 1:
-                return [Damaged(shard, groups[0], error)]
-        return [rows for group in groups for rows in self.read(shard, [group])]
+            if len(groups) > 1:
+                return [found for group in groups for found in self.read(shard, [group])]
+            if not self.skip:
+                raise
+            known = self.shards[shard]
+            return [Skipped(known.path, groups[0], known.row_groups[groups[0]][0], str(error))]
 
-    def _read(self, shard: int, groups: Sequence[int]) -> Rows:
+    def _read(self, shard: int, groups: Sequence[int]) -> StoredRows:
         where = f"{self.path(shard)}: row group {groups[0]}"
         try:
             with self._open(shard) as file:
@@ -97,8 +125,8 @@ class Shards:
             raise DamagedShardError(f"{self.path(shard)}: this shard of the manifest is not there") from None
         except (pa.ArrowException, OSError) as error:
             raise DamagedShardError(f"{where} is damaged: {' '.join(str(error).split())}") from error
-        sizes = [self.shards[shard].row_groups[group] for group in groups]
-        return self._rows(table, (sum(rows for rows, _ in sizes), sum(count for _, count in sizes)), where)
+        rows, interactions = np.sum([self.shards[shard].row_groups[group] for group in groups], axis=0)
+        return self._rows(table, int(rows), int(interactions), where)
 
     def user_type(self) -> pa.DataType:
         """The Arrow type of the log's own user ids; there must be a shard."""
@@ -106,27 +134,25 @@ class Shards:
             return file.schema_arrow.field("user").type
 
     def _open(self, shard: int) -> pq.ParquetFile:
-        """A shard; it is opened and its footer read and checked once, while it is among the `MOST_OPEN` last ones."""
-        url = self.path(shard)
-        handle, footer = self.opened.get(shard, (None, None))
-        source: Any = url.removeprefix("file://")
-        if is_remote(url):
-            handle = handle or patiently(lambda: _handle(url), url, self.retry_seconds)
-            self._check_size(handle, shard)
-            source = _PatientFile(handle, url, self.retry_seconds)
-        file = pq.ParquetFile(source, metadata=footer, page_checksum_verification=True, pre_buffer=is_remote(url))
-        if footer is None:
-            self._check_schema(file.schema_arrow, url)
-            with self.lock:
-                while len(self.opened) >= MOST_OPEN:
-                    del self.opened[next(iter(self.opened))]
-                self.opened[shard] = (handle, file.metadata)
-        return file
+        """A shard; its footer is read and checked once, while it is among the `MOST_OPEN` last ones."""
+        return self._file(self.path(shard), *self.opened(shard))
 
-    def _check_size(self, handle: pa.NativeFile, shard: int) -> None:
-        found, expected = handle.size(), self.shards[shard].bytes
-        if found != expected:
-            raise DamagedShardError(f"{self.path(shard)}: has {found} bytes, the manifest says {expected}")
+    def _file(self, url: str, handle: pa.NativeFile | None, footer: pq.FileMetaData | None) -> pq.ParquetFile:
+        source: Any = url.removeprefix("file://") if handle is None else _PatientFile(handle, url, self.retry_seconds)
+        return pq.ParquetFile(source, metadata=footer, page_checksum_verification=True, pre_buffer=handle is not None)
+
+    def _checked(self, shard: int) -> tuple[pa.NativeFile | None, pq.FileMetaData]:
+        """An object's open handle, and the footer of the shard."""
+        url, handle = self.path(shard), None
+        if is_remote(url):
+            filesystem, path = arrow_filesystem(url)
+            handle = patiently(lambda: filesystem.open_input_file(path), url, self.retry_seconds)
+            found, expected = handle.size(), self.shards[shard].bytes
+            if found != expected:
+                raise DamagedShardError(f"{url}: has {found} bytes, the manifest says {expected}")
+        with self._file(url, handle, None) as file:
+            self._check_schema(file.schema_arrow, url)
+            return handle, file.metadata
 
     def _check_schema(self, schema: pa.Schema, path: str) -> None:
         version = (schema.metadata or {}).get(VERSION_KEY, b"none").decode()
@@ -140,92 +166,74 @@ class Shards:
             if expected is not None and _plain(found) != expected:
                 raise DamagedShardError(f"{path}: column {name!r} is {found}, it has to be {expected}")
 
-    def _rows(self, table: pa.Table, expected: tuple[int, int], where: str) -> Rows:
-        """The table's columns, each checked, without a copy."""
-        arrays = {name: table[name].combine_chunks() for name in table.column_names}
+    def _rows(self, table: pa.Table, rows: int, interactions: int, where: str) -> StoredRows:
+        """The table's columns, each checked, without a copy; the manifest promises `rows` and `interactions`."""
+        arrays = {name: table[name].combine_chunks() for name in self.columns}
         for name, array in arrays.items():
             if array.null_count:
                 raise DamagedShardError(f"{where}: column {name!r} has no value in {array.null_count} rows")
-        item = Jagged.from_arrow(arrays["item"])
-        if (len(item), len(item.values)) != tuple(expected):
+        users = arrays.pop("user").to_pylist() if "user" in arrays else []
+        targets = arrays.pop("targets").to_numpy().astype(np.int64)
+        found = StoredRows(users, targets, arrow_offsets(arrays["item"]), {})
+        if (len(found), int(found.offsets[-1])) != (rows, interactions):
             raise DamagedShardError(
-                f"{where}: has {len(item)} rows and {len(item.values)} interactions, the manifest says {expected[0]} "
-                f"and {expected[1]}"
+                f"{where}: has {len(found)} rows and {found.offsets[-1]} interactions, the manifest says {rows} "
+                f"and {interactions}"
             )
-        rows = Rows(
-            arrays["user"].to_pylist() if "user" in arrays else [],
-            arrays["targets"].to_numpy().astype(np.int64),
-            {},
-            {},
-        )
-        self._check_targets(rows.targets, item.lengths, where)
-        for name in self.columns:
-            if name in ("user", "targets"):
-                continue
-            lists = Jagged.from_arrow(arrays[name]) if name not in self.nested else _lists_of(arrays[name])
-            if not np.array_equal(lists.offsets, item.offsets):
-                row = int(np.flatnonzero(lists.lengths != item.lengths)[0])
-                raise DamagedShardError(
-                    f"{where}, row {row}: column {name!r} has {lists.lengths[row]} values, column 'item' has "
-                    f"{item.lengths[row]}"
-                )
-            values = arrays[name].flatten()
-            if name in self.nested:
-                rows.nested[name] = Jagged.from_arrow(values)
-                self._check_values(name, values.flatten(), None, where)
-            else:
-                rows.columns[name] = lists
-                self._check_values(name, values, lists, where)
-        return rows
-
-    def _check_values(self, name: str, array: pa.Array, lists: Jagged | None, where: str) -> None:
-        """`lists`: the rows that they are of, where one value is one interaction's."""
-        if array.null_count:
-            raise DamagedShardError(f"{where}: column {name!r} has {array.null_count} missing values in its lists")
-        values = lists.values if lists is not None else array.to_numpy(zero_copy_only=False)
-        size = self.sizes.get(name)
-        if size is not None and len(values):
-            if int(values.min()) < 0 or int(values.max()) >= size:
-                bad = (values < 0) | (values >= size)
-                what = f"has index {values[bad.argmax()]}, allowed are 0 to {size - 1}"
-                raise DamagedShardError(f"{_at(bad, lists, where)}: column {name!r} {what}")
-        elif values.dtype.kind == "f":
-            bad = ~np.isfinite(values)
-            if bad.any():
-                raise DamagedShardError(
-                    f"{_at(bad, lists, where)}: column {name!r} has {values[bad.argmax()]}, allowed are finite numbers"
-                )
-
-    def _check_targets(self, targets: NDArray, lengths: NDArray, where: str) -> None:
-        bad = (targets < 0) | (targets >= np.maximum(lengths, 1))
+        most = np.maximum(found.lengths - 1, 0)
+        bad = (targets < 0) | (targets > most)
         if bad.any():
             row = int(bad.argmax())
             raise DamagedShardError(
-                f"{where}, row {row}: column 'targets' is {targets[row]}, allowed are 0 to {max(lengths[row] - 1, 0)}"
+                f"{where}, row {row}: column 'targets' is {targets[row]}, allowed are 0 to {most[row]}"
             )
+        for name, array in arrays.items():
+            found.columns[name] = self._column(name, array, found, where)
+        return found
+
+    def _column(self, name: str, array: pa.ListArray, rows: StoredRows, where: str) -> Column:
+        """A column's values, or lists, of every interaction of `rows`."""
+        lengths = np.diff(arrow_offsets(array))
+        if not np.array_equal(lengths, rows.lengths):
+            row = int(np.flatnonzero(lengths != rows.lengths)[0])
+            raise DamagedShardError(
+                f"{where}, row {row}: column {name!r} has {lengths[row]} values, column 'item' has {rows.lengths[row]}"
+            )
+        values, nested = array.flatten(), name in self.nested
+        missing = values.null_count + (values.flatten().null_count if nested else 0)
+        if missing:
+            raise DamagedShardError(f"{where}: column {name!r} has {missing} missing values in its lists")
+        column = Jagged.from_arrow(values) if nested else values.to_numpy()
+        wrong = self._wrong_value(name, column.values if isinstance(column, Jagged) else column)
+        if wrong is not None:
+            place, problem = wrong
+            if isinstance(column, Jagged):
+                place = _list_of(place, column.offsets)
+            raise DamagedShardError(f"{where}, row {_list_of(place, rows.offsets)}: column {name!r} {problem}")
+        return column
+
+    def _wrong_value(self, column: str, values: NDArray[Any]) -> tuple[int, str] | None:
+        """The place of the first value that may not be, and what is wrong with it."""
+        size = self.sizes.get(column)
+        if size is not None:
+            if not len(values) or (values.min() >= 0 and values.max() < size):
+                return None
+            bad, allowed = (values < 0) | (values >= size), f"0 to {size - 1}"
+        else:
+            bad, allowed = ~np.isfinite(values), "finite numbers"
+        place = int(bad.argmax())
+        kind = "index " if size is not None else ""
+        return (place, f"has {kind}{values[place]}, allowed are {allowed}") if bad.any() else None
 
 
-def _lists_of(array: pa.ListArray) -> Jagged:
-    """The outer lists of a column of lists of lists: each interaction counts as one value."""
-    offsets = array.offsets.to_numpy().astype(np.int64)
-    return Jagged(np.empty(0), offsets - offsets[0])
+def _list_of(place: int, offsets: Integers) -> int:
+    """The list that has the value at `place`."""
+    return int(np.searchsorted(offsets, place, side="right")) - 1
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
     """A type without what it says of missing values and of the names of a list's elements."""
     return pa.list_(_plain(kind.value_type)) if pa.types.is_list(kind) else kind
-
-
-def _at(bad: NDArray, lists: Jagged | None, where: str) -> str:
-    """`where` with the row of the first bad value."""
-    if lists is None:
-        return where
-    return f"{where}, row {int(np.searchsorted(lists.offsets, bad.argmax(), side='right')) - 1}"
-
-
-def _handle(url: str) -> pa.NativeFile:
-    filesystem, path = arrow_filesystem(url)
-    return filesystem.open_input_file(path)
 
 
 class _PatientFile(io.RawIOBase):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ingest.data.batch import JaggedTensor
+from ingest.data.batch import Lists
 from tests.small import Data, make_step, weights
 
 
@@ -22,7 +22,7 @@ def test_vectors_are_the_rows_of_the_tables_and_lists_are_their_means(data: Data
     empty_lists = 0
     for name in list(vectors)[1:]:
         column = batch.features[name]
-        if isinstance(column, JaggedTensor):
+        if isinstance(column, Lists):
             lists = column.values.split(column.lengths.tolist())
             empty_lists += sum(len(values) == 0 for values in lists)
             expected = torch.stack([rows[name][v].mean(dim=0) if len(v) else torch.zeros(8) for v in lists])

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from embeddings.workers import Worker
-from ingest.data.batch import BatchBuilder
+from ingest.data.builder import BatchBuilder
 from tests.scenarios import TwoWorkers, recommended
 from tests.small import Data, make_step, take_rows, weights
 
@@ -44,7 +44,7 @@ def test_items_are_the_best_unseen_of_the_catalogue(data: Data, found: dict[Any,
     log = pq.read_table(Path(data.url).parent / "events.parquet").to_pylist()
     for split in ("test", "rest"):
         (rows,) = data.reader(split, evaluate=True, shuffle_buffer=10**9).rows()
-        for number, user in enumerate(rows.user):
+        for number, user in enumerate(rows.users):
             prediction = step.predict(builder.build(take_rows(rows, np.array([number]))))
             scores = (table @ prediction.query_QD[0]).tolist()
             seen = {row["item_id"] for row in log if row["user_id"] == user}

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from ingest.data.batch import JaggedTensor
+from ingest.data.batch import Lists
 from trainer.losses import intent_hits, intent_loss
 
 LABELS = [[2, 4], [], [1], [3, 1, 2], [5]]
 
 
-def jagged(rows: list[list[int]]) -> JaggedTensor:
-    return JaggedTensor(torch.tensor([v for row in rows for v in row]), torch.tensor([len(row) for row in rows]))
+def jagged(rows: list[list[int]]) -> Lists:
+    return Lists(torch.tensor([v for row in rows for v in row]), torch.tensor([len(row) for row in rows]))
 
 
 def test_intent_loss_of_several_labels_is_the_mean_of_the_known_ones() -> None:

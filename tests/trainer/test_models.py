@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from ingest.arrays.jagged import Jagged
-from ingest.data.batch import Batch, Rows
+from ingest.data.batch import Batch
+from ingest.data.shards import StoredRows
 from ingest.errors import InputError
 from tests.small import HOUR, MODEL, Data, make_step, take_rows, train_config
 from trainer.attention import Layout
@@ -29,19 +31,20 @@ MODELS = {
 }
 
 
-def changed(rows: Rows, data: Data, at: int) -> Rows:
+def changed(rows: StoredRows, data: Data, at: int) -> StoredRows:
     """One row whose interaction `at` has another item, a later time, and other event features."""
-    rows = copy.deepcopy(rows)
-    columns = {name: Jagged(column.values.copy(), column.offsets) for name, column in rows.columns.items()}
-    columns["item"].values[at] = 2 + (columns["item"].values[at] + 5) % (data.manifest.items - 2)
-    columns["time"].values[at:] += 100 * HOUR
-    columns["action"].values[at] = 2 + (columns["action"].values[at] + 1) % 3
-    columns["scroll"].values[at] += 3.0
-    lengths = rows.nested["tags"].lengths.copy()
-    tags = list(np.split(rows.nested["tags"].values, rows.nested["tags"].offsets[1:-1]))
+    columns: dict[str, Any] = {name: column for name, column in rows.columns.items() if name != "tags"}
+    columns = copy.deepcopy(columns)
+    columns["item"][at] = 2 + (columns["item"][at] + 5) % (data.manifest.items - 2)
+    columns["time"][at:] += 100 * HOUR
+    columns["action"][at] = 2 + (columns["action"][at] + 1) % 3
+    columns["scroll"][at] += 3.0
+    lists = rows.columns["tags"]
+    assert isinstance(lists, Jagged)
+    tags = np.split(lists.values, lists.offsets[1:-1])
     tags[at] = np.array([2, 3, 4, 4], dtype=tags[at].dtype)
-    lengths[at] = 4
-    return Rows(rows.user, rows.targets, columns, {"tags": Jagged.from_lengths(np.concatenate(tags), lengths)})
+    columns["tags"] = Jagged.from_lengths(np.concatenate(tags), np.array([len(part) for part in tags]))
+    return replace(rows, columns=columns)
 
 
 def outputs(step: Step, batch: Batch) -> torch.Tensor:
@@ -54,9 +57,9 @@ def outputs(step: Step, batch: Batch) -> torch.Tensor:
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_the_future_and_the_target_change_no_earlier_prediction(model: NeuralConfig, data: Data) -> None:
     step = make_step(data.manifest, model=model)
-    lengths = data.rows.columns["item"].lengths
+    lengths = data.rows.lengths
     row = take_rows(data.rows, np.array([int(np.flatnonzero((lengths > 8) & (lengths <= 20))[0])]))
-    n = int(row.columns["item"].lengths[0])
+    n = int(row.lengths[0])
     before = outputs(step, data.builder.build(row))
     assert len(before) == n - 1
     for at in (1, n // 2, n - 2, n - 1):

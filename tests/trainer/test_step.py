@@ -13,7 +13,7 @@ from torch import Tensor
 
 from embeddings.workers import Worker
 from evaluation.evaluate import validate
-from ingest.data.batch import Batch, JaggedTensor
+from ingest.data.batch import Batch, Lists
 from tests.scenarios import SCENARIOS, SETTINGS, TwoWorkers, steps, unknown_targets
 from tests.small import MODEL, Data, dense, make_step, same, train_config, weights
 from trainer.attention import Layout
@@ -31,7 +31,7 @@ def plain_loss(
     vectors = {}
     for name, table in tables.items():
         value = batch.item_T if name == "item" else batch.features[name]
-        if isinstance(value, JaggedTensor):
+        if isinstance(value, Lists):
             lists = value.values.split(value.lengths.tolist())
             vectors[name] = torch.stack([table[v].sum(dim=0) / max(len(v), 1) for v in lists])
         else:
@@ -50,7 +50,7 @@ def plain_loss(
     for name, logits_TL in output.intents.items():
         log_p = logits_TL[at].log_softmax(dim=1)
         label = batch.labels[name]
-        lists = label.values.split(label.lengths.tolist()) if isinstance(label, JaggedTensor) else label[:, None]
+        lists = label.values.split(label.lengths.tolist()) if isinstance(label, Lists) else label[:, None]
         for q, values in enumerate(lists):
             known = [value - 2 for value in values.tolist() if value >= 2]
             if known:

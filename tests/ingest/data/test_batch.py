@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest.arrays.jagged import Jagged
-from ingest.data.batch import Batch, BatchBuilder, JaggedTensor
+from ingest.data.batch import Batch, Lists
+from ingest.data.builder import BatchBuilder
 from ingest.data.items import MISSING_TIME
 from tests.small import Data
 
@@ -19,21 +20,18 @@ from tests.small import Data
 def attribute(data: Data, feature: Any, row: int, k: int) -> Any:
     """The feature's value of interaction `k` of the row, or a list of values."""
     rows = data.rows
-    item, time = rows.columns["item"], rows.columns["time"]
-    place = item.offsets[row] + k
+    place: int = rows.offsets[row] + k
     if feature.of == "event":
-        if feature.kind == "categories":
-            lists = rows.nested[feature.name]
-            return lists.values[lists.offsets[place] : lists.offsets[place + 1]].tolist()
-        return rows.columns[feature.name].values[place].item()
-    column, index = data.items.columns[feature.name], item.values[place]
+        column, index = rows.columns[feature.name], place
+    else:
+        column, index = data.items.columns[feature.name], rows.columns["item"][place]
     if isinstance(column, Jagged):
         return column.values[column.offsets[index] : column.offsets[index + 1]].tolist()
     if feature.kind != "elapsed":
         return column[index].item()
     if column[index] == MISSING_TIME:
         return 1
-    return 2 + sum(time.values[place] - column[index] >= edge for edge in feature.edges)
+    return 2 + sum(rows.columns["time"][place] - column[index] >= edge for edge in feature.edges)
 
 
 def sequences(length: int, targets: int, max_length: int, windows: bool) -> list[tuple[int, int, int]]:
@@ -50,18 +48,17 @@ def sequences(length: int, targets: int, max_length: int, windows: bool) -> list
 
 
 def value_of(column: Any) -> list[Any]:
-    if isinstance(column, JaggedTensor):
+    if isinstance(column, Lists):
         return [part.tolist() for part in column.values.split(column.lengths.tolist())]
     return list(column.tolist())
 
 
 def check(data: Data, batch: Batch, index: list[int], max_length: int, windows: bool) -> None:
     rows = data.rows
-    item, time = rows.columns["item"], rows.columns["time"]
     expected = [
         (place, row, *sequence)
         for place, row in enumerate(index)
-        for sequence in sequences(int(item.lengths[row]), int(rows.targets[row]), max_length, windows)
+        for sequence in sequences(int(rows.lengths[row]), int(rows.targets[row]), max_length, windows)
     ]
     expected.sort(key=lambda entry: entry[3] - entry[2])
     assert batch.rows == len(index)
@@ -71,22 +68,26 @@ def check(data: Data, batch: Batch, index: list[int], max_length: int, windows: 
     ends = np.cumsum([last - first for _, _, first, last, _ in expected])
     at = [end - own + k for end, (*_, own) in zip(ends, expected, strict=True) for k in range(own)]
 
-    def of(column: Jagged, row: int, k: int) -> Any:
-        return column.values[column.offsets[row] + k].item()
+    def of(column: str, row: int, k: int) -> Any:
+        return rows.columns[column][rows.offsets[row] + k].item()
 
-    assert batch.item_T.tolist() == [of(item, row, k) for row, k, _ in tokens]
-    assert batch.time_T.tolist() == [of(time, row, k) for row, k, _ in tokens]
+    assert batch.item_T.tolist() == [of("item", row, k) for row, k, _ in tokens]
+    assert batch.time_T.tolist() == [of("time", row, k) for row, k, _ in tokens]
     assert batch.position_T.tolist() == [position for _, _, position in tokens]
     assert batch.target_position_Q.tolist() == at
-    assert batch.target_Q.tolist() == [of(item, row, k) for _, row, k in targets]
+    assert batch.target_Q.tolist() == [of("item", row, k) for _, row, k in targets]
     assert batch.row_Q.tolist() == [place for place, _, _ in targets]
     if batch.seen is not None:
-        before = [item.values[item.offsets[row] : item.offsets[row] + k].tolist() for _, row, k in targets]
+        before = [[of("item", row, before) for before in range(k)] for _, row, k in targets]
         assert value_of(batch.seen) == before
-    seconds = [of(rows.columns["duration"], row, k) for _, row, k in targets]
-    known = [of(item, row, k) > 1 for _, row, k in targets]
-    weights = [s / data.manifest.mean_duration * k for s, k in zip(seconds, known, strict=True)]
+    seconds = [of("duration", row, k) for _, row, k in targets]
+    weights = [s / data.manifest.mean_duration for s in seconds]
     assert batch.weight_Q.tolist() == pytest.approx(weights, rel=1e-6)
+    known = [weight * (of("item", row, k) > 1) for weight, (_, row, k) in zip(weights, targets, strict=True)]
+    assert batch.item_weight_Q.tolist() == pytest.approx(known, rel=1e-6)
+    if batch.target_time_Q is not None and batch.target_place_Q is not None:
+        assert batch.target_time_Q.tolist() == [of("time", row, k) for _, row, k in targets]
+        assert batch.target_place_Q.tolist() == [k for _, _, k in targets]
     floats = [tensor for tensor in batch.tensors() if tensor.is_floating_point() and len(tensor)]
     assert {tensor.data_ptr() % 64 for tensor in floats} == {0}  # else rounding depends on what is built together
     for feature in data.manifest.features:
@@ -107,7 +108,7 @@ def test_batches_are_what_single_interactions_give(
     """Those that are built together, too."""
     builder = BatchBuilder(data.manifest, data.items, max_length, windows, with_seen=True)
     assert len(data.rows) >= 50
-    rows = replace(data.rows, user=[f"user {number}" for number in range(len(data.rows))])
+    rows = replace(data.rows, users=[f"user {number}" for number in range(len(data.rows))])
     batches = builder.build_all(rows, [np.array(index) for index in indices])
     for batch, index in zip(batches, indices, strict=True):
         check(data, batch, index, max_length, windows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.data.batch import Batch, BatchBuilder, JaggedTensor
+from ingest.arrays.jagged import offsets_of, ranges
+from ingest.data.batch import Batch, Lists
+from ingest.data.builder import BatchBuilder
 from ingest.data.items import load_items
 from ingest.data.manifest import load_manifest
-from ingest.data.reader import Position, Reader, Unit
+from ingest.data.order import Position, ShuffleBlock
+from ingest.data.reader import Reader
 from ingest.data.reader_config import ReaderConfig
 from ingest.data.schema import DataConfig
 from ingest.prepare.pipeline import prepare
@@ -26,7 +30,7 @@ from tests.small import Data, train_config
 
 USERS = 90
 ROW_GROUPS = [20, 70, 10_000]
-STEPS = list[tuple[Batch, tuple[Unit, ...]]]
+STEPS = list[tuple[Batch, tuple[ShuffleBlock, ...]]]
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +84,7 @@ def every_token(url: str) -> Counter[int]:
 def epoch(url: str, workers: int, number: int, position: Position | None, **options: int) -> list[STEPS]:
     """What each of `workers` workers reads."""
     readers = [reader(url, rank, workers, **options) for rank in range(workers)]
-    return [[(batch, left.units()) for batch, left in each.epoch(number, position)] for each in readers]
+    return [[(batch, left.blocks()) for batch, left in each.epoch(number, position)] for each in readers]
 
 
 SHAPES = {
@@ -111,10 +115,10 @@ def test_every_row_comes_once_through_changes_of_the_number_of_workers(
     for count in workers[:-1]:
         read = epoch(url, count, 1, position, tokens=tokens, buffer=buffer)
         steps = data.draw(st.integers(0, max(map(len, read))), label=f"steps on {count}")
-        left: list[tuple[Unit, ...]] = []
+        left: list[tuple[ShuffleBlock, ...]] = []
         for rank, mine in enumerate(read):
             taken += [batch for batch, _ in mine[:steps]]
-            untouched = reader(url, rank, count, tokens, buffer).units(1, position)
+            untouched = reader(url, rank, count, tokens, buffer).blocks(1, position)
             left.append(mine[min(steps, len(mine)) - 1][1] if steps and mine else untouched)
         position = Position.from_json(Position(1, tuple(left)).to_json())
     read = epoch(url, workers[-1], 1, position, tokens=tokens, buffer=buffer)
@@ -133,7 +137,7 @@ def test_resumed_is_uninterrupted_on_the_same_number_of_workers(
     resumed = epoch(url, workers, 2, position, tokens=tokens, buffer=buffer)
     for before, after in zip(whole, resumed, strict=True):
         assert [batch.time_T.tolist() for batch, _ in before[stop:]] == [b.time_T.tolist() for b, _ in after]
-        assert [units for _, units in before[stop:]] == [units for _, units in after]
+        assert [blocks for _, blocks in before[stop:]] == [blocks for _, blocks in after]
 
 
 def test_the_order_depends_on_seed_and_epoch_alone(urls: dict[int, str]) -> None:
@@ -160,15 +164,16 @@ def test_a_history_that_goes_on_has_the_inputs_of_its_continuation(urls: dict[in
     items = load_items(url, manifest)
     whole = next(reader(url, evaluate=True, buffer=10**9).rows())
     short = next(reader(url, evaluate=True, buffer=10**9).rows())
-    for name, column in short.columns.items():
-        short.columns[name] = column.slices(column.offsets[:-1], column.lengths - 1)
+    places = ranges(short.offsets[:-1], short.lengths - 1)
+    columns = {name: column.take(places) for name, column in short.columns.items()}
+    short = replace(short, offsets=offsets_of(short.lengths - 1), columns=columns)
     whole.targets[:] = 1
     expected = BatchBuilder(manifest, items, max_length, windows=True, with_seen=True).build(whole)
     found = BatchBuilder(manifest, items, max_length, windows=True, with_seen=True, after_last=True).build(short)
     for name in ("lengths_B", "item_T", "time_T", "position_T", "target_position_Q", "row_Q"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=0, atol=0)
-    assert isinstance(found.seen, JaggedTensor)
-    assert isinstance(expected.seen, JaggedTensor)
+    assert isinstance(found.seen, Lists)
+    assert isinstance(expected.seen, Lists)
     assert found.seen.values.tolist() == expected.seen.values.tolist()
     assert found.seen.lengths.tolist() == expected.seen.lengths.tolist()
     assert found.target_Q.tolist() == [0] * len(whole)
@@ -185,7 +190,7 @@ def test_a_model_without_features_reads_no_columns_of_them(data: Data) -> None:
     assert plain.columns == ["targets", "item", "time", "duration"]
     assert set(full.columns) == {*plain.columns, "action", "tags", "scroll"}
     for (batch, left), (whole, also_left) in zip(plain.epoch(0), full.epoch(0), strict=True):
-        assert left.units() == also_left.units()
+        assert left.blocks() == also_left.blocks()
         assert batch.features == batch.labels == {}
         assert set(whole.labels) == {"action", "genres", "content_type", "release_age"}
         for name in ("item_T", "time_T", "target_Q", "weight_Q", "target_position_Q"):

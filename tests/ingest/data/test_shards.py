@@ -13,6 +13,7 @@ import pytest
 
 from ingest.data.items import load_items
 from ingest.data.manifest import load_manifest
+from ingest.data.order import Position
 from ingest.data.reader import Reader
 from ingest.errors import DamagedShardError
 from tests.small import train_config
@@ -87,7 +88,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "unequal": (with_row("action", lambda values: values[:-1]), [f"row group {GROUP}, row 2", "'action'", "'item'"]),
     "item index": (put("item", 10_000), [f"row group {GROUP}, row 2", "'item'", "10000", "0 to "]),
     "negative index": (put("action", -1), [f"row group {GROUP}, row 2", "'action'", "-1", "0 to "]),
-    "nested index": (put("tags", [77]), [f"row group {GROUP}", "'tags'", "77"]),
+    "nested index": (put("tags", [77]), [f"row group {GROUP}, row 2", "'tags'", "77"]),
     "nan": (put("scroll", float("nan")), [f"row group {GROUP}, row 2", "'scroll'", "nan", "finite"]),
     "infinite duration": (put("duration", float("inf")), [f"row group {GROUP}, row 2", "'duration'", "inf"]),
     "null list": (with_row("time", lambda _: None), [f"row group {GROUP}", "'time'", "no value"]),
@@ -147,9 +148,7 @@ def test_a_resumed_epoch_sets_the_same_row_groups_aside(prepared: dict[str, str]
     put("scroll", float("nan"))(Path(url, load_manifest(url).shards["train"][0].path))
     found = reader(url, on_bad_shard="skip")
     whole = list(found.epoch(0))
-    from ingest.data.reader import Position
-
     for stop in range(1, len(whole)):
-        position = Position(0, (whole[stop - 1][1].units(),))
+        position = Position(0, (whole[stop - 1][1].blocks(),))
         resumed = [batch.time_T.tolist() for batch, _ in found.epoch(0, position)]
         assert resumed == [batch.time_T.tolist() for batch, _ in whole[stop:]]

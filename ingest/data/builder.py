@@ -1,0 +1,172 @@
+"""Cuts users' rows into sequences and builds batches of them, with numpy's gathers: no Python loop over rows.
+
+B  sequences        T  tokens        Q  targets        K  batches that are built together
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ingest.arrays.jagged import Column, Integers, Jagged, offsets_of, ranges
+from ingest.data.batch import Batch, Lists
+from ingest.data.items import ItemTable
+from ingest.data.manifest import Manifest, PreparedFeature
+from ingest.data.schema import PADDING
+from ingest.data.shards import StoredRows
+
+
+class BatchBuilder:
+    """Cuts rows into sequences and builds a `Batch` from them.
+
+    A row with more than `max_length` + 1 interactions is cut: with `windows` into several sequences that hold every
+    target once, each with at least half of `max_length` of history where there is one; without into its last.
+
+    With `after_last` a row is a history that is to go on: all its interactions are inputs, and its one target is the
+    one after the last, whose item (`PADDING`) and intents nobody knows.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        items: ItemTable,
+        max_length: int,
+        windows: bool,
+        with_seen: bool = False,
+        after_last: bool = False,
+        features: bool = True,
+    ) -> None:
+        self.manifest, self.items = manifest, items
+        self.features = manifest.features if features else []
+        self.max_length, self.windows = max_length, windows and not after_last
+        self.with_seen, self.after_last = with_seen, after_last
+
+    def tokens_of(self, lengths: Integers, targets: Integers) -> Integers:
+        """How many tokens each row gives: [R] interactions and targets -> [R]."""
+        rows, starts, ends, _ = self._sequences(lengths, targets)
+        return np.bincount(rows, weights=ends - starts - 1, minlength=len(lengths)).astype(np.int64)
+
+    def _sequences(self, lengths: Integers, targets: Integers) -> tuple[Integers, Integers, Integers, Integers]:
+        """Row, start, end and number of targets of every sequence; the last interaction is no input."""
+        if self.after_last:
+            lengths, targets = lengths + 1, np.ones_like(targets)
+        span = self.max_length
+        stride = max(span // 2, 1)
+        count = np.ones(len(lengths), dtype=np.int64)
+        if self.windows:
+            until_whole = -(-np.maximum(lengths - span - 1, 0) // stride)
+            count = np.minimum(np.maximum(-(-targets // stride), 1), 1 + until_whole)
+        rows = np.repeat(np.arange(len(lengths)), count)
+        nth = ranges(np.zeros_like(count), count)
+        ends = lengths[rows] - nth * stride
+        starts = np.maximum(ends - span - 1, 0)
+        limit = np.where(nth + 1 < count[rows], stride, ends - starts - 1)
+        return rows, starts, ends, np.minimum(targets[rows] - nth * stride, limit)
+
+    def build(self, rows: StoredRows, index: NDArray[np.int64] | None = None) -> Batch:
+        """The batch of all sequences of `rows`, or of its rows `index` in that order."""
+        return self.build_all(rows, [np.arange(len(rows)) if index is None else index])[0]
+
+    def build_all(self, rows: StoredRows, indices: Sequence[NDArray[np.int64]]) -> list[Batch]:
+        """The batches of the rows of each of `indices`, made together, which costs less than one by one."""
+        index, rows_K = np.concatenate(indices), np.array([len(part) for part in indices])
+        row_B, start_B, end_B, targets_B = self._sequences(rows.lengths[index], rows.targets[index])
+        batch_B = np.repeat(np.arange(len(rows_K)), rows_K)[row_B]
+        order = np.lexsort((end_B - start_B, batch_B))  # batch_B rises already and stays as it is
+        row_B, start_B, end_B, targets_B = row_B[order], start_B[order], end_B[order], targets_B[order]
+        length_B = end_B - start_B - 1
+        sequences_K = np.bincount(batch_B, minlength=len(rows_K))
+        tokens_K, targets_K = (
+            np.bincount(batch_B, counts_B, len(rows_K)).astype(np.int64) for counts_B in (length_B, targets_B)
+        )
+        # where the tokens and the targets are among the interactions of `rows`
+        row_begin_B = rows.offsets[index[row_B]]
+        target_B = row_begin_B + end_B - targets_B
+        place_T, place_Q = ranges(row_begin_B + start_B, length_B), ranges(target_B, targets_B)
+        item, time = rows.columns["item"], rows.columns["time"]
+        token_of_batch_B = offsets_of(length_B)[1:] - np.repeat(offsets_of(tokens_K)[:-1], sequences_K)
+        row_of_batch_B = row_B - np.repeat(offsets_of(rows_K)[:-1], sequences_K)
+        known = not self.after_last
+        features = {feature.name: self._feature(feature, rows, place_T) for feature in self.features}
+        intents = [feature for feature in self.features if feature.intent and known]
+        whole = Batch(
+            rows=len(index),
+            lengths_B=_tensor(length_B),
+            item_T=_tensor(item.take(place_T)),
+            time_T=_tensor(time.take(place_T)),
+            position_T=_tensor(ranges(np.zeros_like(length_B), length_B)),
+            features=features,
+            target_position_Q=_tensor(ranges(token_of_batch_B - targets_B, targets_B)),
+            target_Q=_tensor(item.take(place_Q) if known else np.full_like(place_Q, PADDING)),
+            weight_Q=self._weights(rows, place_Q),
+            labels={feature.name: self._feature(feature, rows, place_Q) for feature in intents},
+            row_Q=_tensor(np.repeat(row_of_batch_B, targets_B)),
+        )
+        if self.with_seen:
+            evaluated: dict[str, Any] = {
+                "users": [rows.users[row] for row in index],
+                "seen": _seen(item, np.repeat(row_begin_B, targets_B), place_Q),
+                "target_time_Q": _tensor(time.take(place_Q)) if known else None,
+                "target_place_Q": _tensor(place_Q - np.repeat(row_begin_B, targets_B)),
+            }
+            whole = replace(whole, **evaluated)
+        return whole.split(*(sizes.tolist() for sizes in (rows_K, sequences_K, tokens_K, targets_K)))
+
+    def _weights(self, rows: StoredRows, place_Q: Integers) -> Tensor:
+        if self.after_last or "duration" not in rows.columns:
+            return torch.ones(len(place_Q))
+        return torch.from_numpy(rows.columns["duration"].take(place_Q) / np.float32(self.manifest.mean_duration))
+
+    def _feature(self, feature: PreparedFeature, rows: StoredRows, place_N: Integers) -> Tensor | Lists:
+        """The feature of the interactions at `place_N`."""
+        if feature.of == "event":
+            return _feature_tensor(rows.columns[feature.name].take(place_N))
+        item_N, time_N = (rows.columns[name].take(place_N) for name in ("item", "time"))
+        return _feature_tensor(self.items.of(feature, item_N, time_N))
+
+    def empty(self) -> Batch:
+        """A batch of one padding token and no target, for a worker that has no more data while others have."""
+        zero, none = torch.zeros(1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+        return Batch(
+            rows=0,
+            lengths_B=zero + 1,
+            item_T=zero + PADDING,
+            time_T=zero + self.manifest.first_time,
+            position_T=zero,
+            features={feature.name: _padding(feature, 1) for feature in self.features},
+            target_position_Q=none,
+            target_Q=none,
+            weight_Q=torch.zeros(0),
+            labels={feature.name: _padding(feature, 0) for feature in self.features if feature.intent},
+            row_Q=none,
+            seen=Lists(none, none) if self.with_seen else None,
+            target_time_Q=none if self.with_seen and not self.after_last else None,
+            target_place_Q=none if self.with_seen else None,
+        )
+
+
+def _padding(feature: PreparedFeature, tokens: int) -> Tensor | Lists:
+    zeros = torch.zeros(tokens, dtype=torch.float32 if feature.is_number else torch.int64)
+    return Lists(zeros[:0], zeros) if feature.kind == "categories" else zeros
+
+
+def _seen(item: Column, begin_Q: Integers, place_Q: Integers) -> Lists:
+    """Every item of a target's row before it; the row begins at `begin_Q`."""
+    lengths_Q = place_Q - begin_Q
+    return Lists(_tensor(item.take(ranges(begin_Q, lengths_Q))), _tensor(lengths_Q))
+
+
+def _feature_tensor(values: Column) -> Tensor | Lists:
+    if isinstance(values, Jagged):
+        return Lists(_tensor(values.values), _tensor(values.lengths))
+    return torch.from_numpy(values) if values.dtype.kind == "f" else _tensor(values)
+
+
+def _tensor(values: Column) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64))
