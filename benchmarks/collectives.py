@@ -30,10 +30,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from embeddings.table_config import ITEM
+from embeddings.table_config import ITEM, table_of
 from embeddings.workers import gather_rows
 from ingest.data.batch import Batch, Lists
-from trainer.models.intentrec import IntentRec
 from trainer.step import Step
 
 INDEX, VALUE, EXACT = 8, 4, 8
@@ -121,7 +120,7 @@ def load_of(step: Step, batch: Batch, number: int) -> Load:
     else:
         candidates = torch.cat([batch.target_Q, step.sampler(number, all_targets).item_N])
     sizes_of = {ITEM: manifest.items} | {feature.name: feature.size for feature in manifest.features}
-    plan = {name: found for part in step.parallel.plan.plan.values() for name, found in part.items()}
+    plan = step.planned.parameters()
     loads = {}
     for name in step.recommender.tables.names:
         value = batch.item_T if name == ITEM else batch.features[name]
@@ -137,8 +136,8 @@ def load_of(step: Step, batch: Batch, number: int) -> Load:
         workers=step.worker.workers,
         dimension=tables.dimension,
         tables=loads,
-        dense=sum(parameter.numel() for name, parameter in step.dense.items() if ".embeddings." not in name),
-        intents=len(network.intent_heads) if isinstance(network, IntentRec) else 0,
+        dense=sum(parameter.numel() for name, parameter in step.dense.items() if table_of(name) is None),
+        intents=len(getattr(network, "intents", ())),
         most_targets=max(sizes),
         all_targets=sum(sizes),
         loss="full" if loss.kind == "full" else "in_batch" if step.sampler.needs_targets else "sampled",

@@ -14,6 +14,7 @@ from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 
 from benchmarks.training import Case
 from embeddings.sharding import table_states
+from embeddings.table_config import table_of
 from embeddings.workers import Worker, single_process
 from ingest.data.batch import Batch
 from ingest.data.manifest import load_manifest
@@ -241,7 +242,7 @@ def one_step(case: Case, device: torch.device) -> Taken:
     gradients = {
         name: parameter.grad.detach().cpu()
         for name, parameter in step.dense.items()
-        if parameter.grad is not None and ".embeddings." not in name
+        if parameter.grad is not None and table_of(name) is None
     }
     return Taken(loss.cpu(), gradients, before, rows_of(step))
 

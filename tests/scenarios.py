@@ -115,7 +115,7 @@ def steps(data: Data, folder: Path, worker: Worker, setting: str) -> dict[str, A
     losses = [take(step, data, worker, 0)]
     first, gradients = weights(step), dense(step, gradients=True)
     losses += [take(step, data, worker, number) for number in (1, 2)]
-    plan = {t: p.sharding_type for part in step.parallel.plan.plan.values() for t, p in part.items()}
+    plan = {table: parameter.sharding_type for table, parameter in step.planned.parameters().items()}
     return {"before": before, "first": first, "gradients": gradients, "third": weights(step), "losses": losses,
             "plan": plan, "needs": step.planned.needs, "held": held(step)}  # fmt: skip
 

@@ -18,6 +18,7 @@ from torch import Tensor
 import embeddings.sharding
 import trainer.pieces
 from embeddings.sharding import table_states
+from embeddings.table_config import table_of
 from embeddings.workers import Worker, gather_objects, single_process
 from evaluation.evaluate import validate
 from ingest.arrays.jagged import offsets_of, ranges
@@ -230,7 +231,7 @@ def dense(step: Step, gradients: bool = False) -> dict[str, Tensor]:
     """The network's weights or gradients. Biases to which a softmax is blind have no gradient but rounding: 0."""
     found = {}
     for name, parameter in step.dense.items():
-        if ".embeddings." in name:
+        if table_of(name) is not None:
             continue
         value = (parameter.grad if gradients else parameter).detach().clone()  # type: ignore[union-attr]
         if name.endswith("attention.qkv.bias"):

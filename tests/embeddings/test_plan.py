@@ -46,7 +46,8 @@ def test_the_description_has_the_memory_and_the_share_of_lookups(data: Data) -> 
     text = describe_plan(step.planned, step.recommender.tables.configs)
     shares = {line.split("|")[1].strip(): line.split("|")[6].strip() for line in text.splitlines()[2 : 2 + len(ALL)]}
     wanted = dict.fromkeys(ALL, 60) | {"item": 60 + 60 + 60}
-    most = {t.name: min(t.num_embeddings, wanted[t.name]) for t in step.recommender.tables.configs}
+    sizes = {t.feature_names[0]: t.num_embeddings for t in step.recommender.tables.configs}
+    most = {name: min(size, wanted[name]) for name, size in sizes.items()}
     assert shares == {name: f"{rows / sum(most.values()):.1%}" for name, rows in most.items()}
     rank = text.splitlines()[-1]
     assert re.fullmatch(r"\| 0 \| 0\.00 MiB \| 0\.00 MiB \| 0\.\d\d MiB \| 0\.00 MiB \| 0\.\d\d MiB \|", rank)

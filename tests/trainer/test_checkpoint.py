@@ -61,7 +61,7 @@ def test_older_checkpoints_go_but_for_the_best(data: Data, tmp_path: Path) -> No
 def test_tables_are_saved_in_pieces(data: Data, tmp_path: Path) -> None:
     save(data, tmp_path, 1)
     chunks = FsspecReader(str(tmp_path / "step-0000000001")).read_metadata().state_dict_metadata
-    (item,) = [value for name, value in chunks.items() if name.startswith("model.") and ".item.weight" in name]
+    (item,) = [value for name, value in chunks.items() if name.startswith("model.") and ".table_item.weight" in name]
     assert [chunk.offsets[0] for chunk in item.chunks] == list(range(0, data.manifest.items, 8))
     assert all(chunk.sizes[0] * 8 * 4 <= PIECE_BYTES for chunk in item.chunks)
 

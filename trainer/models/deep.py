@@ -25,11 +25,11 @@ class DeepConfig(WindowConfig):
     kind: Literal["deep"] = "deep"
 
     def network(self, manifest: Manifest, dimension: int, max_length: int) -> nn.Module:
-        return _network()(self, manifest, dimension, max_length)
+        return network_class()(self, manifest, dimension, max_length)
 
 
 @cache
-def _network() -> type[nn.Module]:
+def network_class() -> type[nn.Module]:
     from torch import nn
 
     from trainer.layers import FeatureVector, Joined, Output, Positions, ShortTerm, Transformer, project

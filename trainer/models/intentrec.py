@@ -48,11 +48,11 @@ class IntentRecConfig(WindowConfig):
             raise ValueError("kind: intentrec needs a feature with `intent: true` in data.features")
 
     def network(self, manifest: Manifest, dimension: int, max_length: int) -> nn.Module:
-        return _network()(self, manifest, dimension, max_length)
+        return network_class()(self, manifest, dimension, max_length)
 
 
 @cache
-def _network() -> type[nn.Module]:
+def network_class() -> type[nn.Module]:
     import torch
     from torch import nn
 
@@ -69,15 +69,15 @@ def _network() -> type[nn.Module]:
             empty = [name for name, count in labels.items() if count < 1]
             if empty:
                 raise InputError(f"intent {empty[0]!r} has no value at all in the training data")
-            self.labels = list(labels.values())
+            self.intents, self.labels = list(labels), list(labels.values())
             self.features = FeatureVector(manifest, dimension)
             self.positions = Positions(manifest, dimension, max_length, timestamp=True, encoders=3)
             width, heads, dropout = self.features.width, config.heads, config.dropout
             self.short_term = ShortTerm(width, dimension, heads, dropout, config.window_span)
             self.intent_input = Joined([width, dimension], dimension, dropout)
             self.intent_encoder = Transformer(dimension, config.intent_layers, heads, dropout, config.expansion)
-            self.intent_heads = nn.ModuleDict({name: nn.Linear(dimension, count) for name, count in labels.items()})
-            self.projections = nn.ModuleDict({name: nn.Linear(count, dimension) for name, count in labels.items()})
+            self.intent_heads = nn.ModuleDict({f"intent_{n}": nn.Linear(dimension, m) for n, m in labels.items()})
+            self.projections = nn.ModuleDict({f"intent_{n}": nn.Linear(m, dimension) for n, m in labels.items()})
             self.attention = nn.Linear(dimension, 1)
             self.item_input = Joined([width, dimension, dimension], dimension, dropout, from_item=True)
             self.item_encoder = Transformer(dimension, config.item_layers, heads, dropout, config.expansion)
@@ -97,7 +97,7 @@ def _network() -> type[nn.Module]:
         def predict_intents(self, encoded_TD: Tensor) -> dict[str, Tensor]:
             """The logits of every intent, as one matrix product."""
             logits = side_by_side(self.intent_heads.values(), encoded_TD).split(self.labels, dim=1)
-            return dict(zip(self.intent_heads, logits, strict=True))
+            return dict(zip(self.intents, logits, strict=True))
 
         def aggregate(self, intents: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
             """Z and the weights of the intents from their logits: [T, D] and [T, M].
