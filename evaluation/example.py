@@ -34,7 +34,7 @@ def example_of(scorer: Scorer, reader: Reader, worker: Worker, filter_seen: bool
     if worker.first and prediction.intents and len(batch.target_Q):
         chosen = _choose(batch)
         items = [(item, score) for item, score in zip(item_QK[chosen].tolist(), score_QK[chosen].tolist(), strict=True)]
-        example = _Names(reader.url, reader.manifest).example(batch, prediction, chosen, items)
+        example = _Names(reader.source.url, reader.manifest).example(batch, prediction, chosen, items)
     found: Example | None = gather_objects(example)[0]
     return found
 

@@ -83,7 +83,8 @@ def recommend(
 def _tables(
     scorer: Scorer, readers: list[Reader], worker: Worker, settings: RecommendConfig, filter_seen: bool
 ) -> Iterator[pa.Table]:
-    manifest, url, user = readers[0].manifest, readers[0].url, readers[0].source.user_type()
+    source = readers[0].source
+    manifest, url, user = readers[0].manifest, source.url, source.user_type()
     ids = values(url, "item")
     names = {feature.name: values(url, feature.name) for feature in manifest.intents}
     ranker = CatalogueRanker(scorer, manifest.items, worker, filter_seen)
