@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embeddings.workers import Worker
-from evaluation.ranking import InOrder, own_slice
+from embeddings.workers import Worker, own_rows
+from evaluation.ranking import InOrder
 from ingest.arrays.jagged import Jagged, ranges
 from ingest.data.batch import Batch
 from ingest.data.items import ItemTable
@@ -22,7 +22,7 @@ class Popularity(InOrder):
     """Scores every item by how often the training data have it, for everybody alike."""
 
     def __init__(self, items: ItemTable, worker: Worker) -> None:
-        begin, end = own_slice(items.size, worker)
+        begin, end = own_rows(items.size, worker.rank, worker.workers)
         self.counts_v = torch.from_numpy(items.counts[begin:end].astype(np.float32)).to(worker.device)
 
     def queries(self, batch: Batch) -> Tensor:
@@ -40,7 +40,7 @@ class Markov(InOrder):
 
     def __init__(self, items: ItemTable, reader: Reader, worker: Worker) -> None:
         self.items, self.worker = items, worker
-        self.begin, self.end = own_slice(items.size, worker)
+        self.begin, self.end = own_rows(items.size, worker.rank, worker.workers)
         popularity = items.counts[self.begin : self.end] / (items.counts.sum() + 1.0)
         self.popularity_v = torch.from_numpy(popularity).to(worker.device)
         self.next, self.counts = self._count(reader)
