@@ -20,7 +20,7 @@ all-gather, twice that of a ring's all-reduce. Where they do not, the worker tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -101,7 +101,7 @@ def bytes_per_step(load: Load) -> dict[str, float]:
         target = VALUE * load.dimension + INDEX + VALUE
         found[GATHERED] = load.workers * (INDEX + float(target) * load.most_targets)
         found[SOFTMAX] = float(VALUE * (load.dimension + 3) * load.all_targets)
-    found[BOOKKEEPING] = float(EXACT * (4 + 1 + load.intents + load.logged_tables))
+    found[BOOKKEEPING] = float(EXACT * (5 + 1 + load.intents + load.logged_tables))
     return found
 
 
@@ -119,6 +119,7 @@ def load_of(step: Step, batch: Batch, number: int) -> Load:
         candidates = step.slice_v
     else:
         candidates = torch.cat([batch.target_Q, step.sampler(number, all_targets).item_N])
+    batch = step.with_unknowns(batch, number)
     sizes_of = {ITEM: manifest.items} | {feature.name: feature.size for feature in manifest.features}
     plan = step.planned.parameters()
     loads = {}
@@ -229,12 +230,12 @@ def counted_steps(steps: int, skip: int = 2) -> Iterator[list[Taken]]:
     original = Step.train
     counter = CollectiveCounter()
 
-    def train(self: Step, batch: Batch, number: int, global_weight: float) -> Any:
+    def train(self: Step, batch: Batch, number: int, weights: Sequence[float]) -> Any:
         if len(taken) == skip + steps:
             raise _Enough
         counter.counted = Counted()
         taken.append(Taken(batch, number, counter.counted))
-        return original(self, batch, number, global_weight)
+        return original(self, batch, number, weights)
 
     Step.train = train  # type: ignore[method-assign]
     try:

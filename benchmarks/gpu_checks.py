@@ -22,7 +22,7 @@ from trainer.attention import CausalAttention, Layout
 from trainer.models.intentrec import IntentRecConfig
 from trainer.models.registry import NeuralConfig
 from trainer.models.sasrec import SASRecConfig
-from trainer.step import Step
+from trainer.step import Step, weights_of
 from trainer.train_config import TrainConfig
 
 CPU = torch.device("cpu")
@@ -237,7 +237,7 @@ def one_step(case: Case, device: torch.device) -> Taken:
     """The first step on the first batch, in a process group that is there."""
     step, batch = make(case, device)
     before = rows_of(step)
-    losses, _ = step.train(batch, 0, float(batch.weight_Q.sum()))
+    losses, _ = step.train(batch, 0, weights_of(batch).tolist())
     loss = losses.item + sum(losses.intents.values())
     gradients = {
         name: parameter.grad.detach().cpu()

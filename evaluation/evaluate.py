@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embeddings.workers import Worker, gather_objects, total
+from embeddings.workers import Worker, gather_objects, lockstep_batches, total
 from evaluation.metrics import MISS, Ints, RankMetrics
 from evaluation.ranking import CatalogueRanker, NeuralScorer, Scorer
 from evaluation.targets import Hits, TargetWriter
@@ -87,26 +87,18 @@ def accuracy(counts: dict[str, Ints]) -> dict[str, float]:
     return {name: int(hits) / max(int(known), 1) for name, (hits, known) in counts.items()}
 
 
-def in_step(reader: Reader, worker: Worker) -> Iterator[Batch]:
-    """The reader's batches, and empty ones until every worker is through."""
-    stream = reader.epoch(0)
-    empty = reader.builder.empty()
-    while True:
-        found = next(stream, None)
-        active = torch.tensor([float(found is not None)], device=worker.device)
-        if not total(active).item():
-            return
-        yield (found[0] if found is not None else empty).to(worker.device)
+def batches_of(reader: Reader, worker: Worker) -> Iterator[Batch]:
+    """The reader's batches on the worker's device, and empty ones until every worker is through."""
+    own = (batch for batch, _ in reader.epoch(0))
+    for batch, _ in lockstep_batches(own, reader.builder.empty(), worker):
+        yield batch.to(worker.device)
 
 
-def lockstep(reader: Reader, worker: Worker, doing: str) -> Iterator[Batch]:
-    """The reader's batches, and empty ones until every worker is through; a progress bar counts the first one's users.
-
-    `doing`: what the bar says.
-    """
+def with_progress(reader: Reader, worker: Worker, doing: str) -> Iterator[Batch]:
+    """`batches_of` the reader, while a progress bar counts the first worker's users; `doing`: what the bar says."""
     of = f", 1 of {worker.workers} workers" if worker.workers > 1 else ""
     with worker.progress(reader.own_rows(), doing + of) as bar:
-        for batch in in_step(reader, worker):
+        for batch in batches_of(reader, worker):
             yield batch
             if bar is not None:
                 bar.update(batch.rows)
@@ -127,7 +119,7 @@ def evaluate(
     """
     ranker = CatalogueRanker(scorer, reader.manifest.items, worker, filter_seen)
     result = Evaluation(RankMetrics.of(reader.manifest.items))
-    for batch in lockstep(reader, worker, doing):
+    for batch in with_progress(reader, worker, doing):
         prediction = scorer.predict(batch)
         ranks = ranker.ranks(prediction.query_QD, batch.target_Q, batch.seen).cpu().numpy()
         hits = {

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import torch
 
 from embeddings.workers import Worker, gather_objects
-from evaluation.evaluate import in_step
+from evaluation.evaluate import batches_of
 from evaluation.ranking import CatalogueRanker, Scorer
 from evaluation.results import Example, Interaction, Recommendation
 from evaluation.vocabulary import values
@@ -24,7 +24,7 @@ SHOWN_HISTORY, SHOWN_ITEMS, SHOWN_LABELS = 15, 10, 5
 
 def example_of(scorer: Scorer, reader: Reader, worker: Worker, filter_seen: bool) -> Example | None:
     """A target of the first worker's first batch; None where the model predicts no intents. Every worker calls it."""
-    batch = next(in_step(reader, worker), None)
+    batch = next(batches_of(reader, worker), None)
     if batch is None:
         return None
     prediction = scorer.predict(batch)

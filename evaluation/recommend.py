@@ -23,7 +23,7 @@ import pyarrow as pa
 from torch import Tensor
 
 from embeddings.workers import Worker, gather_objects
-from evaluation.evaluate import lockstep
+from evaluation.evaluate import with_progress
 from evaluation.evaluation_config import RecommendConfig
 from evaluation.model import Model
 from evaluation.parquet import PartWriter
@@ -89,7 +89,7 @@ def _tables(
     names = {feature.name: values(url, feature.name) for feature in manifest.intents}
     ranker = CatalogueRanker(scorer, manifest.items, worker, filter_seen)
     for batch in chain.from_iterable(
-        lockstep(reader, worker, f"recommend, users of {reader.split}") for reader in readers
+        with_progress(reader, worker, f"recommend, users of {reader.split}") for reader in readers
     ):
         prediction = scorer.predict(batch)
         item_QK, score_QK = ranker.top(prediction.query_QD, batch.seen, settings.top)

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from benchmarks.collectives import bytes_per_step, counted_steps, load_of
 from embeddings.sharding import table_states
-from embeddings.table_config import TableConfig
-from embeddings.workers import Worker, total
+from embeddings.workers import Worker, own_rows, total
+from ingest.data.schema import FIRST_VALUE
 from ingest.errors import InputError
 from tests.evaluation.scenarios import baselines, evaluated, neural, ranking, recommended
 from tests.small import (
@@ -34,15 +34,17 @@ from tests.small import (
     inputs_of,
     make_step,
     make_trainer,
+    partly_unknown,
     small_pieces,
     softmax_case,
     watched,
     weights,
 )
 from trainer.checkpoint import Checkpoints
+from trainer.models.deep import DeepConfig
 from trainer.progress import Progress
-from trainer.softmax import catalogue_slice, full_softmax
-from trainer.step import Step
+from trainer.softmax import full_softmax
+from trainer.step import Step, weights_of
 
 ALL = ["item", "action", "tags", "genres", "content_type", "release_age"]
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -82,9 +84,9 @@ STEPS = [[range(9), range(9, 12)], [[], range(12, 20)], [range(20, 29), range(29
 def take(step: Any, data: Data, worker: Worker, number: int) -> tuple[float, float]:
     """Take step `number` of STEPS on this worker's part: the global loss, and the gradient's norm."""
     parts = STEPS[number]
-    whole = [row for part in parts for row in part]
-    batch = data.batch(whole if worker.workers == 1 else parts[worker.rank])
-    losses, norm = step.train(batch, number, float(data.batch(whole).weight_Q.sum()))
+    whole = partly_unknown(data.batch([row for part in parts for row in part]))
+    batch = whole if worker.workers == 1 else partly_unknown(data.batch(parts[worker.rank]))
+    losses, norm = step.train(batch, number, weights_of(whole).tolist())
     return float(total(losses.item)) + sum(float(total(value)) for value in losses.intents.values()), norm
 
 
@@ -127,7 +129,8 @@ SPLITS = [(9, 4), (0, 13), (13, 0), (0, 0)]
 def sharded_softmax(data: Data, folder: Path, worker: Worker, scores: int) -> list[list[Tensor]]:
     """The full softmax of `softmax_case` over two slices: loss, and gradients of the own queries and rows, by split."""
     query, items, target, weight = softmax_case()
-    first, end = catalogue_slice(len(items), worker.rank, worker.workers)
+    begin, end = own_rows(len(items), worker.rank, worker.workers)
+    first = max(begin, FIRST_VALUE)
     results = []
     for sizes in SPLITS:
         own = slice(sum(sizes[: worker.rank]), sum(sizes[: worker.rank + 1]))
@@ -138,18 +141,20 @@ def sharded_softmax(data: Data, folder: Path, worker: Worker, scores: int) -> li
 
 
 def unknown_targets(data: Data, folder: Path, worker: Worker, loss: dict[str, Any]) -> tuple[float, float, bool]:
-    """A step whose targets are all unknown: loss, the gradient's norm, and whether all weights stayed."""
-    step = make_step(data.manifest, worker, counts=data.items.counts, tables={"optimizer": "sgd"}, loss=loss)
+    """A step whose targets are all unknown, without intents: loss, gradient's norm, and whether all weights stayed."""
+    model = DeepConfig(window="8h")
+    step = make_step(data.manifest, worker, model, data.items.counts, tables={"optimizer": "sgd"}, loss=loss)
     batch, before = data.batch(range(4)), weights(step)
-    unknown = replace(batch, target_Q=torch.ones_like(batch.target_Q), weight_Q=torch.zeros_like(batch.weight_Q))
-    losses, norm = step.train(unknown, 0, 0.0)
+    unknown = replace(batch, target_Q=torch.ones_like(batch.target_Q))
+    losses, norm = step.train(unknown, 0, (0.0, worker.workers * float(batch.weight_Q.sum())))
     after = weights(step)
     return float(losses.item), norm, all(torch.equal(after[name], value) for name, value in before.items())
 
 
 def save(data: Data, folder: Path, worker: Worker) -> list[dict[str, Any]]:
     """Two steps, a checkpoint, a third step: the weights at both places."""
-    step = make_step(data.manifest, worker, tables={"sharding": dict.fromkeys(ALL, "row_wise"), "zch": ZCH})
+    tables = {"sharding": dict.fromkeys(ALL, "row_wise"), "zch": ZCH}
+    step = make_step(data.manifest, worker, unknown_share=0, tables=tables)
     for number in (0, 1):
         take(step, data, worker, number)
     Checkpoints(str(folder / f"made-by-{worker.workers}"), 1, worker).save(step, Progress(step=2), {})
@@ -160,7 +165,8 @@ def save(data: Data, folder: Path, worker: Worker) -> list[dict[str, Any]]:
 
 def load(data: Data, folder: Path, worker: Worker, made_by: int, sharding: str) -> list[dict[str, Any]]:
     """The same two places, coming from the checkpoint that `made_by` workers wrote."""
-    step = make_step(data.manifest, worker, seed=1, tables={"sharding": dict.fromkeys(ALL, sharding), "zch": ZCH})
+    tables = {"sharding": dict.fromkeys(ALL, sharding), "zch": ZCH}
+    step = make_step(data.manifest, worker, seed=1, unknown_share=0, tables=tables)
     assert step.recommender.tables.collisions is not None
     step.recommender.tables.collisions.seed = 0
     checkpoints = Checkpoints(str(folder / f"made-by-{made_by}"), 1, worker)
@@ -219,8 +225,6 @@ TRAFFIC: dict[str, dict[str, Any]] = {
         "loss": {"kind": "sampled", "sampling": "mixed"},
     },
 }
-if "communication" not in TableConfig.model_fields:
-    del TRAFFIC["half"]
 Scenario = Callable[..., Any]
 SCENARIOS: dict[str, tuple[Scenario, str, dict[str, Any]]] = {
     **{f"steps/{name}": (steps, "data", {"setting": name}) for name in SETTINGS | HALF},

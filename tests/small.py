@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from ingest.data.builder import BatchBuilder
 from ingest.data.items import load_items
 from ingest.data.manifest import Manifest, load_manifest
 from ingest.data.reader import Reader
-from ingest.data.schema import DataConfig
+from ingest.data.schema import UNKNOWN, DataConfig
 from ingest.data.shards import StoredRows
 from ingest.prepare.pipeline import prepare
 from trainer.loop import Run, Trainer
@@ -137,6 +138,7 @@ def train_config(**changes: Any) -> TrainConfig:
         "learning_rate": 1e-2,
         "clip_norm": 5.0,
         "log_steps": 1,
+        "unknown_share": 0.1,
         "reader": {"tokens": 60, "max_length": 20, "shuffle_buffer": 200},
         "tables": {"dimension": 8, "learning_rate": 0.1, "optimizer": "adagrad"},
         "loss": {"kind": "full", "scores_at_once": 64},
@@ -188,6 +190,11 @@ class Data:
         """The batch of the training rows `index`; the empty one where there are none."""
         index = np.asarray(index, dtype=np.int64)
         return self.builder.build(self.rows, index) if len(index) else self.builder.empty()
+
+
+def partly_unknown(batch: Batch) -> Batch:
+    """The batch with some items unknown among its targets, the same on any number of workers."""
+    return replace(batch, target_Q=batch.target_Q.masked_fill(batch.target_Q % 5 == 3, UNKNOWN))
 
 
 def make_step(
@@ -261,11 +268,11 @@ def watched(stop_after: int | None = None) -> Iterator[list[Batch]]:
     taken: list[Batch] = []
     original = Step.train
 
-    def train(self: Step, batch: Batch, number: int, global_weight: float) -> Any:
+    def train(self: Step, batch: Batch, number: int, weights: Sequence[float]) -> Any:
         if len(taken) == stop_after:
             raise Stopped
         taken.append(batch)
-        return original(self, batch, number, global_weight)
+        return original(self, batch, number, weights)
 
     Step.train = train  # type: ignore[method-assign]
     try:

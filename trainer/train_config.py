@@ -58,6 +58,9 @@ class TrainConfig(Settings):
     keep: int = Field(default=1, ge=1)
     """Checkpoints kept besides the best one."""
     log_steps: int = Field(default=10, ge=1)
+    unknown_share: float = Field(default=0.01, ge=0, lt=1)
+    """The share of inputs (items, values of category features) that are unknown in a training step, so that the rows
+    for unknown values are trained; 0 for none."""
     duration_weights: bool = True
     """Whether a target's loss is weighted by its duration, where the log has one."""
     reader: ReaderConfig = ReaderConfig()

@@ -38,9 +38,9 @@ class Markov(BaselineScorer):
     def __init__(self, items: ItemTable, transitions: Transitions, worker: Worker) -> None:
         import torch
 
-        from evaluation.ranking import own_slice
+        from embeddings.workers import own_rows
 
-        begin, end = own_slice(items.size, worker)
+        begin, end = own_rows(items.size, worker.rank, worker.workers)
         popularity_v = items.counts[begin:end] / (items.counts.sum() + 1.0)
         self.popularity_v = torch.from_numpy(popularity_v).to(worker.device)
         parts = [np.zeros((3, 0), dtype=np.int64)]

@@ -31,9 +31,9 @@ class Popularity(BaselineScorer):
     def __init__(self, items: ItemTable, worker: Worker) -> None:
         import torch
 
-        from evaluation.ranking import own_slice
+        from embeddings.workers import own_rows
 
-        begin, end = own_slice(items.size, worker)
+        begin, end = own_rows(items.size, worker.rank, worker.workers)
         self.counts_v = torch.from_numpy(items.counts[begin:end].astype(np.float32)).to(worker.device)
 
     def queries(self, batch: Batch) -> Tensor:

@@ -55,7 +55,7 @@ def test_the_description_has_the_memory_and_the_share_of_lookups(data: Data) -> 
 
 def test_shares_of_lookups_are_counted(prepared: dict[str, str], tmp_path: Path) -> None:
     points: list[dict[str, float]] = []
-    trainer = make_trainer(prepared["data"], tmp_path, epochs=1, log_steps=1)
+    trainer = make_trainer(prepared["data"], tmp_path, epochs=1, log_steps=1, unknown_share=0)
     original = trainer._lookup_shares
     trainer._lookup_shares = lambda: points.append(original()) or points[-1]  # type: ignore[func-returns-value,method-assign]
     with watched() as taken:

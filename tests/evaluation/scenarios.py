@@ -12,7 +12,7 @@ import torch
 
 import evaluation.parquet
 import evaluation.ranking
-from embeddings.workers import Worker, gather_objects
+from embeddings.workers import Worker, gather_objects, own_rows
 from evaluation.baselines.base import BaselineScorer
 from evaluation.baselines.markov import MarkovConfig
 from evaluation.baselines.popularity import PopularityConfig
@@ -20,7 +20,7 @@ from evaluation.evaluate import validate
 from evaluation.evaluation_config import EvaluateConfig, RecommendConfig
 from evaluation.evaluator import EvaluationRun, evaluate_models
 from evaluation.model import Model
-from evaluation.ranking import CatalogueRanker, NeuralScorer, own_slice
+from evaluation.ranking import CatalogueRanker, NeuralScorer
 from evaluation.recommend import recommend
 from evaluation.results import Evaluated
 from ingest.data.batch import Lists
@@ -33,7 +33,7 @@ class MatrixScorer(BaselineScorer):
     """Scores that are given: a query is a row of the matrix."""
 
     def __init__(self, scores: np.ndarray, worker: Worker) -> None:
-        begin, end = own_slice(scores.shape[1], worker)
+        begin, end = own_rows(scores.shape[1], worker.rank, worker.workers)
         self.scores_av = torch.from_numpy(scores[:, begin:end].copy())
 
     def scores(self, queries: Any) -> Any:

@@ -128,7 +128,7 @@ def test_intentrec_needs_an_intent(data: Data) -> None:
 @pytest.mark.usefixtures("alone")
 def test_the_empty_batch_gives_no_target_and_finite_gradients(data: Data) -> None:
     step = make_step(data.manifest)
-    losses, norm = step.train(data.builder.empty(), 0, 3.0)
+    losses, norm = step.train(data.builder.empty(), 0, (3.0, 3.0))
     assert losses.item == 0
     assert norm == 0
     assert outputs(step, replace(data.builder.empty())).shape[0] == 0

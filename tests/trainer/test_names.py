@@ -19,6 +19,7 @@ from ingest.data.schema import RESERVED, DataConfig
 from ingest.prepare.pipeline import prepare
 from tests.small import MODEL, START, Data, make_step
 from trainer.models.deep import DeepConfig
+from trainer.step import weights_of
 
 MODULES = (nn.ModuleDict, nn.Linear, EmbeddingCollection, ShardedEmbeddingCollection)
 TAKEN = {name for module in MODULES for name in (*dir(module), *nn.Module().__dict__)}
@@ -40,7 +41,7 @@ def test_every_name_of_an_attribute_trains(intent: bool, tmp_path: Path) -> None
     data = Data(str(tmp_path / "data"))
     model = MODEL if intent else DeepConfig(window="8h")
     step, batch = make_step(data.manifest, model=model, tables={"sharding": {"type": "row_wise"}}), data.batch(range(6))
-    losses, norm = step.train(batch, 0, float(batch.weight_Q.sum()))
+    losses, norm = step.train(batch, 0, weights_of(batch).tolist())
     assert 0 < norm < math.inf
     assert sorted(losses.intents) == (NAMES if intent else [])
     assert [table.split(" |")[0] for table in describe_plan(step.planned, step.recommender.tables.configs)
