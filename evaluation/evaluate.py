@@ -18,12 +18,9 @@ from embeddings.workers import Worker, gather_objects, lockstep_batches, total
 from evaluation.metrics import MISS, Ints, RankMetrics
 from evaluation.ranking import CatalogueRanker, NeuralScorer, Scorer
 from evaluation.targets import Hits, TargetWriter
-from ingest.data.batch import Batch, Lists
-from ingest.data.items import ItemTable
-from ingest.data.manifest import Manifest
+from ingest.data.batch import Batch
 from ingest.data.reader import Reader
-from ingest.data.reader_config import ReaderConfig
-from ingest.data.schema import FIRST_VALUE
+from ingest.features.feature import FIRST_VALUE
 from trainer.loop import Validation
 from trainer.losses import intent_hits
 from trainer.recommender import Prediction
@@ -136,13 +133,3 @@ def validate(step: Step, reader: Reader, worker: Worker, filter_seen: bool) -> V
     """The validation that the trainer calls at the end of each epoch."""
     found = evaluate(NeuralScorer(step), reader, worker, filter_seen, "validate")
     return Validation(found.ranks.compute(), accuracy(found.hits), found.mean_attention())
-
-
-def majority_labels(url: str, manifest: Manifest, items: ItemTable) -> dict[str, int]:
-    """The known label that is most common among the training targets, by intent."""
-    counts = {feature.name: np.zeros(feature.size, dtype=np.int64) for feature in manifest.intents}
-    for batch, _ in Reader(url, manifest, items, "train", ReaderConfig()).epoch(0):
-        for name, label in batch.labels.items():
-            values = label.values if isinstance(label, Lists) else label
-            counts[name] += np.bincount(values.numpy(), minlength=len(counts[name]))
-    return {name: int(number[FIRST_VALUE:].argmax()) + FIRST_VALUE for name, number in counts.items()}

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from embeddings.workers import Worker, gather_objects
 from evaluation.baselines.base import BaselineConfig
-from evaluation.evaluate import Evaluation, accuracy, evaluate, majority_labels
+from evaluation.evaluate import Evaluation, accuracy, evaluate
 from evaluation.evaluation_config import EvaluateConfig
 from evaluation.example import example_of
 from evaluation.metrics import target_values
@@ -26,7 +26,7 @@ from evaluation.vocabulary import values
 from ingest.data.items import load_items
 from ingest.data.manifest import load_manifest
 from ingest.data.reader import Reader
-from ingest.data.schema import FIRST_VALUE
+from ingest.features.feature import FIRST_VALUE
 from ingest.storage import remove
 from trainer.progress import Progress
 
@@ -59,7 +59,6 @@ class _Evaluator:
         self.manifest = load_manifest(run.data)
         self.items = load_items(run.data, self.manifest)
         self.ids = values(run.data, "item")
-        self.majority = majority_labels(run.data, self.manifest, self.items)
         self.example: Example | None = None
         self.skipped: set[tuple[str, int, int, str]] = set()
         """Row groups that were set aside in training or now: shard, row group, rows, reason."""
@@ -104,7 +103,8 @@ class _Evaluator:
                 self.example = example_of(scorer, reader, self.worker, filter_seen)
         user = reader.source.user_type()
         with TargetWriter(self.run.targets, model.name, self.worker, self.manifest, user, self.ids) as targets:
-            found = evaluate(scorer, reader, self.worker, filter_seen, f"evaluate {model.name}", self.majority, targets)
+            doing, majority = f"evaluate {model.name}", self.manifest.majority
+            found = evaluate(scorer, reader, self.worker, filter_seen, doing, majority, targets)
         self.skipped.update(astuple(entry) for part in gather_objects(reader.skipped) for entry in part)
         results = ModelResults(
             kind=model.config.kind,

@@ -15,7 +15,7 @@ from evaluation.vocabulary import values
 from ingest.data.batch import Batch, Lists
 from ingest.data.manifest import Manifest
 from ingest.data.reader import Reader
-from ingest.data.schema import FIRST_VALUE
+from ingest.features.feature import FIRST_VALUE
 from ingest.storage import arrow_filesystem, join
 from trainer.recommender import Prediction
 

@@ -34,7 +34,7 @@ from ingest.arrays.jagged import offsets_of
 from ingest.data.items import load_items
 from ingest.data.manifest import SplitName, load_manifest
 from ingest.data.reader import Reader
-from ingest.data.schema import FIRST_VALUE
+from ingest.features.feature import FIRST_VALUE
 
 SPLITS: tuple[SplitName, ...] = ("test", "rest")
 """Together they hold every user once."""

@@ -30,8 +30,8 @@ from evaluation.metrics import Ints
 from evaluation.parquet import PartWriter, part
 from ingest.data.batch import Batch
 from ingest.data.manifest import Manifest
-from ingest.data.schema import FIRST_VALUE
 from ingest.errors import InputError
+from ingest.features.feature import FIRST_VALUE
 from ingest.storage import exists, join, open_file
 
 KEY = ["user", "place"]

@@ -24,8 +24,8 @@ from torch import Tensor
 from benchmarks.collectives import bytes_per_step, counted_steps, load_of
 from embeddings.sharding import table_states
 from embeddings.workers import Worker, own_rows, total
-from ingest.data.schema import FIRST_VALUE
 from ingest.errors import InputError
+from ingest.features.feature import FIRST_VALUE
 from tests.evaluation.scenarios import baselines, evaluated, neural, ranking, recommended
 from tests.small import (
     Data,

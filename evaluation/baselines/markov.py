@@ -9,8 +9,8 @@ import numpy as np
 
 from evaluation.baselines.base import BaselineConfig, BaselineScorer
 from ingest.arrays.jagged import offsets_of, ranges
-from ingest.data.schema import FIRST_VALUE
 from ingest.data.transitions import read_transitions
+from ingest.features.feature import FIRST_VALUE
 from trainer.models.registry import register
 
 if TYPE_CHECKING:

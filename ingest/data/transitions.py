@@ -1,28 +1,26 @@
-"""Which item came after which in the training data, and how often."""
+"""Which item follows which in the training events, and how often, as prepare has counted it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
-
-from ingest.data.items import load_items
-from ingest.data.manifest import load_manifest
-from ingest.data.reader import Reader
-from ingest.data.reader_config import ReaderConfig
+from ingest.arrays.jagged import Integers
+from ingest.errors import InputError
+from ingest.features.vocabulary import read_parts
+from ingest.storage import join, list_names
 
 
-def read_transitions(url: str) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Item, next item and count, sorted by both."""
-    manifest = load_manifest(url)
-    reader = Reader(url, manifest, load_items(url, manifest), "train", ReaderConfig())
-    pairs, counts = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-    for rows in reader.rows():
-        item = rows.columns["item"].astype(np.int64)
-        inner = np.ones(len(item), dtype=bool)
-        inner[rows.offsets[:-1][rows.lengths > 0]] = False
-        after = np.flatnonzero(inner)
-        found, number = np.unique(item[after - 1] * manifest.items + item[after], return_counts=True)
-        pairs, places = np.unique(np.concatenate([pairs, found]), return_inverse=True)
-        counts = np.bincount(places, np.concatenate([counts, number]), len(pairs)).astype(np.int64)
-    yield pairs // manifest.items, pairs % manifest.items, counts
+def read_transitions(url: str) -> Iterator[tuple[Integers, Integers, Integers]]:
+    """The item before, the one after it and how often, part by part: three arrays [N] of int64.
+
+    Both are known items, by index; ascending by both over all parts. `url`: the folder of the prepared data set.
+    Raises `InputError` where they are not there.
+    """
+    folder = join(url, "transitions")
+    names = sorted(list_names(folder))
+    if not names:
+        raise InputError(f"{folder}: no such folder, or nothing in it; `intentrec prepare` writes it")
+    for name in names:
+        for part in read_parts(join(folder, name), ["before", "after", "count"]):
+            before, after, count = (part[column].cast(int).to_numpy() for column in part.columns)
+            yield before, after, count

@@ -9,7 +9,6 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Literal
 
-from ingest.data.schema import FIRST_VALUE
 from trainer.models.base import WindowConfig
 from trainer.models.registry import register
 
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
 
     from ingest.data.manifest import Manifest
     from trainer.layers import Inputs, Output
+from ingest.features.feature import FIRST_VALUE
 
 
 @register

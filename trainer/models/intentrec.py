@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from ingest.data.schema import FIRST_VALUE, DataConfig
+from ingest.data.schema import DataConfig
 from ingest.errors import InputError
 from trainer.models.base import WindowConfig
 from trainer.models.registry import register
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from ingest.data.manifest import Manifest
     from trainer.layers import Inputs, Output
+from ingest.features.feature import FIRST_VALUE
 
 
 @register
