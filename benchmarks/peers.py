@@ -39,7 +39,7 @@ from cluster.config import Config
 from embeddings.workers import Worker
 from evaluation.ranking import NeuralScorer
 from ingest.data.manifest import SplitName, load_manifest
-from ingest.data.schema import FIRST_VALUE
+from ingest.features.feature import FIRST_VALUE
 from ingest.storage import join
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -23,8 +23,8 @@ from ingest.data.builder import BatchBuilder
 from ingest.data.items import ItemTable
 from ingest.data.manifest import Manifest
 from ingest.data.reader_config import ReaderConfig
-from ingest.data.schema import FIRST_VALUE
 from ingest.data.shards import StoredRows
+from ingest.features.feature import FIRST_VALUE
 from trainer.models.sasrec import SASRecConfig
 from trainer.step import Step, weights_of
 from trainer.train_config import LossConfig, TrainConfig

@@ -15,7 +15,7 @@ from evaluation.ranking import NeuralScorer as Neural
 from ingest.data.batch import Batch, Lists
 from ingest.data.manifest import Manifest
 from ingest.data.reader import Reader
-from ingest.data.schema import FIRST_VALUE
+from ingest.features.feature import FIRST_VALUE
 from ingest.storage import join, open_file
 
 SHOWN_HISTORY, SHOWN_ITEMS, SHOWN_LABELS = 15, 10, 5

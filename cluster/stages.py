@@ -16,8 +16,8 @@ from cluster.config import Config
 from cluster.launch import run_here, run_on_workers
 from cluster.runner import OnRay
 from ingest.data.manifest import Manifest, load_manifest
-from ingest.data.schema import FIRST_VALUE
 from ingest.errors import InputError
+from ingest.features.feature import FIRST_VALUE
 from ingest.prepare.pipeline import prepare
 from ingest.prepare.tasks import InThisProcess, Runner
 from ingest.sources.simulate import simulate

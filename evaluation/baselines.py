@@ -15,7 +15,7 @@ from ingest.arrays.jagged import Jagged, ranges
 from ingest.data.batch import Batch
 from ingest.data.items import ItemTable
 from ingest.data.reader import Reader
-from ingest.data.schema import FIRST_VALUE
+from ingest.features.feature import FIRST_VALUE
 
 
 class Popularity(InOrder):

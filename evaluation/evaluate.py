@@ -17,7 +17,7 @@ from evaluation.metrics import MISS, RankMetrics
 from evaluation.ranking import CatalogueRanker, NeuralScorer, Scorer
 from ingest.data.batch import Batch, Lists
 from ingest.data.reader import Reader
-from ingest.data.schema import FIRST_VALUE
+from ingest.features.feature import FIRST_VALUE
 from trainer.loop import Validation
 from trainer.losses import intent_hits
 from trainer.recommender import Prediction

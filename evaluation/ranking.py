@@ -21,7 +21,7 @@ from embeddings.table_config import ITEM
 from embeddings.workers import Worker, gather_rows, own_rows
 from evaluation.metrics import MISS
 from ingest.data.batch import Batch, Lists
-from ingest.data.schema import FIRST_VALUE
+from ingest.features.feature import FIRST_VALUE
 from trainer.step import Step
 
 SCORES_AT_ONCE = 2**24

@@ -31,7 +31,7 @@ from evaluation.ranking import CatalogueRanker, NeuralScorer
 from ingest.arrays.jagged import offsets_of
 from ingest.data.manifest import Manifest
 from ingest.data.reader import Reader
-from ingest.data.schema import FIRST_VALUE
+from ingest.features.feature import FIRST_VALUE
 from ingest.storage import arrow_filesystem, join, open_file
 
 ROW_GROUP = 16_384

@@ -33,8 +33,8 @@ from evaluation.evaluation_config import RecommendConfig
 from evaluation.ranking import CatalogueRanker, InOrder, NeuralScorer
 from evaluation.recommend import Names, recommend
 from ingest.data.batch import Lists
-from ingest.data.schema import FIRST_VALUE
 from ingest.errors import InputError
+from ingest.features.feature import FIRST_VALUE
 from tests.small import (
     Data,
     Stopped,

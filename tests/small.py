@@ -28,8 +28,9 @@ from ingest.data.builder import BatchBuilder
 from ingest.data.items import load_items
 from ingest.data.manifest import Manifest, load_manifest
 from ingest.data.reader import Reader
-from ingest.data.schema import UNKNOWN, DataConfig
+from ingest.data.schema import DataConfig
 from ingest.data.shards import StoredRows
+from ingest.features.feature import UNKNOWN
 from ingest.prepare.pipeline import prepare
 from trainer.loop import Run, Trainer
 from trainer.models.intentrec import IntentRecConfig

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ingest.data.manifest import Manifest
-from ingest.data.schema import parse_duration
+from ingest.durations import parse_duration
 from trainer.attention import CausalAttention, Layout
 
 _HOUR, _DAY = parse_duration("1h"), parse_duration("1d")

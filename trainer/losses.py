@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ingest.data.batch import Lists
-from ingest.data.schema import FIRST_VALUE
+from ingest.features.feature import FIRST_VALUE
 
 
 def intent_loss(logits_QL: Tensor, label: Tensor | Lists, weight_Q: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from embeddings.tables import expected_lookups
 from embeddings.workers import Worker, gather_rows, own_rows
 from ingest.data.batch import Batch
 from ingest.data.manifest import Manifest
-from ingest.data.schema import FIRST_VALUE
+from ingest.features.feature import FIRST_VALUE
 from trainer.losses import intent_loss
 from trainer.models.registry import NeuralConfig
 from trainer.negatives import NegativeSampler

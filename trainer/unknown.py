@@ -17,7 +17,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from ingest.data.batch import Batch, Lists
-from ingest.data.schema import FIRST_VALUE, UNKNOWN
+from ingest.features.feature import FIRST_VALUE, UNKNOWN
 
 _GOLDEN = 0x9E3779B97F4A7C15
 

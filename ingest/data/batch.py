@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ingest.arrays.jagged import offsets_of
-from ingest.data.schema import UNKNOWN
+from ingest.features.feature import UNKNOWN
 
 
 @dataclass(frozen=True)

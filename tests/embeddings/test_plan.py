@@ -13,8 +13,8 @@ from torch import Tensor
 import embeddings.sharding
 from embeddings.plan import describe_plan
 from embeddings.sharding import shard
-from ingest.data.schema import FIRST_VALUE
 from ingest.errors import InputError
+from ingest.features.feature import FIRST_VALUE
 from tests.scenarios import ALL, HALF, SETTINGS, TwoWorkers
 from tests.small import MODEL, Data, make_step, make_trainer, train_config, watched
 from trainer.recommender import build

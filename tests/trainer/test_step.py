@@ -14,7 +14,7 @@ from torch import Tensor
 from embeddings.workers import Worker
 from evaluation.evaluate import validate
 from ingest.data.batch import Batch, Lists
-from ingest.data.schema import UNKNOWN
+from ingest.features.feature import UNKNOWN
 from tests.scenarios import SCENARIOS, SETTINGS, TwoWorkers, steps, unknown_targets
 from tests.small import MODEL, Data, dense, make_step, partly_unknown, same, train_config, weights
 from trainer.attention import Layout

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from evaluation.evaluate import validate
 from ingest.data.batch import Batch, Lists
-from ingest.data.schema import FIRST_VALUE, UNKNOWN
+from ingest.features.feature import FIRST_VALUE, UNKNOWN
 from tests.small import Data, make_step, weights
 from trainer.step import Step, weights_of
 from trainer.unknown import with_unknowns

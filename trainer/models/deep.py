@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Literal
 
-from ingest.data.schema import FIRST_VALUE
+from ingest.features.feature import FIRST_VALUE
 from trainer.models.base import WindowConfig
 from trainer.models.registry import register
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from ingest.arrays.jagged import Jagged
 from ingest.data.batch import Batch, Lists
 from ingest.data.builder import BatchBuilder
-from ingest.data.items import MISSING_TIME
 from ingest.data.shards import StoredRows
+from ingest.features.elapsed import MISSING_TIME
 from tests.small import Data
 
 
