@@ -49,8 +49,8 @@ class TrainConfig(Settings):
     compile: bool = False
     """Whether the feed-forward layers go through torch.compile. It takes some minutes at the start."""
     seed: int = Field(default=0, ge=0)
-    metric: Literal["NDCG@10", "HR@10", "MRR", "MRR@10"] = "MRR"
-    """The validation metric that chooses the best epoch."""
+    metric: str = "MRR"
+    """The validation metric that chooses the best epoch; the evaluation knows which there are."""
     patience: int = Field(default=3, ge=1)
     """Epochs without a better validation metric after which training stops."""
     checkpoint_steps: int | None = Field(default=None, ge=1)

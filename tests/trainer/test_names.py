@@ -15,7 +15,8 @@ from torchrec import EmbeddingCollection
 from torchrec.distributed.embedding import ShardedEmbeddingCollection
 
 from embeddings.plan import describe_plan
-from ingest.data.schema import RESERVED, DataConfig
+from ingest.data.schema import DataConfig
+from ingest.features.feature import RESERVED
 from ingest.prepare.pipeline import prepare
 from tests.small import MODEL, START, Data, make_step
 from trainer.models.deep import DeepConfig

@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Literal
 
+from ingest.features.feature import FIRST_VALUE
 from trainer.models.base import WindowConfig
 from trainer.models.registry import register
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
     from ingest.data.manifest import Manifest
     from trainer.layers import Inputs, Output
-from ingest.features.feature import FIRST_VALUE
 
 
 @register

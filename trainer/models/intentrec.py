@@ -21,6 +21,7 @@ from pydantic import Field
 
 from ingest.data.schema import DataConfig
 from ingest.errors import InputError
+from ingest.features.feature import FIRST_VALUE
 from trainer.models.base import WindowConfig
 from trainer.models.registry import register
 from trainer.train_config import TrainConfig
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
     from ingest.data.manifest import Manifest
     from trainer.layers import Inputs, Output
-from ingest.features.feature import FIRST_VALUE
 
 
 @register
@@ -65,8 +65,6 @@ def network_class() -> type[nn.Module]:
         def __init__(self, config: IntentRecConfig, manifest: Manifest, dimension: int, max_length: int) -> None:
             super().__init__()
             labels = {feature.name: feature.size - FIRST_VALUE for feature in manifest.intents}
-            if not labels:
-                raise InputError("model intentrec needs at least one feature with `intent: true` in data.features")
             empty = [name for name, count in labels.items() if count < 1]
             if empty:
                 raise InputError(f"intent {empty[0]!r} has no value at all in the training data")
