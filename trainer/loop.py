@@ -100,7 +100,7 @@ class Trainer:
             self.checkpoints.load(self.step, latest)
         self.monitor = Monitor(join(self.run.folder, "tensorboard"), self.worker)
         self.monitor.text("config", f"```yaml\n{self.run.description}\n```")
-        self.monitor.text("plan", describe_plan(self.step.planned, self.step.recommender.tables.configs))
+        self.monitor.text("plan", describe_plan(self.step.planned))
         try:
             while not self.progress.finished:
                 self._epoch()
