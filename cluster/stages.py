@@ -21,7 +21,6 @@ from ingest.errors import InputError
 from ingest.features.feature import FIRST_VALUE
 from ingest.prepare.pipeline import prepare
 from ingest.prepare.tasks import InThisProcess, Runner
-from ingest.sources.simulate import simulate
 from ingest.storage import exists, join, read_text, remove, write_text
 from trainer.models.registry import NeuralConfig
 from trainer.progress import Markers, Progress, identity
@@ -42,22 +41,16 @@ class Stages:
     def make_log(self) -> None:
         """Simulate or import, as the config says."""
         config = self.config
-        section = config.simulate or config.import_
-        if section is None:
+        source = config.source
+        if source is None:
             return
         marker = join(config.log_folder, "made.json")
-        made = json.dumps(section.model_dump(mode="json"), sort_keys=True)
+        made = json.dumps(source.model_dump(mode="json"), sort_keys=True)
         if exists(marker) and read_text(marker) == made:
             print(f"log: {config.log_folder} is there already")
             return
         began = time.perf_counter()
-        if config.simulate is not None:
-            counts = simulate(config.simulate, config.log_folder)
-        else:
-            from ingest.sources.movielens import import_movielens
-
-            assert config.import_ is not None
-            counts = import_movielens(config.import_.source, config.log_folder, config.import_.interactions)
+        counts = source.make(config.log_folder)
         write_text(marker, made)
         self.seconds["log"] = time.perf_counter() - began
         numbers = ", ".join(f"{value:,} {name}" for name, value in counts.items() if isinstance(value, int))

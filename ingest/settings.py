@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic_core import PydanticUndefined
 
 from ingest.errors import InputError
 
@@ -33,6 +34,28 @@ class Settings(BaseModel):
     """Base of every configuration section: immutable, typed, and closed to unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Kinded(Settings):
+    """Base of sections whose class is looked up by their `kind`: validating the base gives the one of that kind."""
+
+    kind: str
+
+    @classmethod
+    def class_of(cls, kind: str | None) -> type[Kinded]:
+        """The class of a kind, or of the one by default; `ValueError` with the allowed kinds where there is none."""
+        raise NotImplementedError
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _of_its_kind(cls, content: Any, handler: ModelWrapValidatorHandler[Any]) -> Any:
+        if not isinstance(content, dict) or cls.model_fields["kind"].default is not PydanticUndefined:
+            return handler(content)
+        try:
+            found = cls.class_of(content.get("kind"))
+        except ValueError as error:
+            raise SettingError("kind", str(error)) from None
+        return found.model_validate(content)
 
 
 def load_settings(cls: type[S], source: str | Path, overrides: Sequence[str] = ()) -> S:
@@ -137,7 +160,7 @@ def _sentence(cls: type[BaseModel], error: ValidationError, content: Any, source
             location, value = _location([*location, *inner], content)
         key = re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", ".".join(map(str, location)))
         if problem["type"] == "extra_forbidden":
-            allowed = _keys_at(cls, location[:-1])
+            allowed = _keys_at(cls, location[:-1], content)
             said = f"unknown key {key!r}" + (f"; allowed: {', '.join(allowed)}" if allowed else "")
         elif problem["type"] == "missing":
             said = f"key {key!r} is missing"
@@ -170,18 +193,18 @@ def _short(value: Any, limit: int = 80) -> str:
     return text if len(text) <= limit else f"{text[:limit]}..."
 
 
-def _keys_at(cls: Any, location: Sequence[Any]) -> list[str]:
-    """The keys that the settings class at `location` below `cls` takes, or none where it cannot be told."""
+def _keys_at(cls: Any, location: Sequence[Any], content: Any) -> list[str]:
+    """The keys of the section at `location` of `content`, which is a `cls`; none where it cannot be told."""
     for part in location:
         candidates = _classes_in(cls)
         if not candidates:
             return []
-        cls = candidates[0]
-        if isinstance(cls, type) and issubclass(cls, BaseModel):
-            field = cls.model_fields.get(str(part))
-            if field is not None:
-                cls = field.annotation
+        content = content.get(part) if isinstance(content, dict) else content[part]
+        by_key = {field.alias or name: field for name, field in candidates[0].model_fields.items()}
+        cls = by_key[str(part)].annotation if str(part) in by_key else candidates[0]
     candidates = _classes_in(cls)
+    if candidates and issubclass(candidates[0], Kinded):
+        candidates = [candidates[0].class_of(content.get("kind"))]
     return sorted(candidates[0].model_fields) if candidates else []
 
 
