@@ -140,7 +140,7 @@ class Stages:
         model, train = self.config.models[name], self.config.train_config(name)
         assert isinstance(model, NeuralConfig)
         markers = Markers(self.config.checkpoints(name))
-        return markers.standing(identity(model, train, manifest.fingerprint), train)[1]
+        return markers.resume_point(identity(model, train, manifest.fingerprint), train)[1]
 
     def _show_training(self) -> None:
         manifest = load_manifest(self.config.data_folder)

@@ -93,7 +93,7 @@ class Trainer:
 
     def fit(self) -> Progress:
         """Train to the last epoch or the early stop, from the newest complete checkpoint on if there is one."""
-        latest, self.progress = self.checkpoints.standing(self.identity, self.config)
+        latest, self.progress = self.checkpoints.resume_point(self.identity, self.config)
         if self.progress.finished:
             return self.progress
         if latest is not None:

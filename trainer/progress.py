@@ -109,7 +109,7 @@ class Markers:
             ) from None
         return marker
 
-    def standing(self, ours: dict[str, Any], config: TrainConfig) -> tuple[str | None, Progress]:
+    def resume_point(self, ours: dict[str, Any], config: TrainConfig) -> tuple[str | None, Progress]:
         """The newest complete checkpoint, if there is one, and where a run of `config` stands with it.
 
         Raises `InputError` where it was trained with another config or on other data than `ours`, an `identity`.
