@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from evaluation.baselines.markov import MarkovConfig
 from evaluation.baselines.popularity import PopularityConfig
 from evaluation.evaluation_config import EvaluateConfig, RecommendConfig
+from evaluation.metrics import check_metric
 from ingest.data.schema import DataConfig
 from ingest.settings import Settings, build_settings
 from ingest.sources.simulate import SimulateConfig
@@ -90,6 +91,10 @@ class Config(Settings):
         for name, model in self.models.items():
             if isinstance(model, NeuralConfig):
                 train = self.train_config(name)
+                try:
+                    check_metric(train.metric)
+                except ValueError as error:
+                    raise ValueError(f"train.metric: {error}, got {train.metric!r}") from None
                 try:
                     model.check(self.data, train)
                 except ValueError as error:
