@@ -7,8 +7,6 @@ key, what it got and what it takes.
 from __future__ import annotations
 
 import re
-import types
-import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,10 +28,23 @@ class SettingError(ValueError):
         self.key = key
 
 
+class UnknownKeyError(SettingError):
+    """A key that a section does not take."""
+
+
 class Settings(BaseModel):
     """Base of every configuration section: immutable, typed, and closed to unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, content: Any) -> Any:
+        allowed = sorted(field.alias or name for name, field in cls.model_fields.items())
+        for key in content if isinstance(content, dict) else ():
+            if key not in allowed and key not in cls.model_fields:
+                raise UnknownKeyError(str(key), f"allowed: {', '.join(allowed)}")
+        return content
 
 
 class Kinded(Settings):
@@ -93,7 +104,7 @@ def build_settings(cls: type[S], content: dict[str, Any], source: str) -> S:
     try:
         return cls.model_validate(content)
     except ValidationError as error:
-        raise InputError(_sentence(cls, error, content, source)) from None
+        raise InputError(_sentence(error, content, source)) from None
 
 
 class _Loader(yaml.SafeLoader):
@@ -148,7 +159,7 @@ def _child(node: Any, key: str, override: str) -> Any:
     raise InputError(f"override {override!r}: there is no key {key!r} here, in a {type(node).__name__}")
 
 
-def _sentence(cls: type[BaseModel], error: ValidationError, content: Any, source: str) -> str:
+def _sentence(error: ValidationError, content: Any, source: str) -> str:
     """The first key that is wrong: what it got, and what it takes."""
     found: dict[str, list[str]] = {}
     got: dict[str, str] = {}
@@ -159,9 +170,8 @@ def _sentence(cls: type[BaseModel], error: ValidationError, content: Any, source
             inner = [int(part) if part.isdigit() else part for part in re.findall(r"[^.\[\]]+", cause.key)]
             location, value = _location([*location, *inner], content)
         key = re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", ".".join(map(str, location)))
-        if problem["type"] == "extra_forbidden":
-            allowed = _keys_at(cls, location[:-1], content)
-            said = f"unknown key {key!r}" + (f"; allowed: {', '.join(allowed)}" if allowed else "")
+        if isinstance(cause, UnknownKeyError):
+            said = f"unknown key {key!r}; {cause}"
         elif problem["type"] == "missing":
             said = f"key {key!r} is missing"
         else:
@@ -191,26 +201,3 @@ def _location(parts: Sequence[Any], content: Any) -> tuple[list[Any], Any]:
 def _short(value: Any, limit: int = 80) -> str:
     text = repr(value)
     return text if len(text) <= limit else f"{text[:limit]}..."
-
-
-def _keys_at(cls: Any, location: Sequence[Any], content: Any) -> list[str]:
-    """The keys of the section at `location` of `content`, which is a `cls`; none where it cannot be told."""
-    for part in location:
-        candidates = _classes_in(cls)
-        if not candidates:
-            return []
-        content = content.get(part) if isinstance(content, dict) else content[part]
-        by_key = {field.alias or name: field for name, field in candidates[0].model_fields.items()}
-        cls = by_key[str(part)].annotation if str(part) in by_key else candidates[0]
-    candidates = _classes_in(cls)
-    if candidates and issubclass(candidates[0], Kinded):
-        candidates = [candidates[0].class_of(content.get("kind"))]
-    return sorted(candidates[0].model_fields) if candidates else []
-
-
-def _classes_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    if typing.get_origin(annotation) is None and not isinstance(annotation, types.UnionType):
-        return []
-    return [found for argument in typing.get_args(annotation) for found in _classes_in(argument)]

@@ -27,7 +27,7 @@ from ingest.errors import InputError
 from ingest.features.feature import FIRST_VALUE, PreparedFeature, kind_of
 from ingest.features.number import Moments
 from ingest.prepare.encode import count_ages, encode_partition, is_counted, sum_labels
-from ingest.prepare.fit import base_of, fit_feature, fit_items, merge_counts, publish_vocabulary
+from ingest.prepare.fit import fit_feature, fit_items, keep_base, merge_counts, publish_vocabulary
 from ingest.prepare.histories import ITEM, build_histories, counts_of
 from ingest.prepare.item_table import ITEMS, build_items
 from ingest.prepare.log import event_features
@@ -163,8 +163,7 @@ class _Pipeline:
             raise InputError(f"{self.config.events}: the log has no events")
         plan = join(self.job.work, "plan.json")
         if not exists(plan):
-            base = self._keep_base(before) if self.config.grow else None
-            write_text(plan, json.dumps({"base": base}))
+            write_text(plan, json.dumps({"base": keep_base(self.job, before) if before and self.config.grow else None}))
         self._change(
             partitions=-(-events // self.config.partition_events),
             types=log_types(self.config, files),
@@ -173,21 +172,6 @@ class _Pipeline:
         if self.job.partitions < FEWEST_PARTITIONS:
             self.runner = InThisProcess()
         return pieces_of(files, self.config.partition_events)
-
-    def _keep_base(self, before: Manifest | None) -> dict[str, Any] | None:
-        """What the data set that grows has learned so far, kept where it is not removed; None where there is none."""
-        if before is None:
-            return None
-        declared = [(feature.name, feature.kind, feature.of, feature.is_number) for feature in self.config.features]
-        found = [(feature.name, feature.kind, feature.of, feature.is_number) for feature in before.features]
-        if declared != found:
-            raise InputError(
-                f"{self.job.destination}: has the features {', '.join(f.name for f in before.features) or 'none'}, the "
-                "config has others or of another kind: a data set grows (data.grow) with the same ones"
-            )
-        for name in [ITEM, *(feature.name for feature in before.features if not feature.is_number)]:
-            copy(join(self.job.destination, "vocab", f"{name}.parquet"), base_of(self.job, name))
-        return {feature.name: feature.model_dump() for feature in before.features}
 
     def _partition(self, pieces: list[Any]) -> Results:
         self.log(f"sorting by user and time: {len(pieces)} pieces of the log, {self.job.partitions} partitions")
