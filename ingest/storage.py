@@ -46,12 +46,7 @@ def join(url: str, *parts: str) -> str:
 def absolute(url: str) -> str:
     """The same place in every process, whatever folder that runs in: `~` expanded, a relative path from the current
     folder. A URL of an object store stays as it is."""
-    if is_remote(url):
-        return url
-    try:
-        return str(Path(url.removeprefix("file://")).expanduser().absolute())
-    except RuntimeError:
-        raise InputError(f"{url}: there is no home folder that this could mean") from None
+    return url if is_remote(url) else str(Path(os.path.expanduser(url.removeprefix("file://"))).absolute())
 
 
 def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -60,8 +55,6 @@ def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         kind = fsspec.get_filesystem_class(_scheme(url))
         url = absolute(url)
         return kind(**kind._get_kwargs_from_urls(url)), kind._strip_protocol(url)
-    except InputError:
-        raise
     except (ValueError, ImportError) as error:
         raise InputError(f"{url}: not a path that can be opened: {error}") from None
 
@@ -212,7 +205,8 @@ def _walk_local(root: str) -> Listing:
     """First the folders that are there, then the links, so that what is there under its own name has that name."""
     files: dict[str, str] = {}
     left_out: dict[str, str] = {}
-    waiting, links, seen = [("", root)], [], set()
+    waiting, links = [("", root)], list[tuple[str, str]]()
+    seen = set[str]()
     while waiting or links:
         name, path = waiting.pop() if waiting else links.pop()
         real = os.path.realpath(path)
