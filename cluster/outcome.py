@@ -12,7 +12,7 @@ from evaluation.results import Evaluated, Recommended, Results
 from ingest.data.manifest import load_manifest
 from ingest.features.feature import FIRST_VALUE
 from ingest.storage import join
-from trainer.progress import Markers, Progress
+from trainer.progress import Markers, Progress, differences
 from trainer.versions import installed
 
 RESULTS, REPORT = "results.json", "report/index.html"
@@ -78,9 +78,5 @@ def print_results(config: Config, results: Results) -> None:
 
 def without_effect(markers: Markers, name: str, ours: dict[str, dict[str, object]]) -> list[str]:
     """Keys of `train` in which the config is other than checkpoint `name`, as `key: ours (trained with theirs)`."""
-    before = markers.config(name)["train"]
-    return [
-        f"train.{key}: {value} (it was {before.get(key)})"
-        for key, value in ours["train"].items()
-        if before.get(key) != value
-    ]
+    found = differences(markers.config(name), {"train": ours["train"]})
+    return [f"{key}: {value} (it was {before})" for key, value, before in found]

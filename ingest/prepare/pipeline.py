@@ -86,11 +86,11 @@ def prepare(
         return before
     if before is not None and keep:
         raise InputError(
-            f"{destination}: was prepared from another log or data section than the config now has, and {keep}; take "
+            f"{destination}: was prepared from another log or data section, or by another release, and {keep}; take "
             "another name for the run, or remove its folder"
         )
     if before is not None and not config.grow:
-        log(f"{destination}: was prepared from another log or data section, and is replaced")
+        log(f"{destination}: was prepared from another log or data section, and is prepared anew")
     _refuse_overlap(destination, [*events, *items])
     root = config.work or join(destination, WORK)
     work = join(root, fingerprint[:16])
