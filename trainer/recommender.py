@@ -15,11 +15,8 @@ from embeddings.tables import Tables
 from ingest.data.batch import Batch
 from ingest.data.manifest import Manifest
 from trainer.attention import Layout
-from trainer.layers import Block, Inputs
-from trainer.models.config import DeepConfig, IntentRecConfig, NeuralConfig
-from trainer.models.deep import Deep
-from trainer.models.intentrec import IntentRec
-from trainer.models.sasrec import SASRec
+from trainer.layers import Inputs
+from trainer.models.registry import NeuralConfig
 from trainer.train_config import TrainConfig
 
 
@@ -40,17 +37,6 @@ class Recommender(nn.Module):
     def __init__(self, network: nn.Module, tables: Tables, numbers: list[str]) -> None:
         super().__init__()
         self.tables, self.network, self.numbers = tables, network, numbers
-
-    def to_device(self, device: torch.device) -> Recommender:
-        """The dense part moved to `device`; the tables stay on the meta device until they are sharded."""
-        self.network.to(device)
-        return self
-
-    def compile_feed_forward(self) -> None:
-        """The feed-forward layers through torch.compile, for batches of any number of tokens."""
-        for block in self.network.modules():
-            if isinstance(block, Block):
-                block.feed_forward.compile(dynamic=True)
 
     def forward(self, batch: Batch, candidates_C: Tensor) -> Prediction:
         vectors, candidates_CD = self.tables(batch, candidates_C)
@@ -78,13 +64,7 @@ def build(model: NeuralConfig, train: TrainConfig, manifest: Manifest) -> Recomm
     dimension, length = train.tables.dimension, train.reader.max_length
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(train.seed)
-        network: IntentRec | Deep | SASRec
-        if isinstance(model, IntentRecConfig):
-            network = IntentRec(model, manifest, dimension, length)
-        elif isinstance(model, DeepConfig):
-            network = Deep(model, manifest, dimension, length)
-        else:
-            network = SASRec(model, manifest, dimension, length)
+        network = model.network(manifest, dimension, length)
     numbers = [feature.name for feature in manifest.features if feature.is_number] if model.reads_features else []
     settings = train.tables
     collisions = Collisions(settings.zch, dimension, settings.initial_deviation, train.seed) if settings.zch else None

@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from embeddings.workers import gather_rows
-from ingest.features.feature import FIRST_VALUE
 from trainer.negatives import Negatives
 
 FEWEST = 64
@@ -32,16 +31,6 @@ TILED = 256
 def default_scores(device: torch.device) -> int:
     """Scores alive at once by default: few on a CPU, in whose cache they stay, many on a GPU."""
     return 2**25 if device.type == "cuda" else 2**19
-
-
-def catalogue_slice(items: int, rank: int, workers: int) -> tuple[int, int]:
-    """The first row of a worker's slice of the item table and the first after it, padding and unknown left out.
-
-    A row-wise sharded table is cut at the same places: its workers look up rows of their own.
-    """
-    rows = -(-items // workers)
-    end = min((rank + 1) * rows, items)
-    return min(max(rank * rows, FIRST_VALUE), end), end
 
 
 def sampled_softmax(
@@ -109,18 +98,18 @@ class _SampledSoftmax(torch.autograd.Function):
 
 
 def full_softmax(
-    query_QD: Tensor, items_vD: Tensor, row_Q: Tensor, weight_Q: Tensor, first: int, scores: int, workers: int = 1
+    query_QD: Tensor, items_vD: Tensor, row_Q: Tensor, weight_Q: Tensor, first: int, scores: int
 ) -> Tensor:
     """The weighted sum of -log softmax over all workers' slices of the catalogue; a scalar.
 
-    `items_vD`: the item table's rows from `first` on, this worker's `catalogue_slice`. `row_Q`: where the targets lie
-    in the table; one in nobody's slice has to have weight 0. All workers have to call it at the same time, and to go
-    back with the same factor: the sum of their losses is the global loss, of which `items_vD` gets the whole gradient
-    here, as do the worker's own queries.
+    `items_vD`: the item table's rows from `first` on, this worker's slice without padding and unknown. `row_Q`: where
+    the targets lie in the table; one in nobody's slice has to have weight 0. All workers have to call it at the same
+    time, and its backward with the same factor: the sum of their losses is the global loss, of which `items_vD` gets
+    the whole gradient here, as do the worker's own queries.
 
     As in Megatron-LM's vocabulary-parallel cross-entropy (arXiv 1909.08053), queries travel, [A, D], and scores do not.
     """
-    loss: Tensor = _FullSoftmax.apply(query_QD, items_vD, row_Q, weight_Q, first, scores, workers)
+    loss: Tensor = _FullSoftmax.apply(query_QD, items_vD, row_Q, weight_Q, first, scores)
     return loss
 
 
@@ -134,11 +123,13 @@ class _FullSoftmax(torch.autograd.Function):
         weight_Q: Tensor,
         first: int,
         scores: int,
-        workers: int,
     ) -> Tensor:
         product, exact = _types(query_QD, items_vD)
         with torch.autocast(query_QD.device.type, enabled=False):
-            own, query_AD, row_A, weight_A = _gather(query_QD, row_Q, weight_Q.to(exact), workers)
+            query_AD, sizes = gather_rows(query_QD)
+            row_A, weight_A = (gather_rows(rows, sizes)[0] for rows in (row_Q, weight_Q.to(exact)))
+            workers, before = len(sizes), sum(sizes[: dist.get_rank()])
+            own = slice(before, before + len(query_QD))
             part = _Slice(query_AD.to(exact), items_vD, weight_A, product, scores, fused=workers == 1)
             part.score()
             own_a = ((row_A >= first) & (row_A < first + len(items_vD))).nonzero()[:, 0]
@@ -162,7 +153,7 @@ class _FullSoftmax(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return *(saved.mul_(gradients[0]) for saved in ctx.saved_tensors), None, None, None, None, None
+        return *(saved.mul_(gradients[0]) for saved in ctx.saved_tensors), None, None, None, None
 
 
 class _Slice:
@@ -212,16 +203,6 @@ class _Slice:
                 probability_Cn = scores_Cn.sub_(log_total_A[chunk, None]).exp_()
                 _add_product(self.grad_items_vD[tile], probability_Cn.T, self.weighted_AD[chunk], self.product)
         return self.grad_items_vD
-
-
-def _gather(query_QD: Tensor, row_Q: Tensor, weight_Q: Tensor, workers: int) -> tuple[slice, Tensor, Tensor, Tensor]:
-    """All workers' queries, targets' rows and weights, and where this worker's own are among them."""
-    if workers == 1:
-        return slice(0, len(query_QD)), query_QD, row_Q, weight_Q
-    query_AD, sizes = gather_rows(query_QD)
-    rank = dist.get_rank()
-    own = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
-    return own, query_AD, gather_rows(row_Q, sizes)[0], gather_rows(weight_Q, sizes)[0]
 
 
 def _over_workers(log_total_A: Tensor, positive_A: Tensor) -> tuple[Tensor, Tensor]:
