@@ -22,6 +22,7 @@ from embeddings.workers import Worker, gather_rows, own_rows
 from evaluation.metrics import MISS
 from ingest.data.batch import Batch, Lists
 from ingest.features.feature import FIRST_VALUE
+from trainer.recommender import Prediction
 from trainer.step import Step
 
 SCORES_AT_ONCE = 2**24
@@ -31,10 +32,10 @@ ROWS_CONVERTED = 2**16
 
 
 class Scorer(Protocol):
-    """Anything that scores items for the targets of a batch."""
+    """Anything that scores items for the targets of a batch. Items have places in an order of its own."""
 
-    def queries(self, batch: Batch) -> Tensor:
-        """What is needed to score, one row a target: [Q, ...]. It travels to all workers."""
+    def predict(self, batch: Batch) -> Prediction:
+        """Its `query_QD` is what is needed to score, one row a target: [Q, ...]. It travels to all workers."""
         ...
 
     def scores(self, queries: Tensor) -> Tensor:
@@ -50,16 +51,6 @@ class Scorer(Protocol):
         ...
 
 
-class InOrder:
-    """The places of a scorer that keeps the items' order."""
-
-    def places_of(self, item_N: Tensor) -> Tensor:
-        return item_N
-
-    def items_at(self, place_N: Tensor) -> Tensor:
-        return place_N
-
-
 class NeuralScorer:
     """Dot products with the item table's rows. Every worker has to make its own at the same time.
 
@@ -68,7 +59,7 @@ class NeuralScorer:
 
     def __init__(self, step: Step, rows_at_once: int = 262_144) -> None:
         self.step, spread = step, step.spread
-        self.places_of, self.items_at = spread.rows, spread.indices
+        self.predict, self.places_of, self.items_at = step.predict, spread.rows, spread.indices
         worker, items = step.worker, step.manifest.items
         slices = [own_rows(items, rank, worker.workers) for rank in range(worker.workers)]
         rows_vD = rows_in_slices(step.parallel, ITEM, slices)
@@ -85,9 +76,6 @@ class NeuralScorer:
             )
             parts.append(self.step.recommender.tables.item_rows(self.items_at(place)))
         return torch.cat(parts)
-
-    def queries(self, batch: Batch) -> Tensor:
-        return self.step.predict(batch).query_QD
 
     def scores(self, queries: Tensor) -> Tensor:
         if self.rows_vD.dtype == queries.dtype:

@@ -16,25 +16,17 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from torch import Tensor
 
-import evaluation.ranking
-import evaluation.recommend
 from benchmarks.collectives import bytes_per_step, counted_steps, load_of
 from embeddings.sharding import table_states
-from embeddings.workers import Worker, gather_objects, own_rows, total
-from evaluation.baselines import Markov, Popularity
-from evaluation.evaluate import validate
-from evaluation.evaluation_config import RecommendConfig
-from evaluation.ranking import CatalogueRanker, InOrder, NeuralScorer
-from evaluation.recommend import Names, recommend
-from ingest.data.batch import Lists
+from embeddings.workers import Worker, own_rows, total
 from ingest.errors import InputError
 from ingest.features.feature import FIRST_VALUE
+from tests.evaluation.scenarios import baselines, evaluated, neural, ranking, recommended
 from tests.small import (
     Data,
     Stopped,
@@ -220,84 +212,6 @@ def traffic(data: Data, folder: Path, worker: Worker, changes: dict[str, Any]) -
     ]
 
 
-class MatrixScorer(InOrder):
-    """Scores that are given: a query is a row of the matrix."""
-
-    def __init__(self, scores: np.ndarray, worker: Worker) -> None:
-        begin, end = own_rows(scores.shape[1], worker.rank, worker.workers)
-        self.scores_av = torch.from_numpy(scores[:, begin:end].copy())
-
-    def queries(self, batch: Any) -> Any:
-        raise NotImplementedError
-
-    def scores(self, queries: Any) -> Any:
-        return self.scores_av[queries[:, 0]]
-
-
-def ranking_case() -> tuple[np.ndarray, np.ndarray, list[list[int]]]:
-    """Scores with many ties, targets (some unknown, some seen) and seen items of 23 queries over 31 items."""
-    rng = np.random.default_rng(3)
-    scores = rng.integers(0, 6, (23, 31)).astype(np.float32)
-    targets = rng.integers(0, 31, 23)
-    targets[:3] = [0, 1, 2]
-    seen = [rng.integers(0, 31, rng.integers(0, 9)).tolist() for _ in range(23)]
-    seen[5].append(int(targets[5]))
-    return scores, targets, seen
-
-
-def ranking(data: Data, folder: Path, worker: Worker, share: float, filtered: bool, k: int = 5) -> Any:
-    """Ranks and top K of this worker's queries: the first `share` of them for rank 0, the rest for rank 1."""
-    scores, targets, seen = ranking_case()
-    cut = round(share * len(targets)) if worker.workers == 2 else len(targets)
-    own = range(cut) if worker.first else range(cut, len(targets))
-    jagged = Lists(
-        torch.tensor([item for q in own for item in seen[q]], dtype=torch.int64),
-        torch.tensor([len(seen[q]) for q in own], dtype=torch.int64),
-    )
-    ranker = CatalogueRanker(MatrixScorer(scores, worker), scores.shape[1], worker, filtered)
-    queries = torch.tensor(list(own), dtype=torch.int64)[:, None]
-    before, evaluation.ranking.SCORES_AT_ONCE = evaluation.ranking.SCORES_AT_ONCE, 70
-    try:
-        ranks = ranker.ranks(queries, torch.from_numpy(targets[own.start : own.stop]), jagged)
-        item_QK, score_QK = ranker.top(queries, jagged, k)
-    finally:
-        evaluation.ranking.SCORES_AT_ONCE = before
-    return ranks.numpy(), item_QK.numpy(), score_QK.numpy()
-
-
-def baselines(data: Data, folder: Path, worker: Worker) -> list[np.ndarray]:
-    """This worker's slice of the scores of Popularity and Markov after each item."""
-    last = torch.arange(data.manifest.items)[:, None]
-    reader = data.reader(worker=worker)
-    scorers = [Popularity(data.items, worker), Markov(data.items, reader, worker)]
-    return [scorer.scores(last).numpy() for scorer in scorers]
-
-
-def recommended(data: Data, folder: Path, worker: Worker) -> Path:
-    """Recommendations of the model as it begins, in row groups of a few users; the folder that they are in."""
-    step = make_step(data.manifest, worker)
-    readers = [data.reader(split, worker, after_last=True) for split in ("test", "rest")]
-    url = folder / f"recommended-{worker.workers}"
-    names = Names.load(data.url, data.manifest)
-    before, evaluation.recommend.ROW_GROUP = evaluation.recommend.ROW_GROUP, 10
-    try:
-        users = recommend(NeuralScorer(step), readers, worker, RecommendConfig(top=7, labels=2), True, names, str(url))
-    finally:
-        evaluation.recommend.ROW_GROUP = before
-    assert sum(gather_objects(users)) == 62
-    return url
-
-
-def neural(data: Data, folder: Path, worker: Worker, sharding: str = "table_wise") -> Any:
-    """This worker's item rows, fetched in pieces, those of all places, and the validation of the model as it begins."""
-    step = make_step(data.manifest, worker, tables={"sharding": {"item": sharding}})
-    scorer = NeuralScorer(step, rows_at_once=7)
-    table = weights(step)["item"][scorer.items_at(torch.arange(data.manifest.items))]
-    reader = data.reader("validation", worker, evaluate=True)
-    validation = validate(step, reader, worker, filter_seen=True)
-    return scorer.rows_vD.numpy(), table.numpy(), validation
-
-
 TRAFFIC: dict[str, dict[str, Any]] = {
     "row_wise": {"tables": {"sharding": dict.fromkeys(ALL, "row_wise")}, "loss": {"kind": "sampled"}},
     "table_wise": {"tables": {"sharding": dict.fromkeys(ALL, "table_wise")}, "loss": {"kind": "full"}},
@@ -338,6 +252,7 @@ SCENARIOS: dict[str, tuple[Scenario, str, dict[str, Any]]] = {
     "neural/row_wise": (neural, "data", {"sharding": "row_wise"}),
     **{f"traffic/{name}": (traffic, "data", {"changes": changes}) for name, changes in TRAFFIC.items()},
     "recommended": (recommended, "data", {}),
+    "evaluated": (evaluated, "in time", {}),
 }
 """Function, data set and arguments, by name."""
 

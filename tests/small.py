@@ -76,7 +76,9 @@ def one_process() -> Iterator[None]:
         yield
 
 
-def make_data(folder: Path, users: int = 60, items: int = 40, row_group: int = 100) -> str:
+def make_data(
+    folder: Path, users: int = 60, items: int = 40, row_group: int = 100, split: dict[str, str] | None = None
+) -> str:
     """A seeded log with tied times, missing values and targets that training never saw, prepared.
 
     Besides `users` with 4 events or more there is one with a single event and one with two.
@@ -122,6 +124,7 @@ def make_data(folder: Path, users: int = 60, items: int = 40, row_group: int = 1
         "items": str(folder / "items.parquet"),
         "duration": "seconds",
         "features": FEATURES,
+        "split": split or {},
         "row_group_interactions": row_group,
         "shard_interactions": 4 * row_group,
     }

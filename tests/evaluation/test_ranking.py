@@ -12,7 +12,8 @@ from embeddings.sharding import table_states
 from embeddings.workers import Worker
 from evaluation.metrics import MISS
 from evaluation.ranking import CatalogueRanker, NeuralScorer
-from tests.scenarios import SCENARIOS, MatrixScorer, TwoWorkers, neural, ranking, ranking_case
+from tests.evaluation.scenarios import MatrixScorer, neural, ranking, ranking_case
+from tests.scenarios import SCENARIOS, TwoWorkers
 from tests.small import Data, make_step
 from tests.threads import on_threads
 
