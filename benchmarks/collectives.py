@@ -20,7 +20,7 @@ all-gather, twice that of a ring's all-reduce. Where they do not, the worker tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -30,10 +30,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from embeddings.table_config import ITEM
+from embeddings.table_config import ITEM, table_of
 from embeddings.workers import gather_rows
 from ingest.data.batch import Batch, Lists
-from trainer.models.intentrec import IntentRec
 from trainer.step import Step
 
 INDEX, VALUE, EXACT = 8, 4, 8
@@ -102,7 +101,7 @@ def bytes_per_step(load: Load) -> dict[str, float]:
         target = VALUE * load.dimension + INDEX + VALUE
         found[GATHERED] = load.workers * (INDEX + float(target) * load.most_targets)
         found[SOFTMAX] = float(VALUE * (load.dimension + 3) * load.all_targets)
-    found[BOOKKEEPING] = float(EXACT * (4 + 1 + load.intents + load.logged_tables))
+    found[BOOKKEEPING] = float(EXACT * (5 + 1 + load.intents + load.logged_tables))
     return found
 
 
@@ -120,8 +119,9 @@ def load_of(step: Step, batch: Batch, number: int) -> Load:
         candidates = step.slice_v
     else:
         candidates = torch.cat([batch.target_Q, step.sampler(number, all_targets).item_N])
+    batch = step.with_unknowns(batch, number)
     sizes_of = {ITEM: manifest.items} | {feature.name: feature.size for feature in manifest.features}
-    plan = {name: found for part in step.parallel.plan.plan.values() for name, found in part.items()}
+    plan = step.planned.parameters()
     loads = {}
     for name in step.recommender.tables.names:
         value = batch.item_T if name == ITEM else batch.features[name]
@@ -137,8 +137,8 @@ def load_of(step: Step, batch: Batch, number: int) -> Load:
         workers=step.worker.workers,
         dimension=tables.dimension,
         tables=loads,
-        dense=sum(parameter.numel() for name, parameter in step.dense.items() if ".embeddings." not in name),
-        intents=len(network.intent_heads) if isinstance(network, IntentRec) else 0,
+        dense=sum(parameter.numel() for name, parameter in step.dense.items() if table_of(name) is None),
+        intents=len(getattr(network, "intents", ())),
         most_targets=max(sizes),
         all_targets=sum(sizes),
         loss="full" if loss.kind == "full" else "in_batch" if step.sampler.needs_targets else "sampled",
@@ -230,12 +230,12 @@ def counted_steps(steps: int, skip: int = 2) -> Iterator[list[Taken]]:
     original = Step.train
     counter = CollectiveCounter()
 
-    def train(self: Step, batch: Batch, number: int, global_weight: float) -> Any:
+    def train(self: Step, batch: Batch, number: int, weights: Sequence[float]) -> Any:
         if len(taken) == skip + steps:
             raise _Enough
         counter.counted = Counted()
         taken.append(Taken(batch, number, counter.counted))
-        return original(self, batch, number, global_weight)
+        return original(self, batch, number, weights)
 
     Step.train = train  # type: ignore[method-assign]
     try:

@@ -26,7 +26,7 @@ import trainer.step
 from ingest.data.batch import Batch
 from trainer.attention import CausalAttention
 from trainer.layers import Joined, ShortTerm, TimestampEncoding
-from trainer.models.intentrec import IntentRec
+from trainer.models.intentrec import network_class
 from trainer.step import Step
 
 MARK = "layer "
@@ -80,7 +80,7 @@ def needed_flops(step: Step, batch: Batch, windows: bool = True) -> Flops:
                 projected = 2.0 * batch.tokens * owner.widths[0] * module.out_features
                 add(PROJECTED, projected, 2 * projected)
                 width -= owner.widths[0]
-            elif isinstance(network, IntentRec) and name == "attention":
+            elif isinstance(network, network_class()) and name == "attention":
                 width = sum(network.labels)
             forward = 2.0 * batch.tokens * width * module.out_features
             label = labels[name].removesuffix(".linear")
@@ -169,8 +169,8 @@ def marked(step: Step) -> Iterator[None]:
         for kind, name, label in (
             (trainer.models.intentrec, "project", PROJECTED),
             (trainer.models.deep, "project", PROJECTED),
-            (IntentRec, "predict_intents", INTENTS),
-            (IntentRec, "aggregate", INTENTS),
+            (network_class(), "predict_intents", INTENTS),
+            (network_class(), "aggregate", INTENTS),
         ):
             stack.enter_context(patch.object(kind, name, _marked_call(getattr(kind, name), label)))
         for name in ("full_softmax", "sampled_softmax", "intent_loss"):

@@ -14,12 +14,15 @@ from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 
 from benchmarks.training import Case
 from embeddings.sharding import table_states
+from embeddings.table_config import table_of
 from embeddings.workers import Worker, single_process
 from ingest.data.batch import Batch
 from ingest.data.manifest import load_manifest
 from trainer.attention import CausalAttention, Layout
-from trainer.models.config import IntentRecConfig, NeuralConfig, SASRecConfig
-from trainer.step import Step
+from trainer.models.intentrec import IntentRecConfig
+from trainer.models.registry import NeuralConfig
+from trainer.models.sasrec import SASRecConfig
+from trainer.step import Step, weights_of
 from trainer.train_config import TrainConfig
 
 CPU = torch.device("cpu")
@@ -234,12 +237,12 @@ def one_step(case: Case, device: torch.device) -> Taken:
     """The first step on the first batch, in a process group that is there."""
     step, batch = make(case, device)
     before = rows_of(step)
-    losses, _ = step.train(batch, 0, float(batch.weight_Q.sum()))
+    losses, _ = step.train(batch, 0, weights_of(batch).tolist())
     loss = losses.item + sum(losses.intents.values())
     gradients = {
         name: parameter.grad.detach().cpu()
         for name, parameter in step.dense.items()
-        if parameter.grad is not None and ".embeddings." not in name
+        if parameter.grad is not None and table_of(name) is None
     }
     return Taken(loss.cpu(), gradients, before, rows_of(step))
 

@@ -23,6 +23,7 @@ from embeddings.table_config import ITEM, TableConfig
 from embeddings.workers import Worker, single_process
 from ingest.data.batch import Batch
 from trainer.device import on_device
+from trainer.step import weights_of
 
 GIB = 2**30
 SPARE = 6 * GIB
@@ -104,7 +105,7 @@ def _copies(bench: Bench) -> dict[str, float]:
     with single_process(bench.device):
         worker = Worker(device=bench.device)
         step, batches = case.step(worker), case.batches(2, worker)
-        weights = [float(batch.weight_Q.sum()) for batch in batches]
+        weights = [weights_of(batch).tolist() for batch in batches]
         count = max(bench.sizes.warmup, 1) + bench.sizes.steps
 
         def in_the_way() -> Iterator[tuple[Batch, int]]:

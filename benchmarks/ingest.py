@@ -55,7 +55,7 @@ def make_data(folder: Path, events: int) -> str:
 
 def reader(url: str, features: bool = True, manifest: Manifest | None = None, **settings: Any) -> Reader:
     manifest = manifest or load_manifest(url)
-    config = ReaderConfig.model_validate({"tokens": 8192, "fetch": THREADS, "build": THREADS} | settings)
+    config = ReaderConfig.model_validate({"tokens": 8192, "fetch": THREADS} | settings)
     return Reader(url, manifest, load_items(url, manifest), "train", config, features=features)
 
 

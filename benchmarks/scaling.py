@@ -10,7 +10,6 @@ from itertools import count, cycle
 from typing import Any
 
 import numpy as np
-import torch
 import torch.distributed as dist
 
 from benchmarks import flops
@@ -26,8 +25,8 @@ from ingest.data.manifest import Manifest
 from ingest.data.reader_config import ReaderConfig
 from ingest.data.shards import StoredRows
 from ingest.features.feature import FIRST_VALUE
-from trainer.models.config import SASRecConfig
-from trainer.step import Step
+from trainer.models.sasrec import SASRecConfig
+from trainer.step import Step, weights_of
 from trainer.train_config import LossConfig, TrainConfig
 
 
@@ -41,10 +40,9 @@ class Stream:
     def take(self) -> None:
         began = time.perf_counter()
         batch = next(self.batches)
-        own = float(batch.weight_Q.sum())
-        weight = float(total(torch.tensor([own], dtype=torch.float64)))
-        losses, _ = self.step.train(batch, self.number, weight)
-        self.losses.append(float(total(losses.item.double())) / max(weight, 1e-12))
+        weights = total(weights_of(batch)).tolist()
+        losses, _ = self.step.train(batch, self.number, weights)
+        self.losses.append(float(total(losses.item.double())) / max(weights[0], 1e-12))
         self.number += 1
         self.targets += targets_of(batch)
         self.seconds.append(time.perf_counter() - began)

@@ -23,8 +23,8 @@ from ingest.data.items import load_items
 from ingest.data.manifest import Manifest, load_manifest
 from ingest.data.reader import Reader
 from ingest.settings import load_settings
-from trainer.models.config import NeuralConfig
-from trainer.step import Step
+from trainer.models.registry import NeuralConfig
+from trainer.step import Step, weights_of
 from trainer.train_config import TrainConfig
 
 
@@ -107,12 +107,12 @@ class Driver:
 
     def __init__(self, step: Step, batches: list[Batch]) -> None:
         self.step, self.batches, self.number = step, batches, 0
-        self.weights = [float(batch.weight_Q.sum()) for batch in batches]
+        self.weights = [(weights_of(batch) * step.worker.workers).tolist() for batch in batches]
 
     def take(self) -> Batch:
         """One training step; its batch."""
         place = self.number % len(self.batches)
-        self.step.train(self.batches[place], self.number, self.weights[place] * self.step.worker.workers)
+        self.step.train(self.batches[place], self.number, self.weights[place])
         self.number += 1
         return self.batches[place]
 
@@ -121,8 +121,7 @@ class Driver:
         self.step.parallel.train()
         for number, batch in enumerate(self.batches):
             losses = self.step.losses(batch, number)
-            loss = losses.item + self.step.intent_weight * sum(losses.intents.values())
-            (loss / self.weights[number]).backward()
+            self.step.mean(losses.item, sum(losses.intents.values()), self.weights[number]).backward()
             self.step.optimizer.zero_grad(set_to_none=True)
 
     def round(self) -> float:

@@ -14,28 +14,19 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from evaluation.charts import SERIES_COLOURS, interval_chart, line_chart, number, signed
-from evaluation.metrics import METRICS
+from evaluation.metrics import HEADLINE, METRICS
 from evaluation.results import Comparison, ModelResults, Results
-from ingest.settings import build_settings
 from ingest.storage import join, write_text
 
-MAIN_METRICS = ("HR@1", "HR@5", "HR@10", "HR@20", "NDCG@5", "NDCG@10", "NDCG@20", "MRR")
-"""The columns of the first table; all metrics stand in a second one."""
-
-_HEADLINE = "NDCG@10"
 _HISTORY = 15
 _TOP_ITEMS = 10
 
 
-def write_report(results: dict[str, Any], destination: str) -> str:
-    """Write `destination`/results.json and `destination`/report/index.html, local or s3://; returns the page's path.
-
-    Raises `InputError` that names the key where `results` is not what `evaluation.results.Results` takes.
-    """
-    checked = build_settings(Results, results, "results")
-    write_text(join(destination, "results.json"), checked.model_dump_json(indent=2) + "\n")
+def write_report(results: Results, destination: str) -> str:
+    """Write `destination`/results.json and `destination`/report/index.html, local or s3://; returns the page's path."""
+    write_text(join(destination, "results.json"), results.model_dump_json(indent=2) + "\n")
     page = join(destination, "report", "index.html")
-    write_text(page, render_report(checked))
+    write_text(page, render_report(results))
     return page
 
 
@@ -48,7 +39,7 @@ def render_report(results: Results) -> str:
         .get_template("report.html")
         .render(
             r=results,
-            main_metrics=[name for name in MAIN_METRICS if name in names] or names,
+            main_metrics=main_metrics(results),
             all_metrics=names,
             best={name: best_value(results, name) for name in names},
             protocol=protocol_sentences(results),
@@ -67,18 +58,17 @@ def render_report(results: Results) -> str:
     )
 
 
-def format_table(results: dict[str, Any]) -> str:
+def format_table(results: Results) -> str:
     """The accuracy of all models as plain text, the best value of each column marked *; for the end of a run."""
-    checked = build_settings(Results, results, "results")
-    columns = [name for name in MAIN_METRICS if name in present_metrics(checked)]
+    columns = main_metrics(results)
     rows = [["model", *columns]]
-    for model in checked.models.values():
-        rows.append([model.label, *(_starred(model.metrics.get(name), best_value(checked, name)) for name in columns)])
-    blocks = ["\n".join(protocol_sentences(checked)), _aligned(rows)]
-    blocks.append("\n".join(_comparison_sentence(checked, *names, row) for names, row in _comparisons(checked)))
-    intents = _intents(checked)
+    for model in results.models.values():
+        rows.append([model.label, *(_starred(model.metrics.get(name), best_value(results, name)) for name in columns)])
+    blocks = ["\n".join(protocol_sentences(results)), _aligned(rows)]
+    blocks.append("\n".join(_comparison_sentence(results, *names, row) for names, row in _comparisons(results)))
+    intents = _intents(results)
     if intents:
-        speakers = [model for model in checked.models.values() if model.intents]
+        speakers = [model for model in results.models.values() if model.intents]
         rows = [["intent accuracy", "majority", *(model.label for model in speakers)]]
         for intent, majority, best in intents:
             cells = [_starred(model.intents.get(intent), best) for model in speakers]
@@ -88,9 +78,15 @@ def format_table(results: dict[str, Any]) -> str:
 
 
 def present_metrics(results: Results) -> list[str]:
-    """The metrics that any model has, in the order of `METRICS`, then others as they come."""
+    """The metrics that any model has, in the order of `METRICS`, then those that are not registered here."""
     found = dict.fromkeys(name for model in results.models.values() for name in model.metrics)
     return [name for name in METRICS if name in found] + [name for name in found if name not in METRICS]
+
+
+def main_metrics(results: Results) -> list[str]:
+    """The columns of the first table; all metrics stand in a second one."""
+    present = present_metrics(results)
+    return [name for name in present if name not in METRICS or METRICS[name].main] or present
 
 
 def best_value(results: Results, metric: str) -> float:
@@ -99,9 +95,9 @@ def best_value(results: Results, metric: str) -> float:
 
 
 def leading_model(results: Results) -> str:
-    """The model that the page speaks of: the first IntentRec, or else the best one."""
-    by_kind = [key for key, model in results.models.items() if model.kind == "intentrec"]
-    return by_kind[0] if by_kind else max(results.models, key=lambda key: _headline_value(results.models[key]))
+    """The model that the page speaks of: the first that predicts intents, or else the best one."""
+    speakers = [key for key, model in results.models.items() if model.intents]
+    return speakers[0] if speakers else max(results.models, key=lambda key: _headline_value(results.models[key]))
 
 
 def protocol_sentences(results: Results) -> list[str]:
@@ -155,7 +151,7 @@ def _percent(share: float, digits: int = 1) -> str:
 
 
 def _headline_value(model: ModelResults) -> float:
-    return model.metrics.get(_HEADLINE, max(model.metrics.values(), default=0.0))
+    return model.metrics.get(HEADLINE, max(model.metrics.values(), default=0.0))
 
 
 def _headline(results: Results, first: str) -> str:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic_core import PydanticUndefined
 
 from ingest.errors import InputError
 
@@ -44,6 +45,28 @@ class Settings(BaseModel):
             if key not in allowed and key not in cls.model_fields:
                 raise UnknownKeyError(str(key), f"allowed: {', '.join(allowed)}")
         return content
+
+
+class Kinded(Settings):
+    """Base of sections whose class is looked up by their `kind`: validating the base gives the one of that kind."""
+
+    kind: str
+
+    @classmethod
+    def class_of(cls, kind: str | None) -> type[Kinded]:
+        """The class of a kind, or of the one by default; `ValueError` with the allowed kinds where there is none."""
+        raise NotImplementedError
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _of_its_kind(cls, content: Any, handler: ModelWrapValidatorHandler[Any]) -> Any:
+        if not isinstance(content, dict) or cls.model_fields["kind"].default is not PydanticUndefined:
+            return handler(content)
+        try:
+            found = cls.class_of(content.get("kind"))
+        except ValueError as error:
+            raise SettingError("kind", str(error)) from None
+        return found.model_validate(content)
 
 
 def load_settings(cls: type[S], source: str | Path, overrides: Sequence[str] = ()) -> S:

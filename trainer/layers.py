@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from torch import Tensor, nn
 from ingest.data.manifest import Manifest
 from ingest.durations import parse_duration
 from trainer.attention import CausalAttention, Layout
+
+if TYPE_CHECKING:
+    from trainer.models.base import WindowConfig
 
 _HOUR, _DAY = parse_duration("1h"), parse_duration("1d")
 
@@ -35,6 +39,18 @@ class Inputs:
     time_T: Tensor
     position_T: Tensor
     layout: Layout
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a model says at each token k of interaction k + 1."""
+
+    query_TD: Tensor
+    """Its dot product with a row of the item table is that item's score."""
+    intents: dict[str, Tensor] = field(default_factory=dict)
+    """For each intent the logits of its labels, [T, labels]: label l is vocabulary index l + 2."""
+    attention_TM: Tensor | None = None
+    """The weight of each of the M intents, in the order of `intents`; rows sum to 1."""
 
 
 class Dropout(nn.Module):
@@ -232,3 +248,41 @@ class ShortTerm(nn.Module):
         masks = inputs.layout.window_masks(inputs.time_T, self.window)
         short_TD: Tensor = self.norm(x_TD + self.attention(x_TD, inputs.layout, masks))
         return short_TD
+
+
+class TwoEncoders(nn.Module):
+    """Two Transformers, of which the second also sees what a bridge makes of the first one's output.
+
+    {F (+) S} -> intent encoder -> bridge -> {F (+) S (+) bridge} -> item encoder -> query
+    """
+
+    def __init__(self, config: WindowConfig, manifest: Manifest, dimension: int, max_length: int) -> None:
+        super().__init__()
+        self.features = FeatureVector(manifest, dimension)
+        self.positions = Positions(manifest, dimension, max_length, timestamp=True, encoders=3)
+        width, heads, dropout = self.features.width, config.heads, config.dropout
+        self.short_term = ShortTerm(width, dimension, heads, dropout, config.window_span)
+        self.intent_input = Joined([width, dimension], dimension, dropout)
+        self.intent_encoder = Transformer(dimension, config.intent_layers, heads, dropout, config.expansion)
+        self.make_bridge(manifest, dimension)
+        self.item_input = Joined([width, dimension, dimension], dimension, dropout, from_item=True)
+        self.item_encoder = Transformer(dimension, config.item_layers, heads, dropout, config.expansion)
+
+    def make_bridge(self, manifest: Manifest, dimension: int) -> None:
+        """Make the layers that `bridge` takes."""
+        raise NotImplementedError
+
+    def bridge(self, encoded_TD: Tensor) -> tuple[Any, ...]:
+        """What the item encoder sees of the intent encoder's output, [T, D], and what else `Output` has."""
+        raise NotImplementedError
+
+    def forward(self, inputs: Inputs) -> Output:
+        window_TD, intent_TD, item_TD = self.positions(inputs)
+        recent_F, intent_F, item_F = project(
+            [self.short_term.join, self.intent_input, self.item_input], self.features(inputs), self.features.scale
+        )
+        short_TD = self.short_term(recent_F, window_TD, inputs)
+        x_TD = self.intent_input(intent_F, short_TD) + intent_TD
+        bridge_TD, *intents = self.bridge(self.intent_encoder(x_TD, inputs.layout))
+        x_TD = self.item_input(item_F, short_TD, bridge_TD) + item_TD
+        return Output(self.item_encoder(x_TD, inputs.layout), *intents)

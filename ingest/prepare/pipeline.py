@@ -46,9 +46,9 @@ from ingest.prepare.report import (
 from ingest.prepare.survey import FILES_A_TASK, log_types, pieces_of, survey_files
 from ingest.prepare.tasks import InThisProcess, Runner, Task, run_stage
 from ingest.prepare.transitions import merge_transitions
+from ingest.raw.files import find_files
 from ingest.storage import (
     copy,
-    described_files,
     exists,
     join,
     list_folders,
@@ -58,7 +58,7 @@ from ingest.storage import (
     write_text,
 )
 
-ALGORITHM = 4
+ALGORITHM = 5
 """Part of the fingerprint: raised when the same input gives other prepared data than before."""
 CONTENT = ("manifest.json", "items.parquet", "vocab", "transitions", "train", "validation", "test", "rest")
 WORK = "_work"
@@ -72,8 +72,8 @@ def prepare(config: DataConfig, destination: str, log: Log = print, runner: Runn
     """Prepare the log of `config` in the folder `destination`, unless it is there already."""
     if config.events is None:
         raise InputError("data.events is missing: name the log, a Parquet file or a folder of them")
-    events = described_files(config.events, ".parquet")
-    items = described_files(config.items, ".parquet") if config.items else {}
+    events = find_files(config.events, log)
+    items = find_files(config.items, log) if config.items else {}
     fingerprint = fingerprint_of(config, events | items)
     before = _manifest_at(destination)
     if before is not None and before.fingerprint == fingerprint:
