@@ -12,7 +12,7 @@ import pytest
 
 from ingest.data.schema import DataConfig
 from ingest.prepare.pipeline import prepare
-from ingest.sources.registry import SOURCES, Source, register, source_config
+from ingest.sources.registry import SOURCES, Source, register
 from ingest.storage import join, open_file
 
 
@@ -42,7 +42,7 @@ def forgotten() -> Any:
 
 
 def test_a_source_of_ones_own(countdown: type[Source], tmp_path: Path) -> None:
-    source = source_config("countdown").model_validate({"users": 4})
+    source = SOURCES["countdown"].model_validate({"users": 4})
     assert source.make(str(tmp_path)) == {"users": 4, "events": 20}
     config = DataConfig(events=str(tmp_path / source.events_path), time_unit="position")
     assert prepare(config, str(tmp_path / "out"), lambda _: None).counts["users"] == 4
@@ -52,14 +52,14 @@ def test_a_source_of_ones_own(countdown: type[Source], tmp_path: Path) -> None:
 
 def test_a_kind_that_is_none(countdown: type[Source]) -> None:
     with pytest.raises(ValueError, match="takes a data source: simulate, movielens, countdown"):
-        source_config("netflix")
+        SOURCES["netflix"]
 
 
 def test_sources_import_no_torch() -> None:
     code = (
-        "import sys; from ingest.sources.registry import source_config\n"
+        "import sys; from ingest.sources.registry import SOURCES\n"
         "assert not any(name in sys.modules for name in ('ingest.sources.simulate', 'pyarrow.csv'))\n"
-        "source_config('simulate')(); source_config('movielens')(source='a')\n"
+        "SOURCES['simulate'](); SOURCES['movielens'](source='a')\n"
         "assert not any(name in sys.modules for name in ('torch', 'torchrec', 'ray'))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
