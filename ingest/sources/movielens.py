@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import IO, Annotated, Any, ClassVar, Literal
+from typing import IO, Annotated, Any, Literal
 
 import numpy as np
 import polars as pl
@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from ingest import storage
 from ingest.errors import InputError
-from ingest.sources.source import SOURCES, Source
+from ingest.sources.registry import Source, register
 
 LIKED_FROM = 4
 BLOCK_BYTES = 16 << 20
@@ -42,17 +42,15 @@ Opener = Callable[[], AbstractContextManager[IO[bytes]]]
 Files = dict[str, Opener]
 
 
-@SOURCES.add("movielens")
+@register
 class MovieLens(Source):
-    """The `import` section: a data set as GroupLens ships it."""
+    """The data as GroupLens ships them."""
 
     kind: Literal["movielens"] = "movielens"
     source: Annotated[str, AfterValidator(storage.absolute)]
     """A folder or a .zip."""
     interactions: str = "interactions.parquet"
     """Which file, where the source is a folder of Parquet."""
-    events_path: ClassVar[str] = "events.parquet"
-    items_path: ClassVar[str] = "items.parquet"
 
     def make(self, destination: str) -> dict[str, Any]:
         """Write `destination`/events.parquet and items.parquet.

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +34,7 @@ from ingest import storage
 from ingest.errors import InputError
 from ingest.sources import simulate_rule as rule_module
 from ingest.sources import simulate_world as world_module
+from ingest.sources.registry import Source, register
 from ingest.sources.simulate_rule import (
     ACTIONS,
     AGES,
@@ -47,7 +48,6 @@ from ingest.sources.simulate_rule import (
     States,
 )
 from ingest.sources.simulate_world import DEVICES, CatalogueSettings, Timeline, Users, UserSettings
-from ingest.sources.source import SOURCES, Source
 
 Array = NDArray[Any]
 
@@ -55,11 +55,13 @@ BLOCK_USERS = 2_000
 SESSIONS_A_USER = 100_000  # session_id = user_id * this + the session's number
 
 
-@SOURCES.add("simulate")
+@register
 class SimulateConfig(Source):
     """What `simulate` makes. The same values give the same bytes, whatever `processes` is."""
 
     kind: Literal["simulate"] = "simulate"
+    events_path: ClassVar[str] = "events"
+    items_path: ClassVar[str] = "items"
     users: int = Field(default=20_000, ge=1)
     items: int = Field(default=5_000, ge=20)
     days: int = Field(default=90, ge=1, le=3_650)

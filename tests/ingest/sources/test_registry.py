@@ -12,13 +12,13 @@ import pytest
 
 from ingest.data.schema import DataConfig
 from ingest.prepare.pipeline import prepare
-from ingest.sources.source import SOURCES, Source
+from ingest.sources.registry import SOURCES, Source, register
 from ingest.storage import join, open_file
 
 
 @pytest.fixture
 def countdown() -> type[Source]:
-    @SOURCES.add("countdown")
+    @register
     class Countdown(Source):
         kind: Literal["countdown"] = "countdown"
         users: int = 3
@@ -42,24 +42,24 @@ def forgotten() -> Any:
 
 
 def test_a_source_of_ones_own(countdown: type[Source], tmp_path: Path) -> None:
-    source = Source.model_validate({"kind": "countdown", "users": 4})
+    source = SOURCES["countdown"].model_validate({"users": 4})
     assert source.make(str(tmp_path)) == {"users": 4, "events": 20}
     config = DataConfig(events=str(tmp_path / source.events_path), time_unit="position")
     assert prepare(config, str(tmp_path / "out"), lambda _: None).counts["users"] == 4
     with pytest.raises(ValueError, match="'countdown' is registered twice"):
-        SOURCES.add("countdown")(countdown)
+        register(countdown)
 
 
 def test_a_kind_that_is_none(countdown: type[Source]) -> None:
     with pytest.raises(ValueError, match="takes a data source: simulate, movielens, countdown"):
-        Source.model_validate({"kind": "netflix"})
+        SOURCES["netflix"]
 
 
 def test_sources_import_no_torch() -> None:
     code = (
-        "import sys; from ingest.sources.source import Source\n"
+        "import sys; from ingest.sources.registry import SOURCES\n"
         "assert not any(name in sys.modules for name in ('ingest.sources.simulate', 'pyarrow.csv'))\n"
-        "Source.model_validate({'kind': 'simulate'}); Source.model_validate({'source': 'a'})\n"
+        "SOURCES['simulate'](); SOURCES['movielens'](source='a')\n"
         "assert not any(name in sys.modules for name in ('torch', 'torchrec', 'ray'))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
