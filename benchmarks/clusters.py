@@ -36,7 +36,7 @@ from embeddings.table_config import ITEM
 from embeddings.workers import Worker, single_process
 from ingest.data.items import load_items
 from ingest.settings import load_settings
-from trainer.models.config import NeuralConfig
+from trainer.models.registry import NeuralConfig
 
 NODE = 8
 SIZES = (8, 64, 512)

@@ -18,7 +18,9 @@ from embeddings.workers import Worker, single_process
 from ingest.data.batch import Batch
 from ingest.data.manifest import load_manifest
 from trainer.attention import CausalAttention, Layout
-from trainer.models.config import IntentRecConfig, NeuralConfig, SASRecConfig
+from trainer.models.intentrec import IntentRecConfig
+from trainer.models.registry import NeuralConfig
+from trainer.models.sasrec import SASRecConfig
 from trainer.step import Step
 from trainer.train_config import TrainConfig
 

@@ -26,7 +26,7 @@ from ingest.data.manifest import Manifest
 from ingest.data.reader_config import ReaderConfig
 from ingest.data.schema import FIRST_VALUE
 from ingest.data.shards import StoredRows
-from trainer.models.config import SASRecConfig
+from trainer.models.sasrec import SASRecConfig
 from trainer.step import Step
 from trainer.train_config import LossConfig, TrainConfig
 

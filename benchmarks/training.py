@@ -23,7 +23,7 @@ from ingest.data.items import load_items
 from ingest.data.manifest import Manifest, load_manifest
 from ingest.data.reader import Reader
 from ingest.settings import load_settings
-from trainer.models.config import NeuralConfig
+from trainer.models.registry import NeuralConfig
 from trainer.step import Step
 from trainer.train_config import TrainConfig
 

@@ -16,7 +16,10 @@ from ingest.data.schema import DataConfig
 from ingest.settings import Settings, build_settings
 from ingest.sources.simulate import SimulateConfig
 from ingest.storage import is_remote, join
-from trainer.models.config import DeepConfig, IntentRecConfig, NeuralConfig, SASRecConfig
+from trainer.models.deep import DeepConfig
+from trainer.models.intentrec import IntentRecConfig
+from trainer.models.registry import NeuralConfig
+from trainer.models.sasrec import SASRecConfig
 from trainer.train_config import TrainConfig
 
 ModelConfig = Annotated[
@@ -84,20 +87,11 @@ class Config(Settings):
             raise ValueError("data.events is missing: name the log, or take a section simulate or import")
         for name, model in self.models.items():
             if isinstance(model, NeuralConfig):
-                width, heads = self.train_config(name).tables.dimension, model.heads
-                if width % heads:
-                    raise ValueError(f"models.{name}.heads: {heads} do not divide train.tables.dimension, {width}")
-            if isinstance(model, IntentRecConfig) and not self.data.intents:
-                raise ValueError(
-                    f"models.{name} of kind intentrec needs a feature with `intent: true` in data.features"
-                )
-            if isinstance(model, IntentRecConfig | DeepConfig):
-                positions = self.data.time_unit == "position"
-                if positions != isinstance(model.window, int):
-                    takes = "a number of positions such as 20" if positions else "a span of time such as 7d"
-                    raise ValueError(
-                        f"models.{name}.window: with this data.time_unit it takes {takes}, got {model.window!r}"
-                    )
+                train = self.train_config(name)
+                try:
+                    model.check(self.data, train)
+                except ValueError as error:
+                    raise ValueError(f"models.{name}.{error}") from None
         if self.recommend is not None and self.recommended not in self.neural:
             takes = ", ".join(self.neural) or "none of these is trained"
             raise ValueError(f"recommend.model: takes a model that is trained ({takes}), got {self.recommended!r}")

@@ -22,7 +22,7 @@ from ingest.prepare.pipeline import prepare
 from ingest.prepare.tasks import InThisProcess, Runner
 from ingest.sources.simulate import simulate
 from ingest.storage import exists, join, read_text, remove, write_text
-from trainer.models.config import NeuralConfig
+from trainer.models.registry import NeuralConfig
 from trainer.progress import Markers, Progress, identity
 from trainer.versions import check_installed_versions, installed
 

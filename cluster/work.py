@@ -27,7 +27,7 @@ from ingest.data.reader import Reader
 from ingest.data.reader_config import ReaderConfig
 from trainer.checkpoint import Checkpoints
 from trainer.loop import Run, Trainer
-from trainer.models.config import NeuralConfig
+from trainer.models.registry import NeuralConfig
 from trainer.progress import Progress
 from trainer.step import Step
 

@@ -30,7 +30,8 @@ from ingest.data.schema import DataConfig
 from ingest.data.shards import StoredRows
 from ingest.prepare.pipeline import prepare
 from trainer.loop import Run, Trainer
-from trainer.models.config import IntentRecConfig, NeuralConfig
+from trainer.models.intentrec import IntentRecConfig
+from trainer.models.registry import NeuralConfig
 from trainer.step import Step
 from trainer.train_config import TrainConfig
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -35,6 +35,18 @@ class Inputs:
     time_T: Tensor
     position_T: Tensor
     layout: Layout
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a model says at each token k of interaction k + 1."""
+
+    query_TD: Tensor
+    """Its dot product with a row of the item table is that item's score."""
+    intents: dict[str, Tensor] = field(default_factory=dict)
+    """For each intent the logits of its labels, [T, labels]: label l is vocabulary index l + 2."""
+    attention_TM: Tensor | None = None
+    """The weight of each of the M intents, in the order of `intents`; rows sum to 1."""
 
 
 class Dropout(nn.Module):

@@ -24,7 +24,7 @@ from ingest.errors import InputError
 from ingest.storage import join
 from trainer.checkpoint import Checkpoints
 from trainer.device import on_device
-from trainer.models.config import NeuralConfig
+from trainer.models.registry import NeuralConfig
 from trainer.monitor import Monitor
 from trainer.progress import Progress, identity
 from trainer.step import Losses, Step

@@ -12,7 +12,7 @@ from typing import Any
 
 from ingest.errors import InputError
 from ingest.storage import exists, join, list_folders, read_text
-from trainer.models.config import NeuralConfig
+from trainer.models.registry import NeuralConfig
 from trainer.train_config import TrainConfig
 
 MARKER = "complete.json"

@@ -16,10 +16,7 @@ from ingest.data.batch import Batch
 from ingest.data.manifest import Manifest
 from trainer.attention import Layout
 from trainer.layers import Block, Inputs
-from trainer.models.config import DeepConfig, IntentRecConfig, NeuralConfig
-from trainer.models.deep import Deep
-from trainer.models.intentrec import IntentRec
-from trainer.models.sasrec import SASRec
+from trainer.models.registry import NeuralConfig
 from trainer.train_config import TrainConfig
 
 
@@ -78,13 +75,7 @@ def build(model: NeuralConfig, train: TrainConfig, manifest: Manifest) -> Recomm
     dimension, length = train.tables.dimension, train.reader.max_length
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(train.seed)
-        network: IntentRec | Deep | SASRec
-        if isinstance(model, IntentRecConfig):
-            network = IntentRec(model, manifest, dimension, length)
-        elif isinstance(model, DeepConfig):
-            network = Deep(model, manifest, dimension, length)
-        else:
-            network = SASRec(model, manifest, dimension, length)
+        network = model.network(manifest, dimension, length)
     numbers = [feature.name for feature in manifest.features if feature.is_number] if model.reads_features else []
     settings = train.tables
     collisions = Collisions(settings.zch, dimension, settings.initial_deviation, train.seed) if settings.zch else None

@@ -20,7 +20,7 @@ from embeddings.workers import Worker, gather_rows
 from ingest.data.batch import Batch
 from ingest.data.manifest import Manifest
 from trainer.losses import intent_loss
-from trainer.models.config import IntentRecConfig, NeuralConfig
+from trainer.models.registry import NeuralConfig
 from trainer.negatives import NegativeSampler
 from trainer.recommender import Prediction, Recommender, build
 from trainer.softmax import catalogue_slice, default_scores, full_softmax, sampled_softmax
@@ -68,7 +68,7 @@ class Step:
             self.dense.values(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
         self.sampler = NegativeSampler(config.loss, manifest.items, config.seed, counts)
-        self.intent_weight = model.intent_weight if isinstance(model, IntentRecConfig) else 0.0
+        self.intent_weight = model.weight_of_intents
         self.spread = tables.spreads[ITEM]
         self.slice_v = self.spread.indices(torch.arange(self.first, end if full else self.first, device=worker.device))
         self.scores = config.loss.scores_at_once or default_scores(worker.device)

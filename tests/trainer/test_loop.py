@@ -16,7 +16,7 @@ from tests.scenarios import TwoWorkers, train
 from tests.small import Data, Stopped, inputs_of, make_trainer, one_process, same, watched, weights
 from trainer.checkpoint import _state
 from trainer.loop import Trainer, Validation
-from trainer.models.config import IntentRecConfig
+from trainer.models.intentrec import IntentRecConfig
 from trainer.progress import Progress
 from trainer.step import Step
 

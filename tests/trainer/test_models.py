@@ -17,7 +17,10 @@ from ingest.errors import InputError
 from tests.small import HOUR, MODEL, Data, make_step, take_rows, train_config
 from trainer.attention import Layout
 from trainer.layers import Inputs, ShortTerm, project
-from trainer.models.config import DeepConfig, IntentRecConfig, NeuralConfig, SASRecConfig
+from trainer.models.deep import DeepConfig
+from trainer.models.intentrec import IntentRecConfig
+from trainer.models.registry import NeuralConfig
+from trainer.models.sasrec import SASRecConfig
 from trainer.recommender import Prediction, build
 from trainer.step import Step
 

@@ -18,7 +18,7 @@ from tests.scenarios import SCENARIOS, SETTINGS, TwoWorkers, steps, unknown_targ
 from tests.small import MODEL, Data, dense, make_step, same, train_config, weights
 from trainer.attention import Layout
 from trainer.layers import Inputs
-from trainer.models.config import IntentRecConfig
+from trainer.models.intentrec import IntentRecConfig
 from trainer.recommender import build
 
 pytestmark = pytest.mark.usefixtures("alone")

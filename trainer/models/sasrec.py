@@ -7,27 +7,51 @@ arXiv 2309.07602 for what that is worth.
 from __future__ import annotations
 
 import math
+from functools import cache
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
-from torch import nn
+from pydantic import Field
 
-from ingest.data.manifest import Manifest
-from trainer.layers import Dropout, Inputs, Positions, Transformer
-from trainer.models.base import Output
-from trainer.models.config import SASRecConfig
+from trainer.models.base import TransformerConfig
+from trainer.models.registry import register
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ingest.data.manifest import Manifest
+    from trainer.layers import Inputs, Output
 
 
-class SASRec(nn.Module):
-    """Items and their places only: no features, no times."""
+@register
+class SASRecConfig(TransformerConfig):
+    reads_features: ClassVar[bool] = False
+    kind: Literal["sasrec"] = "sasrec"
+    layers: int = Field(default=2, ge=1)
 
-    def __init__(self, config: SASRecConfig, manifest: Manifest, dimension: int, max_length: int) -> None:
-        super().__init__()
-        self.scale = math.sqrt(dimension)
-        self.positions = Positions(manifest, dimension, max_length, timestamp=False)
-        self.dropout = Dropout(config.dropout)
-        self.encoder = Transformer(dimension, config.layers, config.heads, config.dropout, config.expansion)
+    def network(self, manifest: Manifest, dimension: int, max_length: int) -> nn.Module:
+        return _network()(self, manifest, dimension, max_length)
 
-    def forward(self, inputs: Inputs) -> Output:
-        (place_TD,) = self.positions(inputs)
-        x_TD = self.dropout(torch.add(place_TD, inputs.vectors["item"], alpha=self.scale))
-        return Output(self.encoder(x_TD, inputs.layout))
+
+@cache
+def _network() -> type[nn.Module]:
+    import torch
+    from torch import nn
+
+    from trainer.layers import Dropout, Output, Positions, Transformer
+
+    class SASRec(nn.Module):
+        """Items and their places only: no features, no times."""
+
+        def __init__(self, config: SASRecConfig, manifest: Manifest, dimension: int, max_length: int) -> None:
+            super().__init__()
+            self.scale = math.sqrt(dimension)
+            self.positions = Positions(manifest, dimension, max_length, timestamp=False)
+            self.dropout = Dropout(config.dropout)
+            self.encoder = Transformer(dimension, config.layers, config.heads, config.dropout, config.expansion)
+
+        def forward(self, inputs: Inputs) -> Output:
+            (place_TD,) = self.positions(inputs)
+            x_TD = self.dropout(torch.add(place_TD, inputs.vectors["item"], alpha=self.scale))
+            return Output(self.encoder(x_TD, inputs.layout))
+
+    return SASRec
