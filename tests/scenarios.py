@@ -24,7 +24,6 @@ from torch import Tensor
 
 import evaluation.ranking
 import evaluation.recommend
-from benchmarks.collectives import bytes_per_step, counted_steps, load_of
 from embeddings.sharding import table_states
 from embeddings.table_config import TableConfig
 from embeddings.workers import Worker, gather_objects, total
@@ -47,6 +46,7 @@ from tests.small import (
     watched,
     weights,
 )
+from tests.traffic import bytes_per_step, counted_steps, load_of
 from trainer.checkpoint import Checkpoints
 from trainer.progress import Progress
 from trainer.softmax import catalogue_slice, full_softmax
