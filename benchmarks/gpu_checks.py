@@ -93,8 +93,6 @@ class Bench:
     device: torch.device
     sizes: Sizes
     deadline: float
-    ml_1m: str | None = None
-    epochs: int = 20
     note: Callable[[dict[str, Any]], None] = field(default=lambda found: None)
     """Keeps what a check has found so far, should it be ended."""
 
@@ -135,19 +133,6 @@ class Comparison:
         """How many were compared, those nearest to what is allowed, and what was beyond it."""
         worst = sorted(self.cases, key=lambda entry: -entry["error"] / entry["allowed"])[:12]
         return {"compared": len(self.cases), "nearest": worst, "wrong": self.wrong}
-
-
-def describe(device: torch.device) -> dict[str, Any]:
-    """The device by name."""
-    if device.type != "cuda":
-        return {"name": "CPU", "threads": torch.get_num_threads()}
-    properties = torch.cuda.get_device_properties(device)
-    return {
-        "name": properties.name,
-        "gib": round(properties.total_memory / 2**30, 1),
-        "capability": f"{properties.major}.{properties.minor}",
-        "cuda": torch.version.cuda,
-    }
 
 
 def attention(bench: Bench) -> dict[str, Any]:
@@ -212,7 +197,8 @@ def precision(bench: Bench) -> dict[str, Any]:
                     taken[name] = one_step(case, bench.device)
             bf16, fp32 = taken["bf16"], taken["fp32"]
             found.add(f"{model} {kind} loss", bf16.loss, fp32.loss, 1e-2)
-            found.add(f"{model} {kind} dense gradient", bf16.gradient, fp32.gradient, 6e-2)
+            gradients = [torch.cat([value.flatten() for value in each.gradients.values()]) for each in (bf16, fp32)]
+            found.add(f"{model} {kind} dense gradient", *gradients, 6e-2)
     return found.result()
 
 
@@ -226,15 +212,12 @@ class Taken:
     """Rows of every table before the step."""
     after: dict[str, Tensor]
 
-    @property
-    def gradient(self) -> Tensor:
-        """Of the whole dense part."""
-        return torch.cat([value.flatten() for value in self.gradients.values()])
-
 
 def one_step(case: Case, device: torch.device) -> Taken:
     """The first step on the first batch, in a process group that is there."""
-    step, batch = make(case, device)
+    worker = Worker(device=device)
+    (batch,) = case.batches(1, worker)
+    step, batch = case.step(worker), batch.to(device)
     before = rows_of(step)
     losses, _ = step.train(batch, 0, float(batch.weight_Q.sum()))
     loss = losses.item + sum(losses.intents.values())
@@ -244,13 +227,6 @@ def one_step(case: Case, device: torch.device) -> Taken:
         if parameter.grad is not None and ".embeddings." not in name
     }
     return Taken(loss.cpu(), gradients, before, rows_of(step))
-
-
-def make(case: Case, device: torch.device) -> tuple[Step, Batch]:
-    """A step and the first batch, on the device."""
-    worker = Worker(device=device)
-    (batch,) = case.batches(1, worker)
-    return case.step(worker), batch.to(device)
 
 
 def rows_of(step: Step) -> dict[str, Tensor]:
