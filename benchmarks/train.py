@@ -1,9 +1,9 @@
 """What training takes on this machine. Each command prints JSON.
 
-    python -m benchmarks.train flops [CONFIG] [key=value ...]       matrix FLOPs a second against the best torch.matmul
-    python -m benchmarks.train intentrec [CONFIG] [key=value ...]   IntentRec's time a target against SASRec's
-    python -m benchmarks.train workers [CONFIG] [key=value ...]     2 workers of one thread against 1
-    python -m benchmarks.train vocabulary                           steps and memory with 10K to 20M items
+    python -m benchmarks.train flops [CONFIG] [key=value ...]     targets and matrix FLOPs a second of SASRec and
+                                                                  IntentRec, against the best torch.matmul
+    python -m benchmarks.train workers [CONFIG] [key=value ...]   2 workers of one thread against 1
+    python -m benchmarks.train vocabulary                         steps and memory with 10K to 20M items
 
 A CONFIG is one of `intentrec run`, by default configs/demo.yaml with longer batches; its data are made and prepared in
 a folder that is removed at the end, or in `storage=FOLDER` to keep and find them again. What is compared takes turns in
@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from itertools import cycle
 from typing import Any
 
@@ -38,38 +39,44 @@ LONGER = ["train.reader.tokens=8192", "train.reader.max_length=200"]
 
 
 def measure_flops(options: argparse.Namespace) -> dict[str, Any]:
-    """FLOP/s of the network and of the step against the best of torch.matmul, at each dimension."""
-    found = {}
-    for dimension in options.dimensions:
-        overrides = [*LONGER, *options.overrides, f"train.tables.dimension={dimension}"]
-        with prepared(options.config, overrides) as config, single_process(torch.device("cpu")):
-            found[str(dimension)] = _flops_of(Case.of(config, options.model), options)
+    """FLOP/s of models' networks and steps against the best of torch.matmul, and of their times a target."""
+    with prepared(options.config, [*LONGER, *options.overrides]) as config, single_process(torch.device("cpu")):
+        worker = Worker()
+        sides: dict[str, Callable[[], float]] = {"matmul": best_matmul}
+        gflop: dict[str, float] = {}
+        for name in options.models:
+            case = Case.of(config, name)
+            batches = case.batches(options.batches, worker)
+            training = Training(case.step(worker), cycle(batches))
+            passes = {
+                f"{name} network": network_passes(training.step, batches),
+                f"{name} step": partial(training.seconds, len(batches)),
+            }
+            gflop |= {part: counted_flops(call) / 1e9 for part, call in passes.items()}
+            sides |= {part: partial(_seconds, call) for part, call in passes.items()}
+        found = in_turns(options.rounds, sides)
+    matmul, targets = [rate / 1e9 for rate in found.pop("matmul")], sum(map(targets_of, batches))
+    rates = {part: [gflop[part] / each for each in seconds] for part, seconds in found.items()} | {"matmul": matmul}
+    first, last = f"{options.models[0]} step", f"{options.models[-1]} step"
     return {
-        "model": options.model,
         "threads": torch.get_num_threads(),
-        "network": "forward and backward without tables, output layer, loss and optimizer",
-        "dimensions": found,
-    }
-
-
-def _flops_of(case: Case, options: argparse.Namespace) -> dict[str, Any]:
-    worker = Worker()
-    batches = case.batches(options.batches, worker)
-    training = Training(case.step(worker), cycle(batches))
-    network, step = network_passes(training.step, batches), lambda: training.seconds(len(batches))
-    flops = {"network": counted_flops(network), "step": counted_flops(step)}
-    sides: dict[str, Callable[[], float]] = {
-        "matmul": best_matmul,
-        "network": lambda: flops["network"] / _seconds(network),
-        "step": lambda: flops["step"] / _seconds(step),
-    }
-    rates = in_turns(options.rounds, sides)
-    return {
-        "tokens": sum(batch.tokens for batch in batches) / len(batches),
+        "dimension": case.train.tables.dimension,
         "loss": case.train.loss.model_dump(include={"kind", "negatives", "sampling"}),
-        "gflop_a_step": {name: round(value / len(batches) / 1e9, 2) for name, value in flops.items()},
-        "gflop_per_second": {name: round(statistics.median(values) / 1e9, 1) for name, values in rates.items()},
-        "share_of_matmul": {name: ratio_of(rates[name], rates["matmul"]) for name in flops},
+        "network": "forward and backward without tables, output layer, loss and optimizer",
+        "tokens_a_batch": sum(batch.tokens for batch in batches) / len(batches),
+        "targets_per_second": {
+            name: round(targets / statistics.median(found[f"{name} step"])) for name in options.models
+        },
+        "kiloflop_a_target": {part: round(1e6 * value / targets) for part, value in gflop.items()},
+        "gflop_per_second": {
+            part: round(statistics.median(each), 1) for part, each in {"matmul": matmul, **rates}.items()
+        },
+        "share_of_matmul": {part: ratio_of(each, matmul) for part, each in rates.items() if part != "matmul"},
+        "last_model_over_first": {
+            "seconds": ratio_of(found[last], found[first]),
+            "flops": round(gflop[last] / gflop[first], 3),
+            "seconds_over_flops": round(ratio_of(found[last], found[first])["median"] * gflop[first] / gflop[last], 3),
+        },
     }
 
 
@@ -119,33 +126,6 @@ def _seconds(call: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def measure_intentrec(options: argparse.Namespace) -> dict[str, Any]:
-    """Time a target of IntentRec over SASRec's, against the ratio of their FLOPs."""
-    with prepared(options.config, [*LONGER, *options.overrides]) as config, single_process(torch.device("cpu")):
-        worker = Worker()
-        trainings, flops = {}, {}
-        for name in ("intentrec", "sasrec"):
-            case = Case.of(config, name)
-            batches = case.batches(options.batches, worker)
-            trainings[name] = Training(case.step(worker), cycle(batches))
-            targets = sum(map(targets_of, batches))
-            flops[name] = counted_flops(lambda: trainings[name].seconds(len(batches))) / targets  # noqa: B023
-        seconds = in_turns(
-            options.rounds,
-            {name: lambda each=each: sum(each.seconds(options.batches)) for name, each in trainings.items()},
-        )
-    times, products = ratio_of(seconds["intentrec"], seconds["sasrec"]), flops["intentrec"] / flops["sasrec"]
-    return {
-        "threads": torch.get_num_threads(),
-        "targets_a_round": targets,
-        "targets_per_second": {name: round(targets / statistics.median(values)) for name, values in seconds.items()},
-        "kiloflop_a_target": {name: round(value / 1e3) for name, value in flops.items()},
-        "ratio_of_times": times,
-        "ratio_of_flops": round(products, 3),
-        "times_over_flops": round(times["median"] / products, 3),
-    }
-
-
 def measure_workers(options: argparse.Namespace) -> dict[str, Any]:
     """Targets a second of 2 workers with one thread each over those of 1 worker with one thread."""
     found = {}
@@ -155,16 +135,16 @@ def measure_workers(options: argparse.Namespace) -> dict[str, Any]:
             content["train"]["loss"]["kind"] = loss
             found[loss] = _workers_with(content, options)
     return {
-        "model": options.model,
+        "model": options.models[0],
         "threads_a_worker": 1,
-        "tokens_a_worker": config.train_config(options.model).reader.tokens,
+        "tokens_a_worker": config.train_config(options.models[0]).reader.tokens,
         "apart": "2 groups of one worker each at the same time, which exchange nothing: what the machine allows",
         "losses": found,
     }
 
 
 def _workers_with(content: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
-    arguments = {"config": content, "model": options.model, "batches": options.batches}
+    arguments = {"config": content, "model": options.models[0], "batches": options.batches}
     with ExitStack() as stack:
         one, other, pair = (stack.enter_context(Group(count, _train, **arguments)) for count in (1, 1, 2))
 
@@ -205,7 +185,6 @@ def _train(worker: Worker, config: dict[str, Any], model: str, batches: int) -> 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "flops": measure_flops,
-    "intentrec": measure_intentrec,
     "workers": measure_workers,
     "vocabulary": measure_vocabulary,
 }
@@ -218,10 +197,11 @@ def main() -> None:
     parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("words", nargs="*", metavar="CONFIG | key=value", help="a config, and what is laid over it")
     parser.add_argument("--threads", type=int, default=2, help="of tensor operations, but for workers and vocabulary")
-    parser.add_argument("--model", default="sasrec")
+    parser.add_argument(
+        "--models", nargs="+", default=["sasrec", "intentrec"], help="of the config; workers: the first"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", type=int, default=6, help="of a round")
-    parser.add_argument("--dimensions", type=int, nargs="+", default=[64, 256], help="flops: of the tables")
     parser.add_argument("--losses", nargs="+", default=["sampled", "full"], choices=["sampled", "full"], help="workers")
     parser.add_argument("--items", type=int, nargs=3, default=[10_000, 10_000_000, 20_000_000], help="vocabulary")
     parser.add_argument("--steps", type=int, default=64, help="vocabulary: with the most items")
