@@ -14,6 +14,7 @@ from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 
 from benchmarks.training import Case
 from embeddings.sharding import table_states
+from embeddings.table_config import table_of
 from embeddings.workers import Worker, single_process
 from ingest.data.batch import Batch
 from ingest.data.manifest import load_manifest
@@ -21,6 +22,7 @@ from trainer.attention import CausalAttention, Layout
 from trainer.models.intentrec import IntentRecConfig
 from trainer.models.registry import NeuralConfig
 from trainer.models.sasrec import SASRecConfig
+from trainer.step import weights_of
 from trainer.train_config import TrainConfig
 
 CPU = torch.device("cpu")
@@ -186,12 +188,12 @@ def one_step(case: Case, device: torch.device) -> Taken:
     worker = Worker(device=device)
     step, (batch,) = case.step(worker), case.batches(1, worker)
     before, batch = rows_of(step), batch.to(device)
-    losses, _ = step.train(batch, 0, float(batch.weight_Q.sum()))
+    losses, _ = step.train(batch, 0, weights_of(batch).tolist())
     loss = losses.item + sum(losses.intents.values())
     gradients = {
         name: parameter.grad.detach().cpu()
         for name, parameter in step.dense.items()
-        if parameter.grad is not None and ".embeddings." not in name
+        if parameter.grad is not None and table_of(name) is None
     }
     return Taken(loss.cpu(), gradients, before, rows_of(step))
 

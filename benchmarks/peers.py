@@ -35,7 +35,7 @@ from benchmarks.training import Case, Training, header, prepared, ratio_of
 from embeddings.workers import Worker, single_process
 from evaluation.ranking import NeuralScorer
 from ingest.data.manifest import SplitName, load_manifest
-from ingest.data.schema import FIRST_VALUE
+from ingest.features.feature import FIRST_VALUE
 from ingest.storage import join
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -41,7 +41,7 @@ Side = Callable[[Reader], int]
 
 def reader(url: str, features: bool = True, manifest: Manifest | None = None, **settings: Any) -> Reader:
     manifest = manifest or load_manifest(url)
-    config = ReaderConfig.model_validate({"tokens": 8192, "fetch": THREADS, "build": THREADS} | settings)
+    config = ReaderConfig.model_validate({"tokens": 8192, "fetch": THREADS} | settings)
     return Reader(url, manifest, load_items(url, manifest), "train", config, features=features)
 
 

@@ -33,7 +33,7 @@ from ingest.data.manifest import Manifest, load_manifest
 from ingest.data.reader import Reader
 from ingest.settings import load_settings
 from trainer.models.registry import NeuralConfig
-from trainer.step import Step
+from trainer.step import Step, weights_of
 from trainer.train_config import TrainConfig
 
 
@@ -113,9 +113,9 @@ class Training:
     def take(self) -> None:
         """One step; `StopIteration` where no batch is left."""
         batch = next(self.batches)
-        weight = float(total(batch.weight_Q.sum(dtype=torch.float64)))
-        losses, _ = self.step.train(batch, self.number, weight)
-        self.losses.append(float(total(losses.item.double())) / max(weight, 1e-12))
+        weights = total(weights_of(batch)).tolist()
+        losses, _ = self.step.train(batch, self.number, weights)
+        self.losses.append(float(total(losses.item.double())) / max(weights[0], 1e-12))
         self.number += 1
         self.targets += targets_of(batch)
 

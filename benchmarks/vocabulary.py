@@ -20,8 +20,8 @@ from ingest.data.batch import Batch
 from ingest.data.builder import BatchBuilder
 from ingest.data.items import ItemTable
 from ingest.data.manifest import Manifest
-from ingest.data.schema import FIRST_VALUE
 from ingest.data.shards import StoredRows
+from ingest.features.feature import FIRST_VALUE
 from trainer.models.sasrec import SASRecConfig
 from trainer.step import Step
 from trainer.train_config import TrainConfig

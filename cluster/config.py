@@ -11,7 +11,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from evaluation.evaluation_config import EvaluateConfig, MarkovConfig, PopularityConfig, RecommendConfig
+from evaluation.baselines.markov import MarkovConfig
+from evaluation.baselines.popularity import PopularityConfig
+from evaluation.evaluation_config import EvaluateConfig, RecommendConfig
+from evaluation.metrics import check_metric
 from ingest.data.schema import DataConfig
 from ingest.settings import Settings, build_settings
 from ingest.sources.simulate import SimulateConfig
@@ -89,6 +92,10 @@ class Config(Settings):
             if isinstance(model, NeuralConfig):
                 train = self.train_config(name)
                 try:
+                    check_metric(train.metric)
+                except ValueError as error:
+                    raise ValueError(f"train.metric: {error}, got {train.metric!r}") from None
+                try:
                     model.check(self.data, train)
                 except ValueError as error:
                     raise ValueError(f"models.{name}.{error}") from None
@@ -120,6 +127,10 @@ class Config(Settings):
     @property
     def data_folder(self) -> str:
         return join(self.folder, "data")
+
+    @property
+    def targets_folder(self) -> str:
+        return join(self.folder, "targets")
 
     @property
     def recommendations_folder(self) -> str:

@@ -15,9 +15,10 @@ from typing import Any
 from cluster.config import Config
 from cluster.launch import run_here, run_on_workers
 from cluster.runner import OnRay
+from evaluation.results import Evaluated, Results
 from ingest.data.manifest import Manifest, load_manifest
-from ingest.data.schema import FIRST_VALUE
 from ingest.errors import InputError
+from ingest.features.feature import FIRST_VALUE
 from ingest.prepare.pipeline import prepare
 from ingest.prepare.tasks import InThisProcess, Runner
 from ingest.sources.simulate import simulate
@@ -174,8 +175,11 @@ class Stages:
         print(f"recommendations of model {made['model']} for {made['users']:,} users: {folder}")
 
     def _end_evaluating(self, found: dict[str, Any] | None) -> None:
-        path = join(self.config.folder, RESULTS)
-        self._show(json.loads(read_text(path)) if found is None else self._results(found, self._evaluation_mark()))
+        if found is None:
+            results = Results.model_validate_json(read_text(join(self.config.folder, RESULTS)))
+        else:
+            results = self._results(Evaluated.model_validate(found), self._evaluation_mark())
+        self._show(results)
 
     def _evaluation_mark(self) -> str:
         return self._mark(list(self.config.models))
@@ -193,7 +197,7 @@ class Stages:
             parts += [markers.best() or "", *markers.complete()] if markers else []
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
-    def _results(self, found: dict[str, Any], mark: str) -> dict[str, Any]:
+    def _results(self, found: Evaluated, mark: str) -> Results:
         manifest = load_manifest(self.config.data_folder)
         data: dict[str, Any] = {
             "users": manifest.counts["users"],
@@ -201,27 +205,30 @@ class Stages:
             "events": manifest.counts["events"],
             "counts": {name: value for name, value in manifest.counts.items() if value},
             "mark": mark,
-            "warnings": found.pop("warnings"),
+            "warnings": found.warnings,
         }
-        results: dict[str, Any] = {
-            "name": self.config.name,
-            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "command": " ".join(["intentrec", *sys.argv[1:]]),
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
-            "versions": {name: installed(name) or "" for name in ("torch", "torchrec", "ray", "pyarrow")},
-            "data": data,
-            "config": self.config.text(),
-            "seconds": self.seconds,
-            **{key: value for key, value in found.items() if value is not None},
-        }
-        return results
+        return Results(
+            name=self.config.name,
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            protocol=found.protocol,
+            models=found.models,
+            command=" ".join(["intentrec", *sys.argv[1:]]),
+            machine=f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+            versions={name: installed(name) or "" for name in ("torch", "torchrec", "ray", "pyarrow")},
+            majority=found.majority,
+            example=found.example,
+            data=data,
+            config=self.config.text(),
+            seconds=self.seconds,
+        )
 
-    def _show(self, results: dict[str, Any]) -> None:
+    def _show(self, results: Results) -> None:
         from evaluation.report import format_table, write_report
 
         page = write_report(results, self.config.folder)
         print(f"\n{format_table(results)}\n")
-        warnings = results["data"].get("warnings", [])
+        warnings = results.data.get("warnings", [])
+        assert isinstance(warnings, list)
         for warning in warnings[:SHOWN_WARNINGS]:
             print(f"warning      {warning}")
         if len(warnings) > SHOWN_WARNINGS:

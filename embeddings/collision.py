@@ -19,7 +19,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torchrec import JaggedTensor
 from torchrec.modules.mc_modules import (
@@ -30,6 +29,7 @@ from torchrec.modules.mc_modules import (
 )
 
 from embeddings.table_config import CollisionConfig
+from embeddings.workers import gather_rows
 
 _POLICIES: dict[str, Callable[[], Any]] = {
     "distance_lfu": DistanceLFU_EvictionPolicy,
@@ -60,7 +60,7 @@ class Collisions:
         """The rows of the values `index_N`; in training, which all workers call at once, they are noted first."""
         module = self.modules[table].train(training)
         if training:
-            seen = _gather(index_N.long())
+            seen, _ = gather_rows(index_N.long())
             _reserve(module, len(seen))
             module.profile({table: JaggedTensor(seen, lengths=torch.tensor([len(seen)], device=seen.device))})
             self._evict(table, module)
@@ -124,16 +124,3 @@ def _reserve(module: MCHManagedCollisionModule, ids: int) -> None:
         if kept:
             module._history_metadata[name] = torch.zeros(size, dtype=torch.int64, device=module.device)
             module._history_metadata[name][:seen] = before.get(name, torch.zeros(seen))
-
-
-def _gather(index_N: Tensor) -> Tensor:
-    """All workers' indices, those of rank 0 first."""
-    workers = dist.get_world_size()
-    counts = [index_N.new_zeros(1) for _ in range(workers)]
-    dist.all_gather(counts, index_N.new_tensor([len(index_N)]))
-    sizes = [int(count) for count in counts]
-    padded = index_N.new_zeros(max(sizes))
-    padded[: len(index_N)] = index_N
-    parts = [torch.empty_like(padded) for _ in range(workers)]
-    dist.all_gather(parts, padded)
-    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])

@@ -25,7 +25,7 @@ from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterCons
 from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import CacheParams, ParameterSharding, ShardingPlan
 
-from embeddings.table_config import TableConfig
+from embeddings.table_config import PREFIX, TableConfig
 from ingest.errors import InputError
 
 GIB = 2**30
@@ -140,20 +140,20 @@ def _planned(
 
 
 def _constraint(table: EmbeddingConfig, config: TableConfig, lookups: Mapping[str, float]) -> ParameterConstraints:
-    chosen = config.sharding.get(table.name)
-    kernel = "dense" if chosen == "data_parallel" else config.kernel.get(table.name, "fused")
-    factor = max(lookups.get(table.name, 1.0), 1.0) / len(table.feature_names)
+    (name,) = table.feature_names
+    chosen = config.sharding.get(name)
+    kernel = "dense" if chosen == "data_parallel" else config.kernel.get(name, "fused")
     return ParameterConstraints(
-        sharding_types=[chosen] if chosen else _PLANNER_KINDS[:2] if table.name in config.zch else _PLANNER_KINDS,
+        sharding_types=[chosen] if chosen else _PLANNER_KINDS[:2] if name in config.zch else _PLANNER_KINDS,
         compute_kernels=[kernel],
-        pooling_factors=[factor] * len(table.feature_names),
+        pooling_factors=[max(lookups.get(name, 1.0), 1.0)],
         cache_params=CacheParams(load_factor=config.cache_load_factor) if kernel == "fused_uvm_caching" else None,
         min_partition=min(table.embedding_dim, 128),
     )
 
 
 def _parameters(plan: ShardingPlan) -> dict[str, ParameterSharding]:
-    return {table: parameter for part in plan.plan.values() for table, parameter in part.items()}
+    return {name.removeprefix(PREFIX): parameter for part in plan.plan.values() for name, parameter in part.items()}
 
 
 def _needs(
@@ -166,10 +166,11 @@ def _needs(
 ) -> list[Need]:
     needs = [Need() for _ in range(workers)]
     for table in tables:
-        parameter = parameters[table.name]
+        (name,) = table.feature_names
+        parameter = parameters[name]
         for rank, rows, columns in shards_of(parameter, table, workers):
             every = parameter.sharding_type in ("row_wise", "data_parallel")
-            lookups_here = lookups.get(table.name, 0.0) * (1 if every else workers)
+            lookups_here = lookups.get(name, 0.0) * (1 if every else workers)
             _add(needs[rank], parameter.compute_kernel, rows, columns, lookups_here, config, device)
     return needs
 
@@ -238,8 +239,8 @@ def _check_fits(
     more = f"; and {len(excess) - _NAMED} more ranks" if len(excess) > _NAMED else ""
     largest = sorted(tables, key=lambda table: -table.num_embeddings * table.embedding_dim)[:_NAMED]
     named = ", ".join(
-        f"{table.name} ({table.num_embeddings:,} x {table.embedding_dim} {config.precision}, "
-        f"{parameters[table.name].sharding_type})"
+        f"{table.feature_names[0]} ({table.num_embeddings:,} x {table.embedding_dim} {config.precision}, "
+        f"{parameters[table.feature_names[0]].sharding_type})"
         for table in largest
     )
     limit = "tables.hbm_gib" if device.type == "cuda" else "tables.ddr_gib"
@@ -262,13 +263,14 @@ def describe_plan(planned: Planned, tables: list[EmbeddingConfig]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for table in tables:
-        parameter = parameters[table.name]
+        (name,) = table.feature_names
+        parameter = parameters[name]
         spec = parameter.sharding_spec
         sizes = ", ".join(f"{s.shard_sizes[0]} x {s.shard_sizes[1]}" for s in spec.shards) if spec else "whole"
         ranks = ", ".join(str(rank) for rank in parameter.ranks or [])
-        share = f"{planned.lookups.get(table.name, 0.0) / everything:.1%}"
+        share = f"{planned.lookups.get(name, 0.0) / everything:.1%}"
         lines.append(
-            f"| {table.name} | {parameter.sharding_type} | {parameter.compute_kernel} | {sizes} | {ranks} | {share} |"
+            f"| {name} | {parameter.sharding_type} | {parameter.compute_kernel} | {sizes} | {ranks} | {share} |"
         )
     lines += ["", "| rank | weights | optimizer state | communication | on the GPU | on the machine |"]
     lines.append("|---|---|---|---|---|---|")

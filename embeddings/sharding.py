@@ -25,7 +25,7 @@ from torchrec.optim import optimizers as torchrec_optimizers
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 
 from embeddings.plan import Planned, make_plan
-from embeddings.table_config import TableConfig
+from embeddings.table_config import TableConfig, table_of
 from ingest.errors import InputError
 
 BLOCK_ROWS = 65_536
@@ -58,9 +58,10 @@ def shard(
     planned = make_plan(model, sharders, tables, config, device, lookups)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for name, parameter in _tables_of(model):
-            if not planned.is_data_parallel(name):
-                rate = config.learning_rates.get(name, config.learning_rate)
+        for name, parameter in model.named_parameters():
+            table = table_of(name)
+            if table is not None and not planned.is_data_parallel(table):
+                rate = config.learning_rates.get(table, config.learning_rate)
                 apply_optimizer_in_backward(_OPTIMIZERS[config.optimizer], [parameter], {"lr": rate})
         # A static graph's first all-reduce hangs on tensors that DDP finds in the output: it finds none in a dataclass.
         wrapper = DefaultDataParallelWrapper(static_graph=False, find_unused_parameters=False)
@@ -73,7 +74,7 @@ def shard(
 
 
 def _check(tables: list[EmbeddingConfig], config: TableConfig, device: torch.device) -> None:
-    names = [table.name for table in tables]
+    names = [table.feature_names[0] for table in tables]
     for key in ("sharding", "kernel", "learning_rates", "zch"):
         unknown = sorted(set(getattr(config, key)) - set(names))
         if unknown:
@@ -104,17 +105,11 @@ def _communication(config: TableConfig, device: torch.device) -> QCommsConfig:
     return QCommsConfig(forward_precision=precision, backward_precision=precision, backward_loss_scale=scale)
 
 
-def _tables_of(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    for name, parameter in model.named_parameters():
-        if ".embeddings." in name and name.endswith(".weight"):
-            yield name.split(".embeddings.")[1].removesuffix(".weight"), parameter
-
-
 def table_states(parallel: nn.Module) -> Iterator[tuple[str, Tensor | ShardedTensor]]:
     """The name and the weight of every table as this worker holds it."""
     for name, value in parallel.state_dict().items():
-        if ".embeddings." in name and name.endswith(".weight"):
-            yield name.split(".embeddings.")[1].removesuffix(".weight"), value
+        if (table := table_of(name)) is not None:
+            yield table, value
 
 
 def rows_in_slices(parallel: nn.Module, table: str, slices: list[tuple[int, int]]) -> Tensor | None:
@@ -139,12 +134,11 @@ def rows_in_slices(parallel: nn.Module, table: str, slices: list[tuple[int, int]
 @torch.no_grad()
 def reset_rows(parallel: DistributedModelParallel, table: str, row_N: Tensor, values_ND: Tensor) -> None:
     """Put `values_ND` into rows of a row-wise or table-wise `table` and clear their optimizer state, where they are."""
-    suffix = f".embeddings.{table}.weight"
     weight = dict(table_states(parallel))[table]
     states = [
         value
         for name, state in parallel.fused_optimizer.state_dict()["state"].items()
-        if name.endswith(suffix)
+        if table_of(name) == table
         for value in state.values()
     ]
     for tensor, values in [(weight, values_ND), *((state, None) for state in states)]:

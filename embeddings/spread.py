@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from ingest.data.schema import FIRST_VALUE
+from ingest.features.feature import FIRST_VALUE
 
 _GOLDEN = (1 + math.sqrt(5)) / 2
 

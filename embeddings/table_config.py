@@ -10,10 +10,18 @@ from ingest.settings import Settings
 
 ITEM = "item"
 """The name of the item table."""
+PREFIX = "table_"
+"""What a table's name begins with inside torch modules, where a feature's own may be an attribute (`type`, `keys`)."""
 Sharding = Literal["data_parallel", "table_wise", "row_wise", "column_wise"]
 Kernel = Literal["fused", "fused_uvm", "fused_uvm_caching"]
 Optimizer = Literal["rowwise_adagrad", "rowwise_adam", "sgd", "adagrad", "adam"]
 _BAGS_ONLY = ("table_row_wise", "table_column_wise", "grid_shard")
+
+
+def table_of(parameter: str) -> str | None:
+    """The table whose rows a model's parameter of this name holds, None for one of the network."""
+    _, found, rest = parameter.rpartition(f".embeddings.{PREFIX}")
+    return rest.removesuffix(".weight") if found else None
 
 
 class CollisionConfig(Settings):

@@ -22,7 +22,7 @@ from torchrec.modules.embedding_configs import DataType
 
 from embeddings.collision import Collisions
 from embeddings.spread import Spread
-from embeddings.table_config import ITEM
+from embeddings.table_config import ITEM, PREFIX
 from ingest.data.batch import Batch, Lists
 from ingest.data.manifest import Manifest
 
@@ -45,7 +45,7 @@ def build_tables(
         rows |= {feature.name: feature.size for feature in manifest.features if not feature.is_number}
     tables = [
         EmbeddingConfig(
-            name=name,
+            name=PREFIX + name,
             num_embeddings=(sizes or {}).get(name, size),
             embedding_dim=dimension,
             feature_names=[name],
@@ -58,8 +58,8 @@ def build_tables(
 
 def expected_lookups(tables: list[EmbeddingConfig], tokens: int, candidates: int) -> dict[str, float]:
     """Rows of each table that a batch of `tokens` looks up, were they all different; a list of values counts as one."""
-    wanted = {table.name: tokens + (candidates if table.name == ITEM else 0) for table in tables}
-    return {table.name: float(min(wanted[table.name], table.num_embeddings)) for table in tables}
+    rows = {table.feature_names[0]: table.num_embeddings for table in tables}
+    return {name: float(min(tokens + (candidates if name == ITEM else 0), size)) for name, size in rows.items()}
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ def lookup_once(tables: list[EmbeddingConfig], wanted: list[Tensor]) -> Lookup:
     row_U -= edges[:-1].repeat_interleave(count_F, output_size=len(row_U))
     split = place_N.split([len(part) for part in wanted])
     places = [place - first for place, first in zip(split, firsts[:-1], strict=True)]
-    return Lookup(KeyedJaggedTensor(keys=[table.name for table in tables], values=row_U, lengths=count_F), places)
+    keys = [table.feature_names[0] for table in tables]
+    return Lookup(KeyedJaggedTensor(keys=keys, values=row_U, lengths=count_F), places)
 
 
 def mean_of_lists(rows_UD: Tensor, place_N: Tensor, lengths_T: Tensor) -> Tensor:
@@ -108,8 +109,9 @@ class Tables(nn.Module):
         self.collection = build_tables(manifest, dimension, features, precision, sizes)
         self.collisions = collisions
         self.configs: list[EmbeddingConfig] = list(self.collection.embedding_configs())
-        self.names = [table.name for table in self.configs]
-        self.spreads = {table.name: Spread(table.num_embeddings) for table in self.configs if table.name not in sizes}
+        rows = {table.feature_names[0]: table.num_embeddings for table in self.configs}
+        self.names = list(rows)
+        self.spreads = {name: Spread(size) for name, size in rows.items() if name not in sizes}
         """Where values lie that have a row of their own, by table."""
         self.lookups = dict.fromkeys(self.names, 0)
         """Different rows that this worker has looked up in training since it was last set to 0, by table."""

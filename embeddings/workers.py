@@ -10,11 +10,13 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+B = TypeVar("B")
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ def gather_rows(rows_NX: Tensor, sizes: list[int] | None = None) -> tuple[Tensor
     `sizes`: how many each has, where an earlier call has told. Shapes: [N, ...] -> [sum of N over the workers, ...].
     """
     workers = dist.get_world_size()
+    if workers == 1:
+        return rows_NX, [len(rows_NX)]
     if sizes is None:
         own = torch.tensor([len(rows_NX)], device=rows_NX.device)
         counts = [torch.zeros_like(own) for _ in range(workers)]
@@ -98,3 +102,28 @@ def gather_rows(rows_NX: Tensor, sizes: list[int] | None = None) -> tuple[Tensor
     parts = [torch.empty_like(padded) for _ in range(workers)]
     dist.all_gather(parts, padded)
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]), sizes
+
+
+def own_rows(rows: int, rank: int, workers: int) -> tuple[int, int]:
+    """The first row of a worker's slice of a table and the first after it, as TorchRec shards row-wise.
+
+    All slices are as large as the first but the last that has rows; those after it have none.
+    """
+    most = -(-rows // workers)
+    return min(rank * most, rows), min((rank + 1) * most, rows)
+
+
+def lockstep_batches(
+    batches: Iterator[B], empty: B, worker: Worker, counts: Callable[[B], Tensor] = lambda _: torch.zeros(0)
+) -> Iterator[tuple[B, list[float]]]:
+    """This worker's batches, then `empty` until every worker is through; with each the sums of `counts` over all.
+
+    So workers with uneven data take the same number of steps. It costs one exchange of `counts(batch)`, [n], a step.
+    """
+    while True:
+        batch = next(batches, None)
+        own = counts(empty if batch is None else batch).to(worker.device, torch.float64)
+        active, *sums = total(torch.cat([own.new_tensor([batch is not None]), own])).tolist()
+        if not active:
+            return
+        yield empty if batch is None else batch, sums

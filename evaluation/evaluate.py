@@ -1,23 +1,26 @@
 """Evaluates one model on one split: ranks of all targets, accuracy of every intent, weights of the intents.
 
 Every worker reads its own rows and calls these functions at the same time; a worker that is through goes on with
-empty batches until all are.
+empty batches until all are. What is kept are counts, so memory does not grow with the targets.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from embeddings.workers import Worker, gather_objects, total
-from evaluation.metrics import MISS, RankMetrics
+from embeddings.workers import Worker, gather_objects, lockstep_batches, total
+from evaluation.metrics import MISS, Ints, RankMetrics
 from evaluation.ranking import CatalogueRanker, NeuralScorer, Scorer
-from ingest.data.batch import Batch, Lists
+from evaluation.targets import Hits, TargetWriter
+from ingest.data.batch import Batch
 from ingest.data.reader import Reader
-from ingest.data.schema import FIRST_VALUE
+from ingest.features.feature import FIRST_VALUE
 from trainer.loop import Validation
 from trainer.losses import intent_hits
 from trainer.recommender import Prediction
@@ -26,71 +29,73 @@ from trainer.step import Step
 
 @dataclass
 class Evaluation:
-    """What one model did on a split. After `merged`: all workers' targets, in the same order for every model."""
+    """Counts of what one model did on a split."""
 
-    ranks: list[np.ndarray] = field(default_factory=list)
-    users: list[object] = field(default_factory=list)
-    """The user of each target."""
+    ranks: RankMetrics
     unknown: int = 0
     """Targets whose item is not in the vocabulary: a miss."""
-    filtered: int = 0
-    """Targets that the filter of seen items took out: a miss."""
-    hits: dict[str, list[int]] = field(default_factory=dict)
-    """Hits and targets of each intent."""
-    majority: dict[str, list[int]] = field(default_factory=dict)
+    hits: dict[str, Ints] = field(default_factory=dict)
+    """Hits and targets with a label, of each intent."""
+    majority: dict[str, Ints] = field(default_factory=dict)
     """The same for always naming the label that is most common in training."""
     attention: dict[str, float] = field(default_factory=dict)
     """Sum of each intent's weight over the targets."""
 
     @property
-    def rank(self) -> np.ndarray:
-        return np.concatenate(self.ranks) if self.ranks else np.zeros(0, dtype=np.int64)
-
-    def metrics(self) -> dict[str, float]:
-        counted = RankMetrics()
-        counted.update(self.rank)
-        return counted.compute()
-
-    def intents(self) -> dict[str, float]:
-        """Accuracy by intent; 0 where no target has a label."""
-        return {name: hits / max(known, 1) for name, (hits, known) in self.hits.items()}
-
-    def merged(self) -> Evaluation:
-        """All workers' results together; every worker calls it."""
-        merged = Evaluation()
-        for part in gather_objects(self):
-            merged.ranks += part.ranks
-            merged.users += part.users
-            merged.unknown += part.unknown
-            merged.filtered += part.filtered
-            for mine, theirs in ((merged.hits, part.hits), (merged.majority, part.majority)):
-                for name, counts in theirs.items():
-                    mine[name] = [a + b for a, b in zip(mine.get(name, [0, 0]), counts, strict=True)]
-            for name, weight in part.attention.items():
-                merged.attention[name] = merged.attention.get(name, 0.0) + weight
-        return merged
+    def filtered(self) -> int:
+        """Targets that the filter of seen items took out: a miss."""
+        return int(self.ranks.counts[MISS]) - self.unknown
 
     def mean_attention(self) -> dict[str, float]:
-        return {name: weight / max(len(self.users), 1) for name, weight in self.attention.items()}
+        return {name: weight / max(self.ranks.targets, 1) for name, weight in self.attention.items()}
+
+    def count(self, batch: Batch, prediction: Prediction, ranks: Ints, hits: Hits, majority: dict[str, int]) -> None:
+        self.ranks.update(ranks)
+        self.unknown += int((batch.target_Q < FIRST_VALUE).sum())
+        always = {name: torch.full_like(batch.target_Q, label) for name, label in majority.items()}
+        _add(self.hits, {name: _number(*found) for name, found in hits.items()})
+        _add(self.majority, {name: _number(*intent_hits(top, batch.labels[name])) for name, top in always.items()})
+        if prediction.attention_QM is not None:
+            weights = prediction.attention_QM.double().sum(dim=0).tolist()
+            _add(self.attention, dict(zip(prediction.intents, weights, strict=True)))
+
+    def merged(self, worker: Worker) -> Evaluation:
+        """All workers' counts together; every worker calls it."""
+        merged = Evaluation(RankMetrics(total(torch.from_numpy(self.ranks.counts).to(worker.device)).cpu().numpy()))
+        for part in gather_objects(replace(self, ranks=RankMetrics.of(0))):
+            merged.unknown += part.unknown
+            _add(merged.hits, part.hits)
+            _add(merged.majority, part.majority)
+            _add(merged.attention, part.attention)
+        return merged
 
 
-def in_step(reader: Reader, worker: Worker) -> Iterator[Batch]:
-    """The reader's batches, and empty ones until every worker is through."""
-    stream = reader.epoch(0)
-    empty = reader.builder.empty()
-    while True:
-        found = next(stream, None)
-        active = torch.tensor([float(found is not None)], device=worker.device)
-        if not total(active).item():
-            return
-        yield (found[0] if found is not None else empty).to(worker.device)
+def _number(hits_Q: Tensor, known_Q: Tensor) -> Ints:
+    return np.array([int((hits_Q & known_Q).sum()), int(known_Q.sum())])
 
 
-def shown(batches: Iterator[Batch], reader: Reader, worker: Worker, doing: str) -> Iterator[Batch]:
-    """The reader's `batches`, while a progress bar counts the first worker's users."""
+def _add(sums: dict[str, Any], values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        sums[name] = sums.get(name, 0) + value
+
+
+def accuracy(counts: dict[str, Ints]) -> dict[str, float]:
+    """By intent, from hits and targets with a label; 0 where no target has one."""
+    return {name: int(hits) / max(int(known), 1) for name, (hits, known) in counts.items()}
+
+
+def batches_of(reader: Reader, worker: Worker) -> Iterator[Batch]:
+    """The reader's batches on the worker's device, and empty ones until every worker is through."""
+    own = (batch for batch, _ in reader.epoch(0))
+    for batch, _ in lockstep_batches(own, reader.builder.empty(), worker):
+        yield batch.to(worker.device)
+
+
+def with_progress(reader: Reader, worker: Worker, doing: str) -> Iterator[Batch]:
+    """`batches_of` the reader, while a progress bar counts the first worker's users; `doing`: what the bar says."""
     of = f", 1 of {worker.workers} workers" if worker.workers > 1 else ""
     with worker.progress(reader.own_rows(), doing + of) as bar:
-        for batch in batches:
+        for batch in batches_of(reader, worker):
             yield batch
             if bar is not None:
                 bar.update(batch.rows)
@@ -103,75 +108,28 @@ def evaluate(
     filter_seen: bool,
     doing: str,
     majority: dict[str, int] | None = None,
+    targets: TargetWriter | None = None,
 ) -> Evaluation:
-    """Rank every target of the reader's split; this worker's part of the result.
+    """Rank every target of the reader's split: all workers' counts.
 
-    `doing`: what the progress bar says. `majority`: the label index that is most common in training, by intent.
+    `majority`: the label index that is most common in training, by intent. `targets`: where this worker's go.
     """
     ranker = CatalogueRanker(scorer, reader.manifest.items, worker, filter_seen)
-    result = Evaluation()
-    for batch in shown(in_step(reader, worker), reader, worker, doing):
-        prediction: Prediction | None = None
-        if isinstance(scorer, NeuralScorer):
-            prediction = scorer.step.predict(batch)
-            queries = prediction.query_QD
-        else:
-            queries = scorer.queries(batch)
-        ranks = ranker.ranks(queries, batch.target_Q, batch.seen)
-        _count(result, batch, ranks.cpu().numpy(), prediction, majority or {})
-    return result
-
-
-def _count(
-    result: Evaluation, batch: Batch, ranks: np.ndarray, prediction: Prediction | None, majority: dict[str, int]
-) -> None:
-    result.ranks.append(ranks)
-    result.users += [batch.users[row] for row in batch.row_Q.tolist()]
-    unknown = int((batch.target_Q < FIRST_VALUE).sum())
-    result.unknown += unknown
-    result.filtered += int((ranks == MISS).sum()) - unknown
-    for name, label in majority.items():
-        hits_Q, known_Q = _hits(batch.labels[name], label)
-        _add(result.majority, name, hits_Q, known_Q)
-    if prediction is None:
-        return
-    for name, logits_QL in prediction.intents.items():
-        _add(result.hits, name, *intent_hits(logits_QL, batch.labels[name]))
-    if prediction.attention_QM is not None:
-        for name, weight in zip(prediction.intents, prediction.attention_QM.sum(dim=0).tolist(), strict=True):
-            result.attention[name] = result.attention.get(name, 0.0) + weight
-
-
-def _hits(label: torch.Tensor | Lists, always: int) -> tuple[torch.Tensor, torch.Tensor]:
-    targets = len(label.lengths) if isinstance(label, Lists) else len(label)
-    values = label.values if isinstance(label, Lists) else label
-    one_hot_QL = torch.zeros(targets, max(always - FIRST_VALUE + 1, 1), device=values.device)
-    one_hot_QL[:, always - FIRST_VALUE] = 1
-    return intent_hits(one_hot_QL, label)
-
-
-def _add(counts: dict[str, list[int]], name: str, hits_Q: torch.Tensor, known_Q: torch.Tensor) -> None:
-    before = counts.get(name, [0, 0])
-    counts[name] = [before[0] + int((hits_Q & known_Q).sum()), before[1] + int(known_Q.sum())]
+    result = Evaluation(RankMetrics.of(reader.manifest.items))
+    for batch in with_progress(reader, worker, doing):
+        prediction = scorer.predict(batch)
+        ranks = ranker.ranks(prediction.query_QD, batch.target_Q, batch.seen).cpu().numpy()
+        hits = {
+            name: intent_hits(logits_QL.argmax(dim=1) + FIRST_VALUE, batch.labels[name])
+            for name, logits_QL in prediction.intents.items()
+        }
+        result.count(batch, prediction, ranks, hits, majority or {})
+        if targets is not None and batch.rows:
+            targets.add_batch(batch, ranks, hits)
+    return result.merged(worker)
 
 
 def validate(step: Step, reader: Reader, worker: Worker, filter_seen: bool) -> Validation:
     """The validation that the trainer calls at the end of each epoch."""
-    merged = evaluate(NeuralScorer(step), reader, worker, filter_seen, "validate").merged()
-    return Validation(merged.metrics(), merged.intents(), merged.mean_attention())
-
-
-def label_counts(reader: Reader, worker: Worker) -> dict[str, np.ndarray]:
-    """How often each label of every intent comes among this worker's training targets, by index."""
-    counts = {feature.name: np.zeros(feature.size, dtype=np.int64) for feature in reader.manifest.intents}
-    batches = (batch for batch, _ in reader.epoch(0))
-    for batch in shown(batches, reader, worker, "count labels"):
-        for name, label in batch.labels.items():
-            values = label.values if isinstance(label, Lists) else label
-            counts[name] += np.bincount(values.numpy(), minlength=len(counts[name]))
-    return counts
-
-
-def majority_labels(counts: dict[str, np.ndarray]) -> dict[str, int]:
-    """The known label that is most common, by intent."""
-    return {name: int(number[FIRST_VALUE:].argmax()) + FIRST_VALUE for name, number in counts.items()}
+    found = evaluate(NeuralScorer(step), reader, worker, filter_seen, "validate")
+    return Validation(found.ranks.compute(), accuracy(found.hits), found.mean_attention())

@@ -1,11 +1,11 @@
-"""The sections `evaluate` and `recommend`, and the baselines that need no training. Imports no torch."""
+"""The sections `evaluate` and `recommend`. Imports no torch; the baselines' kinds are known from here on."""
 
 from __future__ import annotations
 
-from typing import Literal
+from pydantic import Field, field_validator
 
-from pydantic import Field
-
+import evaluation.baselines  # noqa: F401
+from evaluation.metrics import check_metric
 from ingest.settings import Settings
 
 
@@ -15,10 +15,12 @@ class EvaluateConfig(Settings):
     filter_seen: bool = True
     """Whether items that the user had before are left out of the ranking. A target that the user had before is then a
     miss: take false for a log in which people come back to items."""
-    metric: Literal["NDCG@10", "HR@10", "MRR", "MRR@10"] = "MRR"
-    """The metric that models are compared by."""
-    resamples: int = 10_000
+    metric: str = "MRR"
+    """The metric that models are compared by: one of evaluation/metrics.py, or of an extension."""
+    resamples: int = Field(default=10_000, ge=100)
     """Of the paired bootstrap and the randomisation test."""
+
+    _check_metric = field_validator("metric")(check_metric)
 
 
 class RecommendConfig(Settings):
@@ -32,11 +34,3 @@ class RecommendConfig(Settings):
     """The likeliest labels of each intent."""
     filter_seen: bool | None = None
     """Whether items that the user had are left out; by default as in the evaluation."""
-
-
-class PopularityConfig(Settings):
-    kind: Literal["popularity"] = "popularity"
-
-
-class MarkovConfig(Settings):
-    kind: Literal["markov"] = "markov"

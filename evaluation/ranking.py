@@ -10,7 +10,6 @@ of its item table, so that rows are scored where they lie.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -19,10 +18,11 @@ from torch import Tensor
 
 from embeddings.sharding import rows_in_slices
 from embeddings.table_config import ITEM
-from embeddings.workers import Worker, gather_rows
+from embeddings.workers import Worker, gather_rows, own_rows
 from evaluation.metrics import MISS
 from ingest.data.batch import Batch, Lists
-from ingest.data.schema import FIRST_VALUE
+from ingest.features.feature import FIRST_VALUE
+from trainer.recommender import Prediction
 from trainer.step import Step
 
 SCORES_AT_ONCE = 2**24
@@ -32,10 +32,10 @@ ROWS_CONVERTED = 2**16
 
 
 class Scorer(Protocol):
-    """Anything that scores items for the targets of a batch."""
+    """Anything that scores items for the targets of a batch. Items have places in an order of its own."""
 
-    def queries(self, batch: Batch) -> Tensor:
-        """What is needed to score, one row a target: [Q, ...]. It travels to all workers."""
+    def predict(self, batch: Batch) -> Prediction:
+        """Its `query_QD` is what is needed to score, one row a target: [Q, ...]. It travels to all workers."""
         ...
 
     def scores(self, queries: Tensor) -> Tensor:
@@ -51,24 +51,6 @@ class Scorer(Protocol):
         ...
 
 
-class InOrder:
-    """The places of a scorer that keeps the items' order."""
-
-    def places_of(self, item_N: Tensor) -> Tensor:
-        return item_N
-
-    def items_at(self, place_N: Tensor) -> Tensor:
-        return place_N
-
-
-def own_slice(items: int, worker: Worker) -> tuple[int, int]:
-    """The first place of the worker's slice and the first after it: the rows that it holds of a row-wise table."""
-    rows = -(-items // worker.workers)
-    if rows * (worker.workers - 1) >= items:
-        return items * worker.rank // worker.workers, items * (worker.rank + 1) // worker.workers
-    return rows * worker.rank, min(rows * (worker.rank + 1), items)
-
-
 class NeuralScorer:
     """Dot products with the item table's rows. Every worker has to make its own at the same time.
 
@@ -77,15 +59,15 @@ class NeuralScorer:
 
     def __init__(self, step: Step, rows_at_once: int = 262_144) -> None:
         self.step, spread = step, step.spread
-        self.places_of, self.items_at = spread.rows, spread.indices
+        self.predict, self.places_of, self.items_at = step.predict, spread.rows, spread.indices
         worker, items = step.worker, step.manifest.items
-        slices = [own_slice(items, replace(worker, rank=rank)) for rank in range(worker.workers)]
+        slices = [own_rows(items, rank, worker.workers) for rank in range(worker.workers)]
         rows_vD = rows_in_slices(step.parallel, ITEM, slices)
         self.rows_vD = self._fetched(rows_at_once) if rows_vD is None else rows_vD
 
     def _fetched(self, rows_at_once: int) -> Tensor:
         worker, items = self.step.worker, self.step.manifest.items
-        begin, end = own_slice(items, worker)
+        begin, end = own_rows(items, worker.rank, worker.workers)
         largest = -(-items // worker.workers)
         parts = []
         for offset in range(0, largest, rows_at_once):
@@ -94,9 +76,6 @@ class NeuralScorer:
             )
             parts.append(self.step.recommender.tables.item_rows(self.items_at(place)))
         return torch.cat(parts)
-
-    def queries(self, batch: Batch) -> Tensor:
-        return self.step.predict(batch).query_QD
 
     def scores(self, queries: Tensor) -> Tensor:
         if self.rows_vD.dtype == queries.dtype:
@@ -126,7 +105,7 @@ class CatalogueRanker:
 
     def __init__(self, scorer: Scorer, items: int, worker: Worker, filter_seen: bool) -> None:
         self.scorer, self.items, self.worker, self.filter_seen = scorer, items, worker, filter_seen
-        self.begin, self.end = own_slice(items, worker)
+        self.begin, self.end = own_rows(items, worker.rank, worker.workers)
 
     def ranks(self, queries: Tensor, target_Q: Tensor, seen: Lists | None) -> Tensor:
         """The rank of each target, from 1; `MISS` where it is unknown or filtered out. Every worker calls it: [Q].
@@ -138,8 +117,9 @@ class CatalogueRanker:
         missed_A = target_A < FIRST_VALUE
         for begin, scores_av in self._scored(queries, seen):
             part = slice(begin, begin + len(scores_av))
-            own_a, column_a1 = self._own(target_A[part])
-            value_a = scores_av.gather(1, column_a1)[:, 0].masked_fill(~own_a, -torch.inf)
+            own_a = (target_A[part] >= self.begin) & (target_A[part] < self.end)
+            value_a = scores_av.new_full((len(scores_av),), -torch.inf)
+            value_a[own_a] = scores_av[own_a, target_A[part][own_a] - self.begin]
             dist.all_reduce(value_a, op=dist.ReduceOp.MAX)
             count_a = (scores_av >= value_a[:, None]).sum(dim=1) - own_a.long()
             dist.all_reduce(count_a)
@@ -173,11 +153,6 @@ class CatalogueRanker:
         merged, order = torch.cat(scores, dim=1).sort(dim=1, descending=True, stable=True)
         chosen = torch.cat(places, dim=1).gather(1, order)[:, :k]
         return chosen.masked_fill(merged[:, :k] == -torch.inf, 0), merged[:, :k]
-
-    def _own(self, target_a: Tensor) -> tuple[Tensor, Tensor]:
-        """Whether each target's place is in this worker's slice, and its column there (0 where it is not)."""
-        own_a = (target_a >= self.begin) & (target_a < self.end)
-        return own_a, torch.where(own_a, target_a - self.begin, 0)[:, None]
 
     def _scored(self, queries: Tensor, seen: Lists | None) -> Iterator[tuple[int, Tensor]]:
         """Chunks of all workers' queries: where the chunk begins, and its masked scores [a, v]."""

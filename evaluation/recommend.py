@@ -15,104 +15,92 @@ Q  targets, one a user     K  items     L  labels of an intent     k  labels wri
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from torch import Tensor
 
-from embeddings.workers import Worker
-from evaluation.evaluate import in_step, shown
+from embeddings.workers import Worker, gather_objects
+from evaluation.evaluate import with_progress
 from evaluation.evaluation_config import RecommendConfig
-from evaluation.ranking import CatalogueRanker, NeuralScorer
+from evaluation.model import Model
+from evaluation.parquet import PartWriter
+from evaluation.ranking import CatalogueRanker, Scorer
+from evaluation.results import Recommended
+from evaluation.vocabulary import values
 from ingest.arrays.jagged import offsets_of
-from ingest.data.manifest import Manifest
+from ingest.data.items import load_items
+from ingest.data.manifest import SplitName, load_manifest
 from ingest.data.reader import Reader
-from ingest.data.schema import FIRST_VALUE
-from ingest.storage import arrow_filesystem, join, open_file
+from ingest.features.feature import FIRST_VALUE
 
-ROW_GROUP = 16_384
-"""Users of a row group."""
+SPLITS: tuple[SplitName, ...] = ("test", "rest")
+"""Together they hold every user once."""
 
 
 @dataclass(frozen=True)
-class Names:
-    """The log's own item ids and the labels of every intent, by index; those of 0 and 1 are never written."""
+class RecommendationRun:
+    """What is recommended, and where to."""
 
-    items: pa.Array
-    labels: dict[str, pa.Array]
+    data: str
+    """Folder of the prepared data set."""
+    folder: str
+    """Where the files go."""
+    model: Model
+    settings: RecommendConfig
+    filter_seen: bool
 
-    @classmethod
-    def load(cls, url: str, manifest: Manifest) -> Names:
-        """From the vocabularies of the prepared data set in the folder `url`."""
 
-        def values(name: str) -> pa.Array:
-            filesystem, path = arrow_filesystem(join(url, "vocab", f"{name}.parquet"))
-            return pq.read_table(path, filesystem=filesystem, columns=["value"])["value"].combine_chunks()
-
-        return cls(values("item"), {feature.name: values(feature.name) for feature in manifest.intents})
+def recommend_users(run: RecommendationRun, worker: Worker) -> Recommended:
+    """Write recommendations for every user; every worker calls it."""
+    manifest = load_manifest(run.data)
+    items = load_items(run.data, manifest, counts=False)
+    scorer, _ = run.model.restored(manifest, worker)
+    readers = [
+        Reader(run.data, manifest, items, split, run.model.train.reader,
+               rank=worker.rank, workers=worker.workers, after_last=True)
+        for split in SPLITS
+    ]  # fmt: skip
+    users = recommend(scorer, readers, worker, run.settings, run.filter_seen, run.folder)
+    return Recommended(users=sum(gather_objects(users)), model=run.model.name)
 
 
 def recommend(
-    scorer: NeuralScorer,
-    readers: list[Reader],
-    worker: Worker,
-    settings: RecommendConfig,
-    filter_seen: bool,
-    names: Names,
-    url: str,
+    scorer: Scorer, readers: list[Reader], worker: Worker, settings: RecommendConfig, filter_seen: bool, url: str
 ) -> int:
     """Write this worker's users to a file in the folder `url`, and return their number; all workers call it.
 
-    `readers` are made with `after_last`; together they hold every user once. A worker without users writes no file.
+    `readers` are made with `after_last`. A worker without users writes no file.
     """
-    manifest = readers[0].manifest
-    ranker = CatalogueRanker(scorer, manifest.items, worker, filter_seen)
-    written, waiting, tables = 0, 0, []
-    with ExitStack() as stack:
-        writer: pq.ParquetWriter | None = None
-        for table in chain(_tables(scorer, ranker, readers, worker, settings, names), [None]):
-            if table is not None:
-                tables.append(table)
-                waiting += table.num_rows
-            if waiting and (waiting >= ROW_GROUP or table is None):
-                whole = pa.concat_tables(tables)
-                if writer is None:
-                    file = stack.enter_context(open_file(join(url, f"part-{worker.rank:05d}.parquet"), "wb"))
-                    writer = stack.enter_context(pq.ParquetWriter(file, whole.schema, compression="zstd"))
-                writer.write_table(whole, row_group_size=waiting)
-                written, waiting, tables = written + waiting, 0, []
-    return written
+    with PartWriter(url, worker) as writer:
+        for table in _tables(scorer, readers, worker, settings, filter_seen):
+            writer.add(table, np.arange(len(table)), len(table))
+        return writer.users
 
 
 def _tables(
-    scorer: NeuralScorer,
-    ranker: CatalogueRanker,
-    readers: list[Reader],
-    worker: Worker,
-    settings: RecommendConfig,
-    names: Names,
+    scorer: Scorer, readers: list[Reader], worker: Worker, settings: RecommendConfig, filter_seen: bool
 ) -> Iterator[pa.Table]:
-    kind = readers[0].source.user_type()
-    parts = (
-        shown(in_step(reader, worker), reader, worker, f"recommend, users of {reader.split}") for reader in readers
-    )
-    for batch in chain.from_iterable(parts):
-        prediction = scorer.step.predict(batch)
+    source = readers[0].source
+    manifest, url, user = readers[0].manifest, source.url, source.user_type()
+    ids = values(url, "item")
+    names = {feature.name: values(url, feature.name) for feature in manifest.intents}
+    ranker = CatalogueRanker(scorer, manifest.items, worker, filter_seen)
+    for batch in chain.from_iterable(
+        with_progress(reader, worker, f"recommend, users of {reader.split}") for reader in readers
+    ):
+        prediction = scorer.predict(batch)
         item_QK, score_QK = ranker.top(prediction.query_QD, batch.seen, settings.top)
         if not batch.rows:
             continue
         columns = {
-            "user": pa.array([batch.users[row] for row in batch.row_Q.tolist()], type=kind),
-            **_items(item_QK.cpu().numpy(), score_QK.cpu().numpy(), names.items),
+            "user": pa.array([batch.users[row] for row in batch.row_Q.tolist()], type=user),
+            **_items(item_QK.cpu().numpy(), score_QK.cpu().numpy(), ids),
         }
         if prediction.intents:
-            labels = [
-                _labels(logits, names.labels[name], settings.labels) for name, logits in prediction.intents.items()
-            ]
+            labels = [_labels(logits, names[name], settings.labels) for name, logits in prediction.intents.items()]
             columns["intents"] = pa.StructArray.from_arrays(labels, names=list(prediction.intents))
         if prediction.attention_QM is not None:
             weights = [pa.array(weight_Q) for weight_Q in prediction.attention_QM.float().cpu().numpy().T]

@@ -14,49 +14,42 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from evaluation.charts import SERIES_COLOURS, interval_chart, line_chart, number, signed
-from evaluation.metrics import METRICS
+from evaluation.metrics import HEADLINE, METRICS
 from evaluation.results import Comparison, ModelResults, Results
-from ingest.settings import build_settings
 from ingest.storage import join, write_text
 
-MAIN_METRICS = ("HR@1", "HR@5", "HR@10", "HR@20", "NDCG@5", "NDCG@10", "NDCG@20", "MRR")
-"""The columns of the first table; all metrics stand in a second one."""
-
-_HEADLINE = "NDCG@10"
 _HISTORY = 15
 _TOP_ITEMS = 10
 
 
-def write_report(results: dict[str, Any], destination: str) -> str:
-    """Write `destination`/results.json and `destination`/report/index.html, local or s3://; returns the page's path.
-
-    Raises `InputError` that names the key where `results` is not what `evaluation.results.Results` takes.
-    """
-    checked = build_settings(Results, results, "results")
-    write_text(join(destination, "results.json"), checked.model_dump_json(indent=2) + "\n")
+def write_report(results: Results, destination: str) -> str:
+    """Write `destination`/results.json and `destination`/report/index.html, local or s3://; returns the page's path."""
+    write_text(join(destination, "results.json"), results.model_dump_json(indent=2) + "\n")
     page = join(destination, "report", "index.html")
-    write_text(page, render_report(checked))
+    write_text(page, render_report(results))
     return page
 
 
 def render_report(results: Results) -> str:
     """The page's HTML."""
     names = present_metrics(results)
-    first = leading_model(results)
+    first, comparisons = leading_model(results), _comparisons(results)
     return (
         _environment()
         .get_template("report.html")
         .render(
             r=results,
-            main_metrics=[name for name in MAIN_METRICS if name in names] or names,
+            main_metrics=main_metrics(results),
             all_metrics=names,
             best={name: best_value(results, name) for name in names},
             protocol=protocol_sentences(results),
             headline=_headline(results, first),
             leading=results.models[first],
             colours={key: index % SERIES_COLOURS for index, key in enumerate(results.models)},
-            comparisons=[(*names, row, _relative(results, *names, row)) for names, row in _comparisons(results)],
-            interval_chart=interval_chart([(_pair(results, *names), row) for names, row in _comparisons(results)]),
+            comparisons=comparisons,
+            interval_chart=interval_chart(
+                [(f"against {results.models[other].label}", row) for _, other, row, _ in comparisons]
+            ),
             intents=_intents(results),
             loss_chart=_chart(results, "train", "step", "training loss"),
             validation_chart=_chart(results, "validation", "epoch", results.protocol.validation_metric),
@@ -67,18 +60,17 @@ def render_report(results: Results) -> str:
     )
 
 
-def format_table(results: dict[str, Any]) -> str:
+def format_table(results: Results) -> str:
     """The accuracy of all models as plain text, the best value of each column marked *; for the end of a run."""
-    checked = build_settings(Results, results, "results")
-    columns = [name for name in MAIN_METRICS if name in present_metrics(checked)]
+    columns = main_metrics(results)
     rows = [["model", *columns]]
-    for model in checked.models.values():
-        rows.append([model.label, *(_starred(model.metrics.get(name), best_value(checked, name)) for name in columns)])
-    blocks = ["\n".join(protocol_sentences(checked)), _aligned(rows)]
-    blocks.append("\n".join(_comparison_sentence(checked, *names, row) for names, row in _comparisons(checked)))
-    intents = _intents(checked)
+    for model in results.models.values():
+        rows.append([model.label, *(_starred(model.metrics.get(name), best_value(results, name)) for name in columns)])
+    blocks = ["\n".join(protocol_sentences(results)), _aligned(rows)]
+    blocks.append("\n".join(_comparison_sentence(results, *row) for row in _comparisons(results)))
+    intents = _intents(results)
     if intents:
-        speakers = [model for model in checked.models.values() if model.intents]
+        speakers = [model for model in results.models.values() if model.intents]
         rows = [["intent accuracy", "majority", *(model.label for model in speakers)]]
         for intent, majority, best in intents:
             cells = [_starred(model.intents.get(intent), best) for model in speakers]
@@ -88,9 +80,15 @@ def format_table(results: dict[str, Any]) -> str:
 
 
 def present_metrics(results: Results) -> list[str]:
-    """The metrics that any model has, in the order of `METRICS`, then others as they come."""
+    """The metrics that any model has, in the order of `METRICS`, then those that are not registered here."""
     found = dict.fromkeys(name for model in results.models.values() for name in model.metrics)
     return [name for name in METRICS if name in found] + [name for name in found if name not in METRICS]
+
+
+def main_metrics(results: Results) -> list[str]:
+    """The columns of the first table; all metrics stand in a second one."""
+    present = present_metrics(results)
+    return [name for name in present if name not in METRICS or METRICS[name].main] or present
 
 
 def best_value(results: Results, metric: str) -> float:
@@ -99,9 +97,9 @@ def best_value(results: Results, metric: str) -> float:
 
 
 def leading_model(results: Results) -> str:
-    """The model that the page speaks of: the first IntentRec, or else the best one."""
-    by_kind = [key for key, model in results.models.items() if model.kind == "intentrec"]
-    return by_kind[0] if by_kind else max(results.models, key=lambda key: _headline_value(results.models[key]))
+    """The model that the page speaks of: the first that predicts intents, or else the best one."""
+    speakers = [key for key, model in results.models.items() if model.intents]
+    return speakers[0] if speakers else max(results.models, key=lambda key: _headline_value(results.models[key]))
 
 
 def protocol_sentences(results: Results) -> list[str]:
@@ -155,48 +153,39 @@ def _percent(share: float, digits: int = 1) -> str:
 
 
 def _headline_value(model: ModelResults) -> float:
-    return model.metrics.get(_HEADLINE, max(model.metrics.values(), default=0.0))
+    return model.metrics.get(HEADLINE, max(model.metrics.values(), default=0.0))
 
 
 def _headline(results: Results, first: str) -> str:
     """What came out, in one sentence: the leading model against the best of the others."""
-    others = {key: model for key, model in results.models.items() if key != first}
-    best = max(others, key=lambda key: _headline_value(others[key]), default=None)
-    row = results.models[first].versus.get(best) if best is not None else None
-    if best is None or row is None:
-        return ""
-    relative = _relative(results, first, best, row)
-    size = "" if relative is None else f"{_percent(abs(relative))} "
-    relation = (
-        f"{size}better than" if row.low > 0 else f"{size}worse than" if row.high < 0 else "not clearly apart from"
+    best = max(
+        (key for key in results.models if key != first),
+        key=lambda key: _headline_value(results.models[key]),
+        default="",
     )
-    label, other = results.models[first].label, results.models[best].label
-    return f"In {row.metric}, {label} is {relation} the best other model, {other} ({p_value(row.p)})."
+    for key, other, row, relative in _comparisons(results):
+        if (key, other) == (first, best):
+            size = "" if relative is None else f"{_percent(abs(relative))} "
+            relation = "not clearly apart from" if row.verdict == "even" else f"{size}{row.verdict} than"
+            labels = results.models[first].label, results.models[best].label
+            return f"In {row.metric}, {labels[0]} is {relation} the best other model, {labels[1]} ({p_value(row.p)})."
+    return ""
 
 
-def _comparisons(results: Results) -> list[tuple[tuple[str, str], Comparison]]:
-    return [
-        ((key, other), row)
-        for key, model in results.models.items()
-        for other, row in model.versus.items()
-        if other in results.models
-    ]
+def _comparisons(results: Results) -> list[tuple[str, str, Comparison, float | None]]:
+    """Each comparison: the two models' keys, its numbers, and the difference relative to the other model's value.
+
+    The last is None where that value is 0 or unknown.
+    """
+    found = []
+    for key, model in results.models.items():
+        for other, row in model.versus.items():
+            base = results.models[other].metrics.get(row.metric)
+            found.append((key, other, row, row.difference / base if base else None))
+    return found
 
 
-def _pair(results: Results, key: str, other: str) -> str:
-    several = sum(bool(model.versus) for model in results.models.values()) > 1
-    against = f"against {results.models[other].label}"
-    return f"{results.models[key].label} {against}" if several else against
-
-
-def _relative(results: Results, key: str, other: str, row: Comparison) -> float | None:
-    """The difference relative to the other model's value, or None where that is 0 or unknown."""
-    base = results.models[other].metrics.get(row.metric)
-    return row.difference / base if base else None
-
-
-def _comparison_sentence(results: Results, key: str, other: str, row: Comparison) -> str:
-    relative = _relative(results, key, other, row)
+def _comparison_sentence(results: Results, key: str, other: str, row: Comparison, relative: float | None) -> str:
     share = "" if relative is None else f" ({100 * relative:+.1f} %)"
     return (
         f"{results.models[key].label} against {results.models[other].label}: {row.metric} {signed(row.difference)}"

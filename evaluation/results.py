@@ -29,7 +29,7 @@ class Protocol(Settings):
     targets: Count
     unknown_targets: Count = 0
     filtered_targets: Count = 0
-    validation_metric: str = "NDCG@10"
+    validation_metric: str
 
 
 class Comparison(Settings):
@@ -40,6 +40,11 @@ class Comparison(Settings):
     low: FiniteFloat
     high: FiniteFloat
     p: Probability
+
+    @property
+    def verdict(self) -> str:
+        """better, worse, or even where the interval holds zero."""
+        return "better" if self.low > 0 else "worse" if self.high < 0 else "even"
 
 
 class Curve(Settings):
@@ -100,6 +105,26 @@ class Example(Settings):
     intents: dict[str, list[tuple[str, Probability]]] = {}
     attention: dict[str, FiniteFloat] = {}
     next_item: str | None = None
+
+
+class Evaluated(Settings):
+    """What the workers find: models in the config's order, and sentences about data that were set aside.
+
+    `majority` is, by intent, the accuracy of always predicting the most common label.
+    """
+
+    protocol: Protocol
+    models: dict[str, ModelResults] = Field(min_length=1)
+    majority: dict[str, Probability] = {}
+    example: Example | None = None
+    warnings: list[str] = []
+
+
+class Recommended(Settings):
+    """What recommending has made: for how many users, by which model."""
+
+    users: Count
+    model: str
 
 
 class Results(Settings):

@@ -15,10 +15,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from evaluation.metrics import Floats, Ints, target_values
+from evaluation.metrics import Floats, Ints
 from evaluation.results import Comparison
 from ingest.errors import InputError
 
@@ -30,51 +33,81 @@ FEWEST_USERS = 5_000
 """With fewer users than these the limit is not used."""
 
 
-def compare(
-    ranks: Ints, other_ranks: Ints, metric: str, *, seed: int, users: Ints | None = None, resamples: int = 10_000
-) -> Comparison:
-    """Compare two models by `metric` on the same targets: the first minus the other.
+@dataclass
+class Differences:
+    """What a comparison needs to know of two models' users: it does not grow with them, and several add up.
 
-    `ranks` and `other_ranks` int64 [N]: the rank of each target under either model (1-based or MISS), in the same
-    order. `users` int64 [N]: whose target it is; each target is a user of its own where it is None. The result
-    depends on `seed` and the ranks alone. Raises `InputError` without targets, `ValueError` for unequal lengths.
+    A user is a pair (s, n): the sum of the differences over the user's targets, and their number.
     """
-    if len(ranks) != len(other_ranks) or (users is not None and len(users) != len(ranks)):
-        raise ValueError(f"a paired comparison takes the same targets, got {len(ranks)} and {len(other_ranks)} ranks")
-    if len(ranks) == 0:
+
+    resamples: int
+    """Of the comparison to come: what decides whether it draws."""
+    moments: Floats = field(default_factory=lambda: np.zeros(6))
+    """Sums over the users of 1, s, n, s^2, s n, n^2."""
+    pairs: Floats = field(default_factory=lambda: np.zeros((2, 0)))
+    """The distinct pairs, sorted; none where the normal limit will do."""
+    counts: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """How many users have each."""
+
+    def add(self, delta_N: Floats, user_N: Ints) -> None:
+        """Count users: the difference at each target, and a number of its user, from 0; all targets of each user."""
+        n = np.bincount(user_N).astype(np.float64)
+        s = np.bincount(user_N, weights=delta_N)
+        self._add(
+            np.array([len(s), *(x.sum() for x in (s, n, s * s, s * n, n * n))]), np.stack([s, n]), np.ones(len(s))
+        )
+
+    def merge(self, other: Differences) -> None:
+        """Add the users that `other` has counted."""
+        self._add(other.moments, other.pairs, other.counts)
+
+    def _add(self, moments: Floats, pairs: Floats, counts: NDArray[Any]) -> None:
+        self.moments = self.moments + moments
+        together = np.concatenate([self.pairs, pairs], axis=1)
+        self.pairs, place = np.unique(together, axis=1, return_inverse=True)
+        weights = np.concatenate([self.counts, counts])
+        self.counts = np.bincount(place.ravel(), weights, self.pairs.shape[1]).astype(np.int64)
+        if self.takes_limit:
+            self.pairs, self.counts = self.pairs[:, :0], self.counts[:0]
+
+    @property
+    def takes_limit(self) -> bool:
+        """Whether the users and their distinct pairs are so many that the normal limit stands for the draws."""
+        users = int(self.moments[0])
+        return users >= FEWEST_USERS and (
+            len(self.counts) * self.resamples > MOST_DRAWS or int(self.counts.sum()) < users
+        )
+
+
+def compare(differences: Differences, metric: str, seed: int) -> Comparison:
+    """The mean difference at a target with its 95 % interval and p: it depends on `seed` and the users alone.
+
+    Raises `InputError` without targets.
+    """
+    _, s, n, *_ = differences.moments
+    if not n:
         raise InputError("no targets were evaluated, so there is nothing to compare")
-    delta = target_values(ranks, metric) - target_values(other_ranks, metric)
-    sums, sizes = _by_user(delta, users)
-    pairs, counts = np.unique(np.stack([sums, sizes]), axis=1, return_counts=True)
-    random = np.random.default_rng(seed)
-    difference = float(sums.sum() / len(ranks))
-    if len(counts) * resamples > MOST_DRAWS and len(sums) >= FEWEST_USERS:
-        low, high, p = _normal_limit(sums, sizes, resamples)
+    if differences.takes_limit:
+        low, high, p = _normal_limit(differences.moments, differences.resamples)
     else:
-        low, high = np.percentile(_bootstrap(pairs[0], pairs[1], counts, resamples, random), [2.5, 97.5])
-        p = _randomisation(sums, resamples, random)
-    return Comparison(metric=metric, difference=difference, low=float(low), high=float(high), p=p)
+        random = np.random.default_rng(seed)
+        (sums, sizes), counts, resamples = differences.pairs, differences.counts, differences.resamples
+        low, high = np.percentile(_bootstrap(sums, sizes, counts, resamples, random), [2.5, 97.5])
+        p = _randomisation(sums, counts, resamples, random)
+    return Comparison(metric=metric, difference=float(s / n), low=float(low), high=float(high), p=p)
 
 
-def _normal_limit(sums: Floats, sizes: Floats, resamples: int) -> tuple[float, float, float]:
+def _normal_limit(moments: Floats, resamples: int) -> tuple[float, float, float]:
     """What `_bootstrap` and `_randomisation` tend to with many users: the 95 % interval and p.
 
-    The bootstrap's mean of a ratio has the variance of its linearisation, sum (s_i - d n_i)^2 / (sum n_i)^2; the
+    The bootstrap's mean of a ratio d has the variance of its linearisation, sum (s_i - d n_i)^2 / (sum n_i)^2; the
     randomised sum has mean 0 and variance sum s_i^2.
     """
-    difference = sums.sum() / sizes.sum()
-    deviation = math.sqrt(float(np.square(sums - difference * sizes).sum())) / sizes.sum()
-    z = abs(sums.sum()) / max(math.sqrt(float(np.square(sums).sum())), 1e-300)
-    p = math.erfc(z / math.sqrt(2))
-    return difference - 1.959964 * deviation, difference + 1.959964 * deviation, max(p, 1 / (resamples + 1))
-
-
-def _by_user(delta: Floats, users: Ints | None) -> tuple[Floats, Floats]:
-    """The sum of `delta` and the number of targets, of each user."""
-    if users is None:
-        return delta, np.ones_like(delta)
-    _, user, sizes = np.unique(users, return_inverse=True, return_counts=True)
-    return np.bincount(user, weights=delta).astype(np.float64), sizes.astype(np.float64)
+    _, s, n, ss, sn, nn = moments.tolist()
+    d = s / n
+    deviation = math.sqrt(max(ss - 2 * d * sn + d * d * nn, 0.0)) / n
+    p = math.erfc(abs(s) / max(math.sqrt(ss), 1e-300) / math.sqrt(2))
+    return d - 1.959964 * deviation, d + 1.959964 * deviation, max(p, 1 / (resamples + 1))
 
 
 def _bootstrap(sums: Floats, sizes: Floats, counts: Ints, resamples: int, random: np.random.Generator) -> Floats:
@@ -86,12 +119,14 @@ def _bootstrap(sums: Floats, sizes: Floats, counts: Ints, resamples: int, random
     return means
 
 
-def _randomisation(sums: Floats, resamples: int, random: np.random.Generator) -> float:
+def _randomisation(sums: Floats, counts: Ints, resamples: int, random: np.random.Generator) -> float:
     """How often swapping users' results at random gives a difference as large as the one seen, either way."""
-    sizes, counts = np.unique(np.abs(sums[sums != 0]), return_counts=True)
+    observed = abs(float(sums @ counts))
+    sizes, place = np.unique(np.abs(sums), return_inverse=True)
+    counts = np.bincount(place, counts, len(sizes)).astype(np.int64)[sizes > 0]
+    sizes = sizes[sizes > 0]
     if len(sizes) == 0:
         return 1.0
-    observed = abs(sums.sum())
     tolerance = 1e-9 * float(counts @ sizes)
     extreme = 0
     for block in _blocks(resamples, len(counts)):

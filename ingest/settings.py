@@ -1,11 +1,12 @@
 """Configuration: each component owns a `Settings` class whose checks run at construction.
 
-An unknown key, a wrong type or an impossible value is refused in one sentence that names the key, what it
-got and what it takes.
+An unknown key, a key that stands twice, a wrong type or an impossible value is refused in one sentence that names the
+key, what it got and what it takes.
 """
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -18,6 +19,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ingest.errors import InputError
 
 S = TypeVar("S", bound="Settings")
+
+
+class SettingError(ValueError):
+    """What is wrong with the value of one `key` of a section, found by a check of several keys together."""
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(message)
+        self.key = key
 
 
 class Settings(BaseModel):
@@ -38,11 +47,17 @@ def load_content(source: str | Path, overrides: Sequence[str] = ()) -> dict[str,
     """The YAML file `source` as it is written, with the overrides, and nothing checked but that it is a mapping."""
     path = Path(source)
     try:
-        content = yaml.safe_load(path.read_text()) or {}
+        content = yaml.load(path.read_text("utf-8"), _Loader) or {}
     except FileNotFoundError:
         raise InputError(f"{path}: no such config file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a folder; name a config file") from None
+    except OSError as error:
+        raise InputError(f"{path}: this config file can not be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: a config is UTF-8 text, but its byte {error.start} is not") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: {_yaml_sentence(error)}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: a config is a mapping of keys to values, got {type(content).__name__}")
     for override in overrides:
@@ -55,19 +70,39 @@ def build_settings(cls: type[S], content: dict[str, Any], source: str) -> S:
     try:
         return cls.model_validate(content)
     except ValidationError as error:
-        raise InputError(_sentence(cls, error, source)) from None
+        raise InputError(_sentence(cls, error, content, source)) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in one mapping."""
+
+    def compose_mapping_node(self, anchor: dict[Any, Any]) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        assert isinstance(node, yaml.MappingNode)
+        found = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in found:
+                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} stands twice", problem_mark=key.start_mark)
+            found.add((key.tag, str(key.value)))
+        return node
+
+
+def _yaml_sentence(error: yaml.YAMLError) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None and error.context is None:
+        return f"line {error.problem_mark.line + 1}: {error.problem}"
+    return f"not valid YAML: {' '.join(str(error).split())}"
 
 
 def apply_override(content: dict[str, Any], override: str) -> None:
-    """Set `key.sub=value` in `content`, in place; the value is read as YAML. Lists take their index as a key."""
+    """Set `key.sub=value` in `content`, in place; the value is read as YAML. Items of lists are `key[0]` or `key.0`."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise InputError(f"override {override!r}: takes the form key.sub=value")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InputError(f"override {override!r}: the value is not valid YAML") from None
-    *parents, last = key.split(".")
+        value = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise InputError(f"override {override!r}: the value is not valid YAML: {_yaml_sentence(error)}") from None
+    *parents, last = key.replace("[", ".").replace("]", "").split(".")
     node: Any = content
     for parent in parents:
         if isinstance(node, dict) and node.get(parent) is None:
@@ -90,20 +125,44 @@ def _child(node: Any, key: str, override: str) -> Any:
     raise InputError(f"override {override!r}: there is no key {key!r} here, in a {type(node).__name__}")
 
 
-def _sentence(cls: type[BaseModel], error: ValidationError, source: str) -> str:
-    first = error.errors()[0]
-    location = [part for part in first["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
-    key = ".".join(str(part) for part in location)
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] == "extra_forbidden":
-        allowed = _keys_at(cls, location[:-1])
-        takes = f"; allowed: {', '.join(allowed)}" if allowed else ""
-        return f"{source}: unknown key {key!r}{takes}{more}"
-    if first["type"] == "missing":
-        return f"{source}: key {key!r} is missing{more}"
-    message = first["msg"].removeprefix("Value error, ")
-    got = "" if first["type"] == "value_error" and not key else f", got {_short(first['input'])}"
-    return f"{source}: {f'{key}: ' if key else ''}{message}{got}{more}"
+def _sentence(cls: type[BaseModel], error: ValidationError, content: Any, source: str) -> str:
+    """The first key that is wrong: what it got, and what it takes."""
+    found: dict[str, list[str]] = {}
+    got: dict[str, str] = {}
+    for problem in error.errors():
+        location, value = _location(problem["loc"], content)
+        cause = problem.get("ctx", {}).get("error")
+        if isinstance(cause, SettingError):
+            inner = [int(part) if part.isdigit() else part for part in re.findall(r"[^.\[\]]+", cause.key)]
+            location, value = _location([*location, *inner], content)
+        key = re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", ".".join(map(str, location)))
+        if problem["type"] == "extra_forbidden":
+            allowed = _keys_at(cls, location[:-1])
+            said = f"unknown key {key!r}" + (f"; allowed: {', '.join(allowed)}" if allowed else "")
+        elif problem["type"] == "missing":
+            said = f"key {key!r} is missing"
+        else:
+            said = problem["msg"].removeprefix("Value error, ")
+            said = said.removeprefix("Input should be ") if key in found else f"{key}: {said}" if key else said
+            of_section = isinstance(value, dict) and not isinstance(cause, SettingError)
+            got[key] = "" if value is None or of_section else f", got {_short(value)}"
+        found.setdefault(key, []).append(said)
+    first, messages = next(iter(found.items()))
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    return f"{source}: {' or '.join(messages)}{got.get(first, '')}{more}"
+
+
+def _location(parts: Sequence[Any], content: Any) -> tuple[list[Any], Any]:
+    """The keys among `parts`, without what pydantic says of validators and unions; and the value there."""
+    found: list[Any] = []
+    for place, part in enumerate(parts):
+        inside = isinstance(content, dict) and part in content
+        inside = inside or (isinstance(content, list) and isinstance(part, int) and part < len(content))
+        absent = isinstance(content, dict) and not any(later in content for later in parts[place + 1 :])
+        if inside or (absent and not str(part).startswith("function-")):
+            found.append(part)
+            content = content[part] if inside else None
+    return found, content
 
 
 def _short(value: Any, limit: int = 80) -> str:

@@ -37,13 +37,17 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The small data set with several row groups, and one whose training rows are a single row group."""
+    """The small data set with several row groups, one with a single training row group, and one split in time.
+
+    In the last one most users have several targets.
+    """
     from tests.small import make_data
 
     folder = tmp_path_factory.mktemp("small")
     return {
         "data": make_data(folder / "several"),
         "one group": make_data(folder / "single", users=20, row_group=10_000),
+        "in time": make_data(folder / "in-time", split={"kind": "point_in_time", "validation": "12h", "test": "3d"}),
     }
 
 

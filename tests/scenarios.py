@@ -16,24 +16,16 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from torch import Tensor
 
-import evaluation.ranking
-import evaluation.recommend
 from embeddings.sharding import table_states
-from embeddings.table_config import TableConfig
-from embeddings.workers import Worker, gather_objects, total
-from evaluation.baselines import Markov, Popularity
-from evaluation.evaluate import validate
-from evaluation.evaluation_config import RecommendConfig
-from evaluation.ranking import CatalogueRanker, InOrder, NeuralScorer, own_slice
-from evaluation.recommend import Names, recommend
-from ingest.data.batch import Lists
+from embeddings.workers import Worker, own_rows, total
 from ingest.errors import InputError
+from ingest.features.feature import FIRST_VALUE
+from tests.evaluation.scenarios import baselines, evaluated, neural, ranking, recommended
 from tests.small import (
     Data,
     Stopped,
@@ -41,6 +33,7 @@ from tests.small import (
     inputs_of,
     make_step,
     make_trainer,
+    partly_unknown,
     small_pieces,
     softmax_case,
     watched,
@@ -48,9 +41,10 @@ from tests.small import (
 )
 from tests.traffic import bytes_per_step, counted_steps, load_of
 from trainer.checkpoint import Checkpoints
+from trainer.models.deep import DeepConfig
 from trainer.progress import Progress
-from trainer.softmax import catalogue_slice, full_softmax
-from trainer.step import Step
+from trainer.softmax import full_softmax
+from trainer.step import Step, weights_of
 
 ALL = ["item", "action", "tags", "genres", "content_type", "release_age"]
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -90,9 +84,9 @@ STEPS = [[range(9), range(9, 12)], [[], range(12, 20)], [range(20, 29), range(29
 def take(step: Any, data: Data, worker: Worker, number: int) -> tuple[float, float]:
     """Take step `number` of STEPS on this worker's part: the global loss, and the gradient's norm."""
     parts = STEPS[number]
-    whole = [row for part in parts for row in part]
-    batch = data.batch(whole if worker.workers == 1 else parts[worker.rank])
-    losses, norm = step.train(batch, number, float(data.batch(whole).weight_Q.sum()))
+    whole = partly_unknown(data.batch([row for part in parts for row in part]))
+    batch = whole if worker.workers == 1 else partly_unknown(data.batch(parts[worker.rank]))
+    losses, norm = step.train(batch, number, weights_of(whole).tolist())
     return float(total(losses.item)) + sum(float(total(value)) for value in losses.intents.values()), norm
 
 
@@ -123,7 +117,7 @@ def steps(data: Data, folder: Path, worker: Worker, setting: str) -> dict[str, A
     losses = [take(step, data, worker, 0)]
     first, gradients = weights(step), dense(step, gradients=True)
     losses += [take(step, data, worker, number) for number in (1, 2)]
-    plan = {t: p.sharding_type for part in step.parallel.plan.plan.values() for t, p in part.items()}
+    plan = {table: parameter.sharding_type for table, parameter in step.planned.parameters().items()}
     return {"before": before, "first": first, "gradients": gradients, "third": weights(step), "losses": losses,
             "plan": plan, "needs": step.planned.needs, "held": held(step)}  # fmt: skip
 
@@ -135,7 +129,8 @@ SPLITS = [(9, 4), (0, 13), (13, 0), (0, 0)]
 def sharded_softmax(data: Data, folder: Path, worker: Worker, scores: int) -> list[list[Tensor]]:
     """The full softmax of `softmax_case` over two slices: loss, and gradients of the own queries and rows, by split."""
     query, items, target, weight = softmax_case()
-    first, end = catalogue_slice(len(items), worker.rank, worker.workers)
+    begin, end = own_rows(len(items), worker.rank, worker.workers)
+    first = max(begin, FIRST_VALUE)
     results = []
     for sizes in SPLITS:
         own = slice(sum(sizes[: worker.rank]), sum(sizes[: worker.rank + 1]))
@@ -146,18 +141,20 @@ def sharded_softmax(data: Data, folder: Path, worker: Worker, scores: int) -> li
 
 
 def unknown_targets(data: Data, folder: Path, worker: Worker, loss: dict[str, Any]) -> tuple[float, float, bool]:
-    """A step whose targets are all unknown: loss, the gradient's norm, and whether all weights stayed."""
-    step = make_step(data.manifest, worker, counts=data.items.counts, tables={"optimizer": "sgd"}, loss=loss)
+    """A step whose targets are all unknown, without intents: loss, gradient's norm, and whether all weights stayed."""
+    model = DeepConfig(window="8h")
+    step = make_step(data.manifest, worker, model, data.items.counts, tables={"optimizer": "sgd"}, loss=loss)
     batch, before = data.batch(range(4)), weights(step)
-    unknown = replace(batch, target_Q=torch.ones_like(batch.target_Q), weight_Q=torch.zeros_like(batch.weight_Q))
-    losses, norm = step.train(unknown, 0, 0.0)
+    unknown = replace(batch, target_Q=torch.ones_like(batch.target_Q))
+    losses, norm = step.train(unknown, 0, (0.0, worker.workers * float(batch.weight_Q.sum())))
     after = weights(step)
     return float(losses.item), norm, all(torch.equal(after[name], value) for name, value in before.items())
 
 
 def save(data: Data, folder: Path, worker: Worker) -> list[dict[str, Any]]:
     """Two steps, a checkpoint, a third step: the weights at both places."""
-    step = make_step(data.manifest, worker, tables={"sharding": dict.fromkeys(ALL, "row_wise"), "zch": ZCH})
+    tables = {"sharding": dict.fromkeys(ALL, "row_wise"), "zch": ZCH}
+    step = make_step(data.manifest, worker, unknown_share=0, tables=tables)
     for number in (0, 1):
         take(step, data, worker, number)
     Checkpoints(str(folder / f"made-by-{worker.workers}"), 1, worker).save(step, Progress(step=2), {})
@@ -168,7 +165,8 @@ def save(data: Data, folder: Path, worker: Worker) -> list[dict[str, Any]]:
 
 def load(data: Data, folder: Path, worker: Worker, made_by: int, sharding: str) -> list[dict[str, Any]]:
     """The same two places, coming from the checkpoint that `made_by` workers wrote."""
-    step = make_step(data.manifest, worker, seed=1, tables={"sharding": dict.fromkeys(ALL, sharding), "zch": ZCH})
+    tables = {"sharding": dict.fromkeys(ALL, sharding), "zch": ZCH}
+    step = make_step(data.manifest, worker, seed=1, unknown_share=0, tables=tables)
     assert step.recommender.tables.collisions is not None
     step.recommender.tables.collisions.seed = 0
     checkpoints = Checkpoints(str(folder / f"made-by-{made_by}"), 1, worker)
@@ -215,84 +213,6 @@ def traffic(data: Data, folder: Path, worker: Worker, changes: dict[str, Any]) -
     ]
 
 
-class MatrixScorer(InOrder):
-    """Scores that are given: a query is a row of the matrix."""
-
-    def __init__(self, scores: np.ndarray, worker: Worker) -> None:
-        begin, end = own_slice(scores.shape[1], worker)
-        self.scores_av = torch.from_numpy(scores[:, begin:end].copy())
-
-    def queries(self, batch: Any) -> Any:
-        raise NotImplementedError
-
-    def scores(self, queries: Any) -> Any:
-        return self.scores_av[queries[:, 0]]
-
-
-def ranking_case() -> tuple[np.ndarray, np.ndarray, list[list[int]]]:
-    """Scores with many ties, targets (some unknown, some seen) and seen items of 23 queries over 31 items."""
-    rng = np.random.default_rng(3)
-    scores = rng.integers(0, 6, (23, 31)).astype(np.float32)
-    targets = rng.integers(0, 31, 23)
-    targets[:3] = [0, 1, 2]
-    seen = [rng.integers(0, 31, rng.integers(0, 9)).tolist() for _ in range(23)]
-    seen[5].append(int(targets[5]))
-    return scores, targets, seen
-
-
-def ranking(data: Data, folder: Path, worker: Worker, share: float, filtered: bool, k: int = 5) -> Any:
-    """Ranks and top K of this worker's queries: the first `share` of them for rank 0, the rest for rank 1."""
-    scores, targets, seen = ranking_case()
-    cut = round(share * len(targets)) if worker.workers == 2 else len(targets)
-    own = range(cut) if worker.first else range(cut, len(targets))
-    jagged = Lists(
-        torch.tensor([item for q in own for item in seen[q]], dtype=torch.int64),
-        torch.tensor([len(seen[q]) for q in own], dtype=torch.int64),
-    )
-    ranker = CatalogueRanker(MatrixScorer(scores, worker), scores.shape[1], worker, filtered)
-    queries = torch.tensor(list(own), dtype=torch.int64)[:, None]
-    before, evaluation.ranking.SCORES_AT_ONCE = evaluation.ranking.SCORES_AT_ONCE, 70
-    try:
-        ranks = ranker.ranks(queries, torch.from_numpy(targets[own.start : own.stop]), jagged)
-        item_QK, score_QK = ranker.top(queries, jagged, k)
-    finally:
-        evaluation.ranking.SCORES_AT_ONCE = before
-    return ranks.numpy(), item_QK.numpy(), score_QK.numpy()
-
-
-def baselines(data: Data, folder: Path, worker: Worker) -> list[np.ndarray]:
-    """This worker's slice of the scores of Popularity and Markov after each item."""
-    last = torch.arange(data.manifest.items)[:, None]
-    reader = data.reader(worker=worker)
-    scorers = [Popularity(data.items, worker), Markov(data.items, reader, worker)]
-    return [scorer.scores(last).numpy() for scorer in scorers]
-
-
-def recommended(data: Data, folder: Path, worker: Worker) -> Path:
-    """Recommendations of the model as it begins, in row groups of a few users; the folder that they are in."""
-    step = make_step(data.manifest, worker)
-    readers = [data.reader(split, worker, after_last=True) for split in ("test", "rest")]
-    url = folder / f"recommended-{worker.workers}"
-    names = Names.load(data.url, data.manifest)
-    before, evaluation.recommend.ROW_GROUP = evaluation.recommend.ROW_GROUP, 10
-    try:
-        users = recommend(NeuralScorer(step), readers, worker, RecommendConfig(top=7, labels=2), True, names, str(url))
-    finally:
-        evaluation.recommend.ROW_GROUP = before
-    assert sum(gather_objects(users)) == 62
-    return url
-
-
-def neural(data: Data, folder: Path, worker: Worker, sharding: str = "table_wise") -> Any:
-    """This worker's item rows, fetched in pieces, those of all places, and the validation of the model as it begins."""
-    step = make_step(data.manifest, worker, tables={"sharding": {"item": sharding}})
-    scorer = NeuralScorer(step, rows_at_once=7)
-    table = weights(step)["item"][scorer.items_at(torch.arange(data.manifest.items))]
-    reader = data.reader("validation", worker, evaluate=True)
-    validation = validate(step, reader, worker, filter_seen=True)
-    return scorer.rows_vD.numpy(), table.numpy(), validation
-
-
 TRAFFIC: dict[str, dict[str, Any]] = {
     "row_wise": {"tables": {"sharding": dict.fromkeys(ALL, "row_wise")}, "loss": {"kind": "sampled"}},
     "table_wise": {"tables": {"sharding": dict.fromkeys(ALL, "table_wise")}, "loss": {"kind": "full"}},
@@ -305,8 +225,6 @@ TRAFFIC: dict[str, dict[str, Any]] = {
         "loss": {"kind": "sampled", "sampling": "mixed"},
     },
 }
-if "communication" not in TableConfig.model_fields:
-    del TRAFFIC["half"]
 Scenario = Callable[..., Any]
 SCENARIOS: dict[str, tuple[Scenario, str, dict[str, Any]]] = {
     **{f"steps/{name}": (steps, "data", {"setting": name}) for name in SETTINGS | HALF},
@@ -335,6 +253,7 @@ SCENARIOS: dict[str, tuple[Scenario, str, dict[str, Any]]] = {
     "neural/row_wise": (neural, "data", {"sharding": "row_wise"}),
     **{f"traffic/{name}": (traffic, "data", {"changes": changes}) for name, changes in TRAFFIC.items()},
     "recommended": (recommended, "data", {}),
+    "evaluated": (evaluated, "in time", {}),
 }
 """Function, data set and arguments, by name."""
 

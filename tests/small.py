@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 import embeddings.sharding
 import trainer.pieces
 from embeddings.sharding import table_states
+from embeddings.table_config import table_of
 from embeddings.workers import Worker, gather_objects, single_process
 from evaluation.evaluate import validate
 from ingest.arrays.jagged import offsets_of, ranges
@@ -28,6 +30,7 @@ from ingest.data.manifest import Manifest, load_manifest
 from ingest.data.reader import Reader
 from ingest.data.schema import DataConfig
 from ingest.data.shards import StoredRows
+from ingest.features.feature import UNKNOWN
 from ingest.prepare.pipeline import prepare
 from trainer.loop import Run, Trainer
 from trainer.models.intentrec import IntentRecConfig
@@ -73,7 +76,9 @@ def one_process() -> Iterator[None]:
         yield
 
 
-def make_data(folder: Path, users: int = 60, items: int = 40, row_group: int = 100) -> str:
+def make_data(
+    folder: Path, users: int = 60, items: int = 40, row_group: int = 100, split: dict[str, str] | None = None
+) -> str:
     """A seeded log with tied times, missing values and targets that training never saw, prepared.
 
     Besides `users` with 4 events or more there is one with a single event and one with two.
@@ -119,6 +124,7 @@ def make_data(folder: Path, users: int = 60, items: int = 40, row_group: int = 1
         "items": str(folder / "items.parquet"),
         "duration": "seconds",
         "features": FEATURES,
+        "split": split or {},
         "row_group_interactions": row_group,
         "shard_interactions": 4 * row_group,
     }
@@ -133,6 +139,7 @@ def train_config(**changes: Any) -> TrainConfig:
         "learning_rate": 1e-2,
         "clip_norm": 5.0,
         "log_steps": 1,
+        "unknown_share": 0.1,
         "reader": {"tokens": 60, "max_length": 20, "shuffle_buffer": 200},
         "tables": {"dimension": 8, "learning_rate": 0.1, "optimizer": "adagrad"},
         "loss": {"kind": "full", "scores_at_once": 64},
@@ -186,6 +193,11 @@ class Data:
         return self.builder.build(self.rows, index) if len(index) else self.builder.empty()
 
 
+def partly_unknown(batch: Batch) -> Batch:
+    """The batch with some items unknown among its targets, the same on any number of workers."""
+    return replace(batch, target_Q=batch.target_Q.masked_fill(batch.target_Q % 5 == 3, UNKNOWN))
+
+
 def make_step(
     manifest: Manifest,
     worker: Worker | None = None,
@@ -227,7 +239,7 @@ def dense(step: Step, gradients: bool = False) -> dict[str, Tensor]:
     """The network's weights or gradients. Biases to which a softmax is blind have no gradient but rounding: 0."""
     found = {}
     for name, parameter in step.dense.items():
-        if ".embeddings." in name:
+        if table_of(name) is not None:
             continue
         value = (parameter.grad if gradients else parameter).detach().clone()  # type: ignore[union-attr]
         if name.endswith("attention.qkv.bias"):
@@ -257,11 +269,11 @@ def watched(stop_after: int | None = None) -> Iterator[list[Batch]]:
     taken: list[Batch] = []
     original = Step.train
 
-    def train(self: Step, batch: Batch, number: int, global_weight: float) -> Any:
+    def train(self: Step, batch: Batch, number: int, weights: Sequence[float]) -> Any:
         if len(taken) == stop_after:
             raise Stopped
         taken.append(batch)
-        return original(self, batch, number, global_weight)
+        return original(self, batch, number, weights)
 
     Step.train = train  # type: ignore[method-assign]
     try:

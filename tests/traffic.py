@@ -11,7 +11,7 @@
                  full softmax   8 W + W (4 D + 12) (most Q of a worker)
     all-reduce   gradients      4 x (the dense part's parameters + V D of each data_parallel table)
                  full softmax   (4 D + 12) A
-                 bookkeeping    8 x (5 + intents): counts before a step, losses after it; logged steps 8 x tables more
+                 bookkeeping    8 x (6 + intents): counts before a step, losses after it; logged steps 8 x tables more
 
 Bytes are those of the buffer that this worker gives (ids, gradients, all-reduce) or gets (rows, all-gather), its own
 part included.
@@ -19,7 +19,7 @@ part included.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +29,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from embeddings.table_config import ITEM
+from embeddings.table_config import ITEM, table_of
 from embeddings.workers import gather_rows
 from ingest.data.batch import Batch, Lists
 from trainer.step import Step
@@ -96,7 +96,7 @@ def bytes_per_step(load: Load) -> dict[str, float]:
         target = VALUE * load.dimension + INDEX + VALUE
         found[GATHERED] = load.workers * (INDEX + float(target) * load.most_targets)
         found[SOFTMAX] = float(VALUE * (load.dimension + 3) * load.all_targets)
-    found[BOOKKEEPING] = float(EXACT * (4 + 1 + load.intents + load.logged_tables))
+    found[BOOKKEEPING] = float(EXACT * (5 + 1 + load.intents + load.logged_tables))
     return found
 
 
@@ -108,8 +108,9 @@ def load_of(step: Step, batch: Batch, number: int) -> Load:
         candidates = step.slice_v
     else:
         candidates = torch.cat([batch.target_Q, step.sampler(number, all_targets).item_N])
+    batch = step.with_unknowns(batch, number)
     sizes_of = {ITEM: manifest.items} | {feature.name: feature.size for feature in manifest.features}
-    plan = {name: found for part in step.parallel.plan.plan.values() for name, found in part.items()}
+    plan = step.planned.parameters()
     loads = {}
     for name in step.recommender.tables.names:
         value = batch.item_T if name == ITEM else batch.features[name]
@@ -124,7 +125,7 @@ def load_of(step: Step, batch: Batch, number: int) -> Load:
         workers=step.worker.workers,
         dimension=tables.dimension,
         tables=loads,
-        dense=sum(parameter.numel() for name, parameter in step.dense.items() if ".embeddings." not in name),
+        dense=sum(parameter.numel() for name, parameter in step.dense.items() if table_of(name) is None),
         intents=len(batch.labels),
         most_targets=max(sizes),
         all_targets=sum(sizes),
@@ -212,12 +213,12 @@ def counted_steps(steps: int, skip: int = 2) -> Iterator[list[Taken]]:
     original = Step.train
     counter = CollectiveCounter()
 
-    def train(self: Step, batch: Batch, number: int, global_weight: float) -> Any:
+    def train(self: Step, batch: Batch, number: int, weights: Sequence[float]) -> Any:
         if len(taken) == skip + steps:
             raise _Enough
         counter.counted = Counted()
         taken.append(Taken(batch, number, counter.counted))
-        return original(self, batch, number, global_weight)
+        return original(self, batch, number, weights)
 
     Step.train = train  # type: ignore[method-assign]
     try:

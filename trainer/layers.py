@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,8 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ingest.data.manifest import Manifest
-from ingest.data.schema import parse_duration
+from ingest.durations import parse_duration
 from trainer.attention import CausalAttention, Layout
+
+if TYPE_CHECKING:
+    from trainer.models.base import WindowConfig
 
 _HOUR, _DAY = parse_duration("1h"), parse_duration("1d")
 
@@ -244,3 +248,41 @@ class ShortTerm(nn.Module):
         masks = inputs.layout.window_masks(inputs.time_T, self.window)
         short_TD: Tensor = self.norm(x_TD + self.attention(x_TD, inputs.layout, masks))
         return short_TD
+
+
+class TwoEncoders(nn.Module):
+    """Two Transformers, of which the second also sees what a bridge makes of the first one's output.
+
+    {F (+) S} -> intent encoder -> bridge -> {F (+) S (+) bridge} -> item encoder -> query
+    """
+
+    def __init__(self, config: WindowConfig, manifest: Manifest, dimension: int, max_length: int) -> None:
+        super().__init__()
+        self.features = FeatureVector(manifest, dimension)
+        self.positions = Positions(manifest, dimension, max_length, timestamp=True, encoders=3)
+        width, heads, dropout = self.features.width, config.heads, config.dropout
+        self.short_term = ShortTerm(width, dimension, heads, dropout, config.window_span)
+        self.intent_input = Joined([width, dimension], dimension, dropout)
+        self.intent_encoder = Transformer(dimension, config.intent_layers, heads, dropout, config.expansion)
+        self.make_bridge(manifest, dimension)
+        self.item_input = Joined([width, dimension, dimension], dimension, dropout, from_item=True)
+        self.item_encoder = Transformer(dimension, config.item_layers, heads, dropout, config.expansion)
+
+    def make_bridge(self, manifest: Manifest, dimension: int) -> None:
+        """Make the layers that `bridge` takes."""
+        raise NotImplementedError
+
+    def bridge(self, encoded_TD: Tensor) -> tuple[Any, ...]:
+        """What the item encoder sees of the intent encoder's output, [T, D], and what else `Output` has."""
+        raise NotImplementedError
+
+    def forward(self, inputs: Inputs) -> Output:
+        window_TD, intent_TD, item_TD = self.positions(inputs)
+        recent_F, intent_F, item_F = project(
+            [self.short_term.join, self.intent_input, self.item_input], self.features(inputs), self.features.scale
+        )
+        short_TD = self.short_term(recent_F, window_TD, inputs)
+        x_TD = self.intent_input(intent_F, short_TD) + intent_TD
+        bridge_TD, *intents = self.bridge(self.intent_encoder(x_TD, inputs.layout))
+        x_TD = self.item_input(item_F, short_TD, bridge_TD) + item_TD
+        return Output(self.item_encoder(x_TD, inputs.layout), *intents)

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from embeddings.plan import describe_plan
-from embeddings.workers import Worker, gather_objects, total
+from embeddings.workers import Worker, gather_objects, lockstep_batches, total
 from ingest.data.batch import Batch
 from ingest.data.items import ItemTable, load_items
 from ingest.data.manifest import Manifest, load_manifest
@@ -27,7 +28,7 @@ from trainer.device import on_device
 from trainer.models.registry import NeuralConfig
 from trainer.monitor import Monitor
 from trainer.progress import Progress, identity
-from trainer.step import Losses, Step
+from trainer.step import Step, weights_of
 from trainer.train_config import TrainConfig
 
 
@@ -111,90 +112,82 @@ class Trainer:
         began = time.perf_counter()
         before, epoch = self.progress.seconds, self.progress.epoch
         self.monitor.reset()
-        sums = self.progress.sums if self.progress.position else {}
-        self._loss_sum, self._weight_sum = sums.get("loss", 0.0), sums.get("weight", 0.0)
-        self._parts: dict[str, float] = dict(sums.get("parts", {}))
+        since = self.progress.sums if self.progress.position else {}
+        self._losses: dict[str, float] = dict(since.get("losses", {}))
+        self._weights: list[float] = list(since.get("weights", [0.0, 0.0]))
         users = sum(shard.rows for shard in self.manifest.shards["train"])
+        empty = self.reader.builder.empty().to(self.worker.device), Remaining()
         with self.worker.progress(users, self._caption()) as bar:
-            for batch, left in self._batches():
-                self._train_step(batch, bar)
+            for (batch, left), sums in lockstep_batches(self._batches(), empty, self.worker, self._counts):
+                self._train_step(batch, sums, bar)
                 self.progress.seconds = before + time.perf_counter() - began
                 every = self.config.checkpoint_steps
                 if every and self.progress.step % every == 0:
                     self._checkpoint(epoch, left)
         self._end_epoch(epoch, began, before)
 
+    def _batches(self) -> Iterator[tuple[Batch, Remaining]]:
+        """This worker's batches with what is left of the epoch after each."""
+        position = Position.from_json(self.progress.position) if self.progress.position else None
+        stream = on_device(self.reader.epoch(self.progress.epoch, position), self.worker.device)
+        while True:
+            began = time.perf_counter()
+            found = next(stream, None)
+            self.monitor.waiting += time.perf_counter() - began
+            if found is None:
+                return
+            batch, left = found
+            if not self.config.duration_weights:
+                batch = replace(batch, weight_Q=torch.ones_like(batch.weight_Q))
+            yield batch, left
+
+    def _counts(self, found: tuple[Batch, Remaining]) -> Tensor:
+        """The weights of a batch, its tokens and its users; float64 [4]."""
+        batch, _ = found
+        weights = weights_of(batch)
+        return torch.cat([weights, weights.new_tensor([batch.tokens if batch.rows else 0, batch.rows])])
+
     def _checkpoint(self, epoch: int, left: Remaining) -> None:
         """One inside an epoch, of which this worker has `left` still to come."""
         self.progress.position = Position(epoch, tuple(gather_objects(left.blocks()))).to_json()
         self._gather_skipped()
-        self.progress.sums = {"loss": self._loss_sum, "weight": self._weight_sum, "parts": dict(self._parts)}
+        self.progress.sums = {"losses": dict(self._losses), "weights": list(self._weights)}
         self.checkpoints.save(self.step, self.progress, self.identity)
         self.monitor.reset()
 
-    def _batches(self) -> Any:
-        """This worker's batches with what is left after each, and empty ones until all workers are through."""
-        position = Position.from_json(self.progress.position) if self.progress.position else None
-        stream = on_device(self.reader.epoch(self.progress.epoch, position), self.worker.device)
-        empty = self.reader.builder.empty().to(self.worker.device)
-        nothing = Remaining()
-        while True:
-            began = time.perf_counter()
-            found = next(stream, None)
-            batch, left = found if found is not None else (empty, nothing)
-            self.monitor.waiting += time.perf_counter() - began
-            if not self.config.duration_weights:
-                batch = replace(batch, weight_Q=torch.ones_like(batch.weight_Q))
-            counts = torch.tensor(
-                [
-                    float(found is not None),
-                    float(batch.weight_Q.sum()),
-                    float(batch.tokens * (found is not None)),
-                    float(batch.rows),
-                ],
-                dtype=torch.float64,
-                device=self.worker.device,
-            )
-            active, self._global_weight, self._global_tokens, self._global_rows = total(counts).tolist()
-            if not active:
-                return
-            yield batch, left
-
-    def _train_step(self, batch: Batch, bar: Any) -> None:
-        losses, norm = self.step.train(batch, self.progress.step, self._global_weight)
+    def _train_step(self, batch: Batch, sums: list[float], bar: Any) -> None:
+        *weights, tokens, users = sums
+        losses, norm = self.step.train(batch, self.progress.step, weights)
         self.progress.step += 1
-        self.monitor.tokens += int(self._global_tokens)
+        self.monitor.tokens += int(tokens)
         self.monitor.steps += 1
-        loss, parts = self._global_losses(losses)
+        names = ["item", *losses.intents]
+        values = total(torch.stack([losses.item, *losses.intents.values()]).double()).tolist()
+        loss = self.step.mean(values[0], sum(values[1:]), weights)
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise InputError(
                 f"model {self.run.name}: the loss is {loss} and the gradient's norm {norm} "
                 f"at step {self.progress.step} of epoch {self.progress.epoch}, so training stops before anything is "
                 "saved: try a lower train.learning_rate or train.tables.learning_rate"
             )
-        self._loss_sum += loss
-        self._weight_sum += self._global_weight
-        for name, value in parts.items():
-            self._parts[name] = self._parts.get(name, 0.0) + value
+        self._losses = {name: self._losses.get(name, 0.0) + value for name, value in zip(names, values, strict=True)}
+        self._weights = [sum(pair) for pair in zip(self._weights, weights, strict=True)]
         if bar is not None:
-            bar.update(int(self._global_rows))
+            bar.update(int(users))
         if self.progress.step % self.config.log_steps == 0:
             self._log(norm, bar)
 
-    def _global_losses(self, losses: Losses) -> tuple[float, dict[str, float]]:
-        sums = total(torch.stack([losses.item, *losses.intents.values()]).double()).tolist()
-        parts = dict(zip(["item", *losses.intents], sums, strict=True))
-        return sums[0] + self.step.intent_weight * sum(sums[1:]), parts
-
     def _log(self, norm: float, bar: Any) -> None:
-        weight = max(self._weight_sum, 1e-12)
-        loss = self._loss_sum / weight
-        parts = {name: value / weight for name, value in self._parts.items()}
+        """A point of the curve: the mean losses since the one before."""
+        item_weight, weight = (max(value, 1e-12) for value in self._weights)
+        item, *intents = self._losses.values()
+        loss = self.step.mean(item, sum(intents), self._weights)
+        parts = {name: value / (item_weight if name == "item" else weight) for name, value in self._losses.items()}
         learning_rate = self.step.optimizer.param_groups[0]["lr"]
         self.monitor.scalars(self.progress.step, self._lookup_shares())
         throughput = self.monitor.point(self.progress.step, loss, parts, norm, learning_rate)
         self.progress.train_curve.append((self.progress.step, loss))
-        self._loss_sum, self._weight_sum, self._parts = 0.0, 0.0, {}
+        self._losses, self._weights = {}, [0.0, 0.0]
         if bar is not None:
             bar.set_description(self._caption(loss, throughput))
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ingest.data.batch import Lists
-from ingest.data.schema import FIRST_VALUE
+from ingest.features.feature import FIRST_VALUE
 
 
 def intent_loss(logits_QL: Tensor, label: Tensor | Lists, weight_Q: Tensor) -> Tensor:
@@ -31,9 +31,8 @@ def intent_loss(logits_QL: Tensor, label: Tensor | Lists, weight_Q: Tensor) -> T
     return (weight_Q * F.cross_entropy(logits_QL, known_Q, ignore_index=-1, reduction="none")).sum()
 
 
-def intent_hits(logits_QL: Tensor, label: Tensor | Lists) -> tuple[Tensor, Tensor]:
-    """For each target whether the likeliest label is a true one, and whether there is a true one: two bools [Q]."""
-    top_Q = logits_QL.argmax(dim=1) + FIRST_VALUE
+def intent_hits(top_Q: Tensor, label: Tensor | Lists) -> tuple[Tensor, Tensor]:
+    """For each target whether the label `top_Q` is a true one, and whether there is a true one: two bools [Q]."""
     if isinstance(label, Lists):
         row_N = torch.repeat_interleave(label.lengths)
         zero_Q = torch.zeros_like(top_Q)

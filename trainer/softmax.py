@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from embeddings.workers import gather_rows
-from ingest.data.schema import FIRST_VALUE
 from trainer.negatives import Negatives
 
 FEWEST = 64
@@ -32,16 +31,6 @@ TILED = 256
 def default_scores(device: torch.device) -> int:
     """Scores alive at once by default: few on a CPU, in whose cache they stay, many on a GPU."""
     return 2**25 if device.type == "cuda" else 2**19
-
-
-def catalogue_slice(items: int, rank: int, workers: int) -> tuple[int, int]:
-    """The first row of a worker's slice of the item table and the first after it, padding and unknown left out.
-
-    A row-wise sharded table is cut at the same places: its workers look up rows of their own.
-    """
-    rows = -(-items // workers)
-    end = min((rank + 1) * rows, items)
-    return min(max(rank * rows, FIRST_VALUE), end), end
 
 
 def sampled_softmax(
@@ -113,10 +102,10 @@ def full_softmax(
 ) -> Tensor:
     """The weighted sum of -log softmax over all workers' slices of the catalogue; a scalar.
 
-    `items_vD`: the item table's rows from `first` on, this worker's `catalogue_slice`. `row_Q`: where the targets lie
-    in the table; one in nobody's slice has to have weight 0. All workers have to call it at the same time, and to go
-    back with the same factor: the sum of their losses is the global loss, of which `items_vD` gets the whole gradient
-    here, as do the worker's own queries.
+    `items_vD`: the item table's rows from `first` on, this worker's slice without padding and unknown. `row_Q`: where
+    the targets lie in the table; one in nobody's slice has to have weight 0. All workers have to call it at the same
+    time, and its backward with the same factor: the sum of their losses is the global loss, of which `items_vD` gets
+    the whole gradient here, as do the worker's own queries.
 
     As in Megatron-LM's vocabulary-parallel cross-entropy (arXiv 1909.08053), queries travel, [A, D], and scores do not.
     """

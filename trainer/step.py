@@ -1,13 +1,15 @@
-"""One training step: draw negatives, look up, predict, lose, go back; tables are updated inside the backward pass.
+"""One training step: negatives, lookup, forward, loss, backward; tables are updated inside the backward pass.
 
-The loss is divided by the weight of the global batch, and multiplied by the number of workers because DDP and TorchRec
+Losses are divided by the weights of the global batch, and multiplied by the number of workers because DDP and TorchRec
 both average gradients over them: so the gradient is the same on any number of workers.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from numpy.typing import NDArray
@@ -16,15 +18,19 @@ from torch import Tensor
 from embeddings.sharding import reset_rows, shard
 from embeddings.table_config import ITEM
 from embeddings.tables import expected_lookups
-from embeddings.workers import Worker, gather_rows
+from embeddings.workers import Worker, gather_rows, own_rows
 from ingest.data.batch import Batch
 from ingest.data.manifest import Manifest
+from ingest.features.feature import FIRST_VALUE
 from trainer.losses import intent_loss
 from trainer.models.registry import NeuralConfig
 from trainer.negatives import NegativeSampler
 from trainer.recommender import Prediction, Recommender, build
-from trainer.softmax import catalogue_slice, default_scores, full_softmax, sampled_softmax
+from trainer.softmax import default_scores, full_softmax, sampled_softmax
 from trainer.train_config import TrainConfig
+from trainer.unknown import with_unknowns
+
+L = TypeVar("L", Tensor, float)
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,11 @@ class Losses:
 
     item: Tensor
     intents: dict[str, Tensor]
+
+
+def weights_of(batch: Batch) -> Tensor:
+    """What the batch's item losses and its intents' losses weigh, float64 [2]: an unknown item has no loss."""
+    return torch.stack([batch.item_weight_Q.sum(), batch.weight_Q.sum()]).double()
 
 
 class Step:
@@ -53,7 +64,8 @@ class Step:
         recommender = build(model, config, manifest).to_device(worker.device)
         if config.compile:
             recommender.compile_feed_forward()
-        self.first, end = catalogue_slice(manifest.items, worker.rank, worker.workers)
+        begin, end = own_rows(manifest.items, worker.rank, worker.workers)
+        self.first = min(max(begin, FIRST_VALUE), end)
         tables, full = recommender.tables, config.loss.kind == "full"
         candidates = -(-manifest.items // worker.workers) if full else config.reader.tokens + config.loss.negatives
         lookups = expected_lookups(tables.configs, config.reader.tokens, candidates)
@@ -69,6 +81,7 @@ class Step:
         )
         self.sampler = NegativeSampler(config.loss, manifest.items, config.seed, counts)
         self.intent_weight = model.weight_of_intents
+        self.attributes = {feature.name for feature in manifest.features if feature.of == "item"}
         self.spread = tables.spreads[ITEM]
         self.slice_v = self.spread.indices(torch.arange(self.first, end if full else self.first, device=worker.device))
         self.scores = config.loss.scores_at_once or default_scores(worker.device)
@@ -114,22 +127,31 @@ class Step:
         )
         return prediction, item
 
-    def train(self, batch: Batch, number: int, global_weight: float) -> tuple[Losses, float]:
+    def train(self, batch: Batch, number: int, weights: Sequence[float]) -> tuple[Losses, float]:
         """Take step `number` (from 0); the losses, detached, and the dense gradient's norm before it is cut.
 
-        `global_weight`: the sum of the targets' weights over all workers.
+        `weights`: the sums of `weights_of(batch)` over all workers.
         """
         self.parallel.train()
         torch.manual_seed((self.config.seed * 1_000_003 + number) * self.worker.workers + self.worker.rank)
         self._set_learning_rate(number)
         self.optimizer.zero_grad(set_to_none=True)
-        losses = self.losses(batch, number)
-        loss = losses.item + self.intent_weight * sum(losses.intents.values())
-        (loss * (self.worker.workers / max(global_weight, 1e-12))).backward()
+        losses = self.losses(self.with_unknowns(batch, number), number)
+        loss = self.mean(losses.item, sum(losses.intents.values()), weights)
+        (loss * self.worker.workers).backward()
         norm = torch.nn.utils.clip_grad_norm_(self.dense.values(), self.config.clip_norm)
         self.optimizer.step()
         detached = Losses(losses.item.detach(), {name: value.detach() for name, value in losses.intents.items()})
         return detached, float(norm)
+
+    def with_unknowns(self, batch: Batch, number: int) -> Batch:
+        """`batch` as step `number` sees it: a small share of its inputs is unknown."""
+        return with_unknowns(batch, self.config.unknown_share, self.attributes, self.config.seed, number)
+
+    def mean(self, item: L, intents: L | float, weights: Sequence[float]) -> L:
+        """The mean loss from the sums of the item losses and of all intents' losses, and of their weights."""
+        item_weight, weight = (max(value, 1e-12) for value in weights)
+        return item / item_weight + intents * (self.intent_weight / weight)
 
     def _set_learning_rate(self, number: int) -> None:
         warmup = self.config.warmup_steps

@@ -49,8 +49,8 @@ class TrainConfig(Settings):
     compile: bool = False
     """Whether the feed-forward layers go through torch.compile. It takes some minutes at the start."""
     seed: int = Field(default=0, ge=0)
-    metric: Literal["NDCG@10", "HR@10", "MRR", "MRR@10"] = "MRR"
-    """The validation metric that chooses the best epoch."""
+    metric: str = "MRR"
+    """The validation metric that chooses the best epoch; the evaluation knows which there are."""
     patience: int = Field(default=3, ge=1)
     """Epochs without a better validation metric after which training stops."""
     checkpoint_steps: int | None = Field(default=None, ge=1)
@@ -58,6 +58,9 @@ class TrainConfig(Settings):
     keep: int = Field(default=1, ge=1)
     """Checkpoints kept besides the best one."""
     log_steps: int = Field(default=10, ge=1)
+    unknown_share: float = Field(default=0.01, ge=0, lt=1)
+    """The share of inputs (items, values of category features) that are unknown in a training step, so that the rows
+    for unknown values are trained; 0 for none."""
     duration_weights: bool = True
     """Whether a target's loss is weighted by its duration, where the log has one."""
     reader: ReaderConfig = ReaderConfig()

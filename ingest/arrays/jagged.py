@@ -83,8 +83,7 @@ def cut(sizes: Integers, limit: int) -> Integers:
     single one that is larger."""
     total = offsets_of(sizes)
     end_of = np.searchsorted(total, total[:-1] + limit, side="right") - 1
-    end_of = np.maximum(end_of, np.arange(1, len(total))).tolist()
     bounds = [0]
-    while bounds[-1] < len(sizes):
-        bounds.append(end_of[bounds[-1]])
+    while (begin := bounds[-1]) < len(sizes):
+        bounds.append(max(int(end_of[begin]), begin + 1))
     return np.array(bounds, dtype=np.int64)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ingest.arrays.jagged import offsets_of
-from ingest.data.schema import UNKNOWN
+from ingest.features.feature import UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,9 @@ class Batch:
     def split(self, rows: list[int], sequences: list[int], tokens: list[int], targets: list[int]) -> list[Batch]:
         """The batches that it is made of, one after the other, as views: how much of everything each has.
 
-        Floats are copied, to memory that torch aligns: on some processors a dot product's rounding depends on where its
-        operands begin, and a resumed run has other batches together.
+        The last letter of a tensor's name says of what. Floats are copied, to memory that torch aligns: on some
+        processors a dot product's rounding depends on where its operands begin, and a resumed run has other batches
+        together.
         """
         sizes = {"B": sequences, "T": tokens, "Q": targets}
         sizes |= {"features": tokens, "labels": targets, "seen": targets}

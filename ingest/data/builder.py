@@ -17,9 +17,9 @@ from torch import Tensor
 from ingest.arrays.jagged import Column, Integers, Jagged, offsets_of, ranges
 from ingest.data.batch import Batch, Lists
 from ingest.data.items import ItemTable
-from ingest.data.manifest import Manifest, PreparedFeature
-from ingest.data.schema import PADDING
+from ingest.data.manifest import Manifest
 from ingest.data.shards import StoredRows
+from ingest.features.feature import PADDING, PreparedFeature
 
 
 class BatchBuilder:
@@ -153,7 +153,7 @@ class BatchBuilder:
 
 def _padding(feature: PreparedFeature, tokens: int) -> Tensor | Lists:
     zeros = torch.zeros(tokens, dtype=torch.float32 if feature.is_number else torch.int64)
-    return Lists(zeros[:0], zeros) if feature.kind == "categories" else zeros
+    return Lists(zeros[:0], zeros) if feature.is_list else zeros
 
 
 def _seen(item: Column, begin_Q: Integers, place_Q: Integers) -> Lists:

@@ -8,22 +8,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ingest.arrays.jagged import Column, Jagged
-from ingest.data.manifest import Manifest, PreparedFeature
-from ingest.data.schema import FIRST_VALUE, UNKNOWN
+from ingest.arrays.jagged import Column
+from ingest.data.manifest import Manifest
+from ingest.features.feature import PreparedFeature, kind_of
 from ingest.storage import arrow_filesystem, join
-
-MISSING_TIME = int(np.iinfo(np.int64).min)
-"""The date of an item that has none."""
 
 
 @dataclass(frozen=True)
 class ItemTable:
-    """Attribute columns by item index (V rows): arrays, or `Jagged` for features of kind categories."""
+    """Attribute columns by item index (V rows): arrays, or `Jagged` for features that are lists."""
 
     size: int
     columns: dict[str, Column]
@@ -32,12 +28,7 @@ class ItemTable:
 
     def of(self, feature: PreparedFeature, item_N: NDArray, time_N: NDArray) -> Column:
         """The feature's values for interactions with items, or lists of values. Ages are counted until `time_N`."""
-        values = self.columns[feature.name].take(item_N)
-        if feature.kind != "elapsed":
-            return values
-        edges = np.ceil(feature.edges).astype(np.int64)  # ages are integers
-        bins = FIRST_VALUE + np.searchsorted(edges, time_N - values, side="right")
-        return np.where(values == MISSING_TIME, UNKNOWN, bins)
+        return kind_of(feature).at_event(feature, self.columns[feature.name].take(item_N), time_N)
 
 
 def load_items(url: str, manifest: Manifest, counts: bool = True) -> ItemTable:
@@ -48,14 +39,6 @@ def load_items(url: str, manifest: Manifest, counts: bool = True) -> ItemTable:
     table = pq.read_table(path, filesystem=filesystem, columns=["count", *names] if counts else names)
     return ItemTable(
         size=manifest.items,
-        columns={feature.name: _column(table[feature.name].combine_chunks(), feature) for feature in features},
+        columns={feature.name: kind_of(feature).load(table[feature.name].combine_chunks()) for feature in features},
         counts=table["count"].to_numpy().astype(np.int64) if counts else np.empty(0, np.int64),
     )
-
-
-def _column(column: pa.Array, feature: PreparedFeature) -> Column:
-    if feature.kind == "categories":
-        return Jagged.from_arrow(column)
-    if feature.kind == "elapsed":
-        return column.fill_null(MISSING_TIME).to_numpy(zero_copy_only=False).astype(np.int64)
-    return column.to_numpy(zero_copy_only=False)

@@ -4,6 +4,7 @@
     vocab/<feature>.parquet   value (string), index, count; `vocab/item.parquet` keeps the log's own item ids
     items.parquet             one row an item index, 0 and 1 included: attributes as the model sees them
     train/ validation/ test/  part-00000.parquet ...: one row a user, oldest event first
+    transitions/              part-00000.parquet ...: which item follows which (`ingest.data.transitions`)
     rest/                     the same for users without a row of test: their whole history, and nothing to predict
 
 Shard columns: `user` (the log's own id), `targets` (int32: how many of the row's last events are to be predicted),
@@ -21,6 +22,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from ingest.errors import InputError
+from ingest.features.feature import PreparedFeature
 from ingest.settings import Settings
 from ingest.storage import exists, join, read_text, write_text
 
@@ -28,25 +30,6 @@ VERSION = 2
 VERSION_KEY = b"intentrec.version"
 """In the metadata of every shard's schema."""
 SplitName = Literal["train", "validation", "test", "rest"]
-
-
-class PreparedFeature(Settings):
-    """A feature as the model sees it."""
-
-    name: str
-    kind: Literal["category", "categories", "number", "elapsed"]
-    of: Literal["event", "item"]
-    intent: bool
-    size: int
-    """Rows of its table, padding and unknown included; 0 for a number."""
-    edges: list[float] = []
-    """Upper bin edges, in milliseconds for `elapsed`: a value v has index 2 + (number of edges <= v)."""
-    mean: float = 0.0
-    deviation: float = 1.0
-
-    @property
-    def is_number(self) -> bool:
-        return self.size == 0
 
 
 class Shard(Settings):
@@ -81,6 +64,11 @@ class Manifest(Settings):
     split: dict[str, Any]
     counts: dict[str, int]
     """users, items, events and what was dropped or is unknown, by name."""
+    warnings: list[str] = []
+    """What the log or the config has that makes a result suspicious, a sentence each."""
+    majority: dict[str, int] = {}
+    """The known label that is most common among the training targets, by intent; one whose labels are all unknown has
+    none."""
     fingerprint: str
     """Of the config's data section and the input files: the same means that nothing has to be prepared again."""
     shards: dict[SplitName, list[Shard]]

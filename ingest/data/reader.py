@@ -9,11 +9,11 @@ tokens.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from itertools import chain, islice, pairwise
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 
@@ -29,6 +29,10 @@ from ingest.data.shards import Shards, Skipped, StoredRows
 BUILT_TOGETHER = 65_536
 """Tokens of the batches that are built at once, about: some of the work is the same for few tokens and many."""
 
+BUILDERS = 2
+"""Threads that put batches together."""
+
+T = TypeVar("T")
 Build: TypeAlias = tuple[Future[list[Batch]], list[Remaining]]
 """Batches that are being built together, and what is left after each."""
 
@@ -59,7 +63,7 @@ class Reader:
         `after_last`: likewise, but with what comes after each row's last interaction as its one target. `features`:
         whether batches hold features and intents; without, their columns are not read.
         """
-        self.url, self.manifest, self.config, self.split = url, manifest, config, split
+        self.manifest, self.config, self.split = manifest, config, split
         self.rank, self.workers = rank, workers
         self.shards: list[Shard] = manifest.shards[split]
         self.evaluate = evaluate = evaluate or after_last
@@ -81,13 +85,10 @@ class Reader:
         self.skipped: list[Skipped] = []
         """Row groups that were set aside so far."""
 
-    def epoch(self, epoch: int, position: Position | None = None) -> Iterator[tuple[Batch, Remaining]]:
+    def epoch(self, epoch: int, position: Position | None = None) -> Generator[tuple[Batch, Remaining], None, None]:
         """The batches of `epoch`, from its beginning or from `position`."""
-        with closing(self._builds(epoch, self.blocks(epoch, position))) as builds:
-            building = deque(islice(builds, -(-self.config.prefetch // self._together)))
-            while building:
-                building.extend(islice(builds, 1))
-                batches, remaining = building.popleft()
+        with closing(ahead(self._builds(epoch, self.blocks(epoch, position)), BUILDERS)) as builds:
+            for batches, remaining in builds:
                 yield from zip(batches.result(), remaining, strict=True)
 
     def blocks(self, epoch: int, position: Position | None = None) -> Sequence[ShuffleBlock]:
@@ -105,8 +106,8 @@ class Reader:
 
     def _builds(self, epoch: int, blocks: Sequence[ShuffleBlock]) -> Generator[Build, None, None]:
         """The batches as they are being built, several at a time."""
-        with ThreadPoolExecutor(self.config.build, "build") as pool:
-            for number, rows in enumerate(self._read(blocks)):
+        with ThreadPoolExecutor(BUILDERS, "build") as pool, closing(self._read(blocks)) as read:
+            for number, rows in enumerate(read):
                 if not len(rows):
                     continue
                 order = self.order.rows(epoch, blocks[number], len(rows))
@@ -130,42 +131,29 @@ class Reader:
         inner = np.searchsorted(total, np.arange(1, count) * (total[-1] / count))
         return np.unique([0, *np.clip(inner, 1, len(order) - 1), len(order)]).tolist()
 
-    def _read(self, blocks: Sequence[ShuffleBlock]) -> Iterator[StoredRows]:
-        """The rows of each block, while those of the next are being read, `fetch` runs at a time."""
-        counts: deque[int] = deque()
-
-        def runs() -> Iterator[tuple[int, list[int]]]:
-            for block in blocks:
-                found = block.runs()
-                counts.append(len(found))
-                yield from found
-
-        with closing(self._fetched(runs())) as parts:
-            for _ in range(len(blocks)):
-                first = next(parts)
-                rest = islice(parts, counts.popleft() - 1)
-                yield StoredRows.concat([rows for found in chain([first], rest) for rows in found])
-
-    def _fetched(self, runs: Iterator[tuple[int, list[int]]]) -> Generator[list[StoredRows], None, None]:
-        """What is whole of each run, in their order; those of some `shuffle_buffer` interactions are read ahead."""
-        running: deque[tuple[Future[list[StoredRows | Skipped]], int]] = deque()
-        ahead = 0
+    def _read(self, blocks: Iterable[ShuffleBlock]) -> Generator[StoredRows, None, None]:
+        """The rows of each block, while the next one's are being read, `fetch` runs at a time."""
         pool = ThreadPoolExecutor(self.config.fetch, "fetch")
         try:
-            while True:
-                while len(running) < self.config.fetch or ahead < self.config.shuffle_buffer:
-                    run = next(runs, None)
-                    if run is None:
-                        break
-                    size = sum(self.shards[run[0]].row_groups[group][1] for group in run[1])
-                    running.append((pool.submit(self.source.read, *run), size))
-                    ahead += size
-                if not running:
-                    return
-                future, size = running.popleft()
-                ahead -= size
-                found = future.result()
-                self.skipped += [part for part in found if isinstance(part, Skipped)]
-                yield [part for part in found if isinstance(part, StoredRows)]
+            reads = ([pool.submit(self.source.read, *run) for run in block.runs()] for block in blocks)
+            for reading in ahead(reads, 1):
+                yield self._joined(reading)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+    def _joined(self, reading: list[Future[list[StoredRows | Skipped]]]) -> StoredRows:
+        """What is whole of a block; the list is emptied, so that the parts are freed when they are joined."""
+        found: list[StoredRows | Skipped] = []
+        while reading:
+            found += reading.pop(0).result()
+        self.skipped += [part for part in found if isinstance(part, Skipped)]
+        return StoredRows.concat([part for part in found if isinstance(part, StoredRows)])
+
+
+def ahead(started: Generator[T, None, None], number: int) -> Generator[T, None, None]:
+    """The same, but each is given when the `number` after it are started."""
+    with closing(started):
+        waiting = deque(islice(started, number))
+        while waiting:
+            waiting.extend(islice(started, 1))
+            yield waiting.popleft()

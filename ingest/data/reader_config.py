@@ -20,12 +20,8 @@ class ReaderConfig(Settings):
     """Tokens of a sequence at most."""
     windows: bool = False
     """Whether a training row longer than `max_length` gives several sequences, or only its last interactions."""
-    prefetch: int = Field(default=4, ge=1)
-    """Batches that the reading thread makes ahead, at least: small ones are built several at a time."""
     fetch: int = Field(default=4, ge=1)
-    """Row groups that are being read at a time."""
-    build: int = Field(default=2, ge=1)
-    """Threads that put batches together."""
+    """Runs of row groups that are being read at a time."""
     retry_seconds: float = Field(default=300, ge=0)
     """How long an object store that fails or does not answer is asked again, with growing pauses."""
     on_bad_shard: Literal["error", "skip"] = "error"

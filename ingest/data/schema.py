@@ -1,113 +1,19 @@
 """What a log looks like, as its owner declares it: the columns, their kinds, which are intents, and the split.
 
 Nothing about films or shops is built in: a streaming service's log and a shop's are the same schema with other
-names. `DataConfig` is the `data` section of a config; `parse_duration` reads its spans of time.
+names. `DataConfig` is the `data` section of a config.
 """
 
 from __future__ import annotations
 
 import datetime
-import itertools
-import re
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ingest.settings import Settings
-
-PADDING, UNKNOWN, FIRST_VALUE = 0, 1, 2
-"""Index 0 of every vocabulary is padding, 1 is unknown or missing; values begin at 2."""
-
-RESERVED = frozenset(["user", "item", "time", "duration", "targets", "candidates", "index", "id", "count", "title"])
-_UNITS_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
-
-
-def parse_duration(text: str | int | float) -> int:
-    """`"90s"`, `"7d"`, `"1.5h"` ... in milliseconds. A bare number stands for itself (positions, for example)."""
-    if isinstance(text, int | float):
-        return int(text)
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)\s*", text)
-    if match is None:
-        raise ValueError("takes a number with a unit ms, s, m, h, d or w, such as 7d")
-    return round(float(match[1]) * _UNITS_MS[match[2]])
-
-
-class Feature(Settings):
-    """One declared column: an attribute of the event or of its item.
-
-    Kinds: `category` (one value), `categories` (a list of values), `number` (standardised with the training
-    data's mean and deviation; with `bins` a category instead), `elapsed` (the time from a date until the event,
-    in bins: an age). An intent is a feature that is also predicted for the next interaction.
-    """
-
-    name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")
-    kind: Literal["category", "categories", "number", "elapsed"] = "category"
-    of: Literal["event", "item"] = "event"
-    column: str | None = None
-    """The column that holds it; by default the one called like the feature."""
-    intent: bool = False
-    min_count: int = Field(default=1, ge=1)
-    """Values that the training data have less often than this are unknown."""
-    bins: list[str | float] | int | None = None
-    """Upper edges of the bins (durations such as 7d for `elapsed`), or a number of bins of equal frequency."""
-    bin_labels: list[str] | None = None
-    first_of: dict[str, str] | None = None
-    """A rule instead of a column: label -> flag column; the first flag that is true gives the label."""
-    otherwise: str = "none"
-    """The label of `first_of` where no flag is true."""
-    since_first_event: bool = False
-    """An `elapsed` of the item that counts from the item's first event in the training data."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Feature:
-        if self.name in RESERVED:
-            raise ValueError(f"feature name {self.name!r} is taken; not allowed: {', '.join(sorted(RESERVED))}")
-        if self.kind == "elapsed" and self.bins is None:
-            raise ValueError(f"feature {self.name!r} of kind elapsed needs bins, such as [7d, 30d]")
-        if self.bins is not None and self.kind not in ("number", "elapsed"):
-            raise ValueError(f"feature {self.name!r} of kind {self.kind} takes no bins; number and elapsed do")
-        if self.intent and self.kind == "number" and self.bins is None:
-            raise ValueError(f"feature {self.name!r}: a number is an intent only with bins")
-        if self.first_of is not None and (self.kind != "category" or self.of != "event" or self.column is not None):
-            raise ValueError(f"feature {self.name!r}: first_of goes with kind category, of event and without a column")
-        if self.since_first_event and (self.kind != "elapsed" or self.of != "item" or self.column is not None):
-            raise ValueError(
-                f"feature {self.name!r}: since_first_event goes with kind elapsed, of item, without a column"
-            )
-        self._check_bins()
-        return self
-
-    def _check_bins(self) -> None:
-        if isinstance(self.bins, int) and self.bins < 2:
-            raise ValueError(f"feature {self.name!r}: takes at least 2 bins")
-        if isinstance(self.bins, list):
-            edges = self.edges()
-            if not edges or any(later <= earlier for earlier, later in itertools.pairwise(edges)):
-                raise ValueError(f"feature {self.name!r}: bin edges must rise and there must be one at least")
-        if self.bin_labels is not None:
-            count = self.bins if isinstance(self.bins, int) else len(self.bins or []) + 1
-            if len(self.bin_labels) != count:
-                raise ValueError(
-                    f"feature {self.name!r}: {count} bins take {count} bin_labels, not {len(self.bin_labels)}"
-                )
-
-    def edges(self) -> list[float]:
-        """The upper edges of declared bins, in milliseconds for `elapsed`; empty where they come from the data."""
-        if not isinstance(self.bins, list):
-            return []
-        if self.kind == "elapsed":
-            return [parse_duration(edge) for edge in self.bins]
-        return [float(edge) for edge in self.bins]
-
-    @property
-    def source(self) -> str:
-        """The column that the feature is read from (not for `first_of` and `since_first_event`)."""
-        return self.column or self.name
-
-    @property
-    def is_number(self) -> bool:
-        """Whether the model sees a standardised number and not an index."""
-        return self.kind == "number" and self.bins is None
+from ingest.durations import parse_duration
+from ingest.features.feature import Feature, kind_of
+from ingest.settings import SettingError, Settings
 
 
 class Split(Settings):
@@ -180,20 +86,21 @@ class DataConfig(Settings):
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
         names = [feature.name for feature in self.features]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"feature {twice[0]!r} is declared twice")
-        if self.time_unit == "position":
-            if self.until is not None:
-                raise ValueError("a log with time_unit position has no moments: leave out data.until")
-            if self.split.kind == "point_in_time":
-                raise ValueError("a log with time_unit position has no point in time: take split leave_one_out")
-            elapsed = [feature.name for feature in self.features if feature.kind == "elapsed"]
-            if elapsed:
-                raise ValueError(f"feature {elapsed[0]!r} of kind elapsed needs real times, not time_unit position")
-        of_items = [f.name for f in self.features if f.of == "item" and not f.since_first_event]
-        if self.items is None and self.events is not None and of_items:
-            raise ValueError(f"feature {of_items[0]!r} is an attribute of items, but data.items names no item table")
+        no_times = self.time_unit == "position"
+        for place, feature in enumerate(self.features):
+            key = f"features[{place}]"
+            if feature.name in names[:place]:
+                raise SettingError(f"{key}.name", f"feature {feature.name!r} is declared twice")
+            if no_times and kind_of(feature).of_time:
+                raise SettingError(f"{key}.kind", "needs real times, not time_unit position")
+            if feature.of == "item" and kind_of(feature).columns(feature) and self.events and self.items is None:
+                raise SettingError(
+                    f"{key}.of", "the feature is an attribute of items, but data.items names no item table"
+                )
+        if no_times and self.until is not None:
+            raise SettingError("until", "a log with time_unit position has no moments: leave it out")
+        if no_times and self.split.kind == "point_in_time":
+            raise SettingError("split.kind", "a log with time_unit position has no point in time: take leave_one_out")
         return self
 
     @property

@@ -37,7 +37,7 @@ class StoredRows:
     offsets: Integers
     """Where each row's interactions begin, and the last's end, [R + 1]."""
     columns: dict[str, Any]
-    """Of the interactions: [N] values each, or a `Jagged` of N lists for features of kind categories."""
+    """Of the interactions: [N] values each, or a `Jagged` of N lists for features that are lists."""
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -80,8 +80,7 @@ class Shards:
         self.url, self.manifest, self.shards, self.columns = url, manifest, shards, columns
         self.retry_seconds, self.skip = retry_seconds, skip
         self.types = self._types()
-        self.nested = {feature.name for feature in manifest.features if feature.of == "event"
-                       and feature.kind == "categories"}  # fmt: skip
+        self.nested = {feature.name for feature in manifest.features if feature.of == "event" and feature.is_list}
         self.sizes = {feature.name: feature.size for feature in manifest.features if not feature.is_number}
         self.sizes["item"] = manifest.items
         self.opened = functools.lru_cache(MOST_OPEN)(self._checked)
@@ -91,8 +90,7 @@ class Shards:
         types = {"targets": pa.int32(), "item": pa.list_(pa.int32()), "time": pa.list_(pa.int64())}
         types["duration"] = pa.list_(pa.float32())
         for feature in self.manifest.features:
-            value = pa.float32() if feature.is_number else pa.int32()
-            types[feature.name] = pa.list_(pa.list_(value) if feature.kind == "categories" else value)
+            types[feature.name] = pa.list_(feature.stored_type)
         return types
 
     def path(self, shard: int) -> str:

@@ -1,11 +1,14 @@
 """The third pass over a log: each partition's histories become shards of indices and numbers.
 
-Before it, where bins are to hold equal parts of the data, `observe` writes the values that they are cut by, and
-`count_digits` counts them.
+Before it, `count_ages` counts what depends on both an item and the time of an event. Besides shards, a partition leaves
+how often its labels come (`labels/<partition>.parquet`) and which item follows which (`prepare.transitions`).
+
+N  events     I  different items
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,134 +17,146 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ingest.data.manifest import PreparedFeature
-from ingest.data.schema import UNKNOWN, Feature
-from ingest.prepare.fit import vocabulary_of
-from ingest.prepare.histories import ITEM, read_histories, read_users
-from ingest.prepare.item_table import ages
-from ingest.prepare.partition import Job, read_batch, write_batch
-from ingest.prepare.shard_writer import encoded_log, write_shards
-from ingest.prepare.split import SplitLog, split_log, targets_where
-from ingest.prepare.statistics import digits, sortable
-from ingest.prepare.vocabulary import bin_index, encode_lists, look_up, scaled
+from ingest.arrays.jagged import Column, Jagged
+from ingest.features.feature import FIRST_VALUE, UNKNOWN, Feature, PreparedFeature, kind_of
+from ingest.features.vocabulary import gather, look_up, read_parts
+from ingest.prepare.fit import feature_of, vocabulary_of
+from ingest.prepare.histories import ITEM, counts_of, read_histories, read_users
+from ingest.prepare.item_table import ITEMS
+from ingest.prepare.partition import Job
+from ingest.prepare.shard_writer import encoded_log, write_shards, write_table
+from ingest.prepare.split import SplitLog, prefixes, split_log, targets_where
+from ingest.prepare.transitions import spill_transitions
 from ingest.storage import join
 
 
 @dataclass(frozen=True)
 class _Partition:
-    """A partition's events with its split."""
-
     job: Job
     events: pa.RecordBatch
     users: pa.Array
     split: SplitLog
+    index_I: NDArray[np.int32]
+    """Of each different item."""
+    item_N: NDArray[np.int32]
+    """Which of them each event has."""
 
     @classmethod
     def read(cls, job: Job, number: int) -> _Partition:
         events = read_histories(job, number)
         users, lengths = read_users(job, number)
         split = split_log(job.config.split, events["time"].to_numpy(), lengths, job.last_time)
-        return cls(job, events, users, split)
+        items = pl.Series(events[ITEM].dictionary)
+        index_I = look_up(vocabulary_of(job, ITEM), items)
+        return cls(job, events, users, split, index_I, events[ITEM].indices.to_numpy())
 
-    def items(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """The index of each different item, and which of them each event has: [I], [N]."""
-        item = self.events[ITEM]
-        index_I = look_up(vocabulary_of(self.job, ITEM), _series(item.dictionary))
-        return index_I, item.indices.to_numpy()
-
+    @property
     def training(self) -> NDArray[np.int64]:
         """The places of the training events."""
         return np.flatnonzero(self.split.training)
 
-    def values(self, feature: Feature, index_I: NDArray, code_N: NDArray) -> pl.Series:
-        """What the bins of a feature are of, at each event."""
-        if feature.of == "item":
-            return ages(self.job, feature, index_I, code_N, self.events["time"].to_numpy())
-        return _series(self.events[feature.name])
+    @property
+    def training_targets(self) -> NDArray[np.int64]:
+        """The places of the training events but each user's first."""
+        rows = self.split.rows["train"]
+        return prefixes(rows.start + rows.length - rows.targets, rows.targets)
+
+    def of_items(self, feature: Feature) -> pl.Series:
+        """What the item table has of the different items: [I]."""
+        return gather(join(self.job.work, ITEMS), feature.name, self.index_I)
+
+    def encoded(self, feature: Feature, found: PreparedFeature) -> pa.Array:
+        """An event feature as the shards have it: [N]."""
+        vocabulary = functools.partial(look_up, vocabulary_of(self.job, feature.name))
+        return kind_of(feature).encode(found, self.events[feature.name], vocabulary)
+
+    def seen(self, feature: Feature, found: PreparedFeature) -> Column:
+        """An item feature as a batch has it: [N]."""
+        kind = kind_of(feature)
+        values_I = kind.load(self.of_items(feature).to_arrow(compat_level=pl.CompatLevel.oldest()))
+        return kind.at_event(found, values_I.take(self.item_N), self.events["time"].to_numpy())
 
 
-def _series(array: pa.Array) -> pl.Series:
-    found = pl.from_arrow(array)
-    assert isinstance(found, pl.Series)
-    return found
-
-
-def waits_for_ages(feature: Feature) -> bool:
-    """Whether bins depend on every event: their edges, or how many events each has."""
-    return feature.kind == "elapsed" or (feature.of == "event" and feature.kind == "number" and not feature.is_number)
-
-
-def observe(job: Job, task: tuple[int, list[str]]) -> dict[str, Any]:
-    """Write the training events' values of some features, for the search of their quantiles; gives the smallest."""
+def count_ages(job: Job, task: tuple[int, list[str]]) -> dict[str, Any]:
+    """Count what the training events see of item features that depend on their time, so that these can be fitted."""
     number, names = task
     partition = _Partition.read(job, number)
-    index_I, code_N = partition.items()
-    training = partition.training()
-    columns: dict[str, pa.Array] = {}
-    smallest: dict[str, float | None] = {}
-    for feature in job.config.features:
-        if feature.name in names:
-            values = partition.values(feature, index_I, code_N).gather(training)
-            columns[feature.name], smallest[feature.name] = values.to_arrow(), values.min()  # type: ignore[assignment]
-    write_batch(join(job.work, f"observed/{number:06d}.arrow"), pa.table(columns))
-    return {"smallest": smallest}
+    time = pl.Series(partition.events["time"])
+    for feature in (feature_of(job, name) for name in names):
+        values = kind_of(feature).seen_at(partition.of_items(feature).gather(partition.item_N), time)
+        counted = kind_of(feature).count(feature, values.gather(partition.training).to_arrow())
+        write_table(join(job.work, counts_of(feature.name, number)), counted)
+    return {}
 
 
-def count_digits(job: Job, task: tuple[str, str, list[int], int]) -> dict[str, Any]:
-    """One pass of a quantile's search over one partition's file: see `ingest.prepare.statistics.select`."""
-    file, column, prefixes, done = task
-    values = read_batch(join(job.work, file), 0, [column])[column]
-    return digits(sortable(values), prefixes, done)
-
-
-def encode_partition(job: Job, task: tuple[int, dict[str, Any]]) -> dict[str, Any]:
-    """Write a partition's shards. `task`: its number, and every feature as the manifest will have it."""
-    number, described = task
+def encode_partition(job: Job, task: tuple[int, dict[str, Any], list[int]]) -> dict[str, Any]:
+    """Write a partition's shards. `task`: its number, every feature as the manifest will have it, ranges of items."""
+    number, described, ranges = task
     features = {name: PreparedFeature.model_validate(found) for name, found in described.items()}
     partition = _Partition.read(job, number)
-    index_I, code_N = partition.items()
-    training = partition.training()
-    columns: dict[str, pa.Array] = {"item": pa.array(index_I[code_N]), "time": partition.events["time"]}
-    bins: dict[str, list[int]] = {}
+    index_N = partition.index_I[partition.item_N]
+    columns: dict[str, pa.Array] = {"item": pa.array(index_N), "time": partition.events["time"]}
     if job.config.duration:
         columns["duration"] = partition.events["duration"].cast(pa.float32())
+    labels = []
     for feature in job.config.features:
         found = features[feature.name]
-        if waits_for_ages(feature):
-            index_N = bin_index(partition.values(feature, index_I, code_N), found.edges)
-            bins[feature.name] = np.bincount(index_N.to_numpy()[training], minlength=found.size).tolist()
-            if feature.of == "event":
-                columns[feature.name] = index_N.to_arrow()
-        elif feature.of == "event":
-            columns[feature.name] = _encoded(job, feature, found, partition.events[feature.name])
+        if feature.of == "event":
+            columns[feature.name] = partition.encoded(feature, found)
+        if is_counted(found):
+            event = feature.of == "event"
+            values_N = _loaded(columns[feature.name]) if event else partition.seen(feature, found)
+            labels.append(_counted(partition, found, values_N))
+    if labels:
+        write_table(_labels_of(job, number), pl.concat(labels))
+    targets = partition.training_targets
+    spill_transitions(job, number, index_N[targets - 1], index_N[targets], ranges)
     log = encoded_log(partition.users, columns)
-    unknown_N = index_I[code_N] == UNKNOWN
+    sizes = job.config.row_group_interactions, job.config.shard_interactions
     shards = {
-        name: [
-            shard.model_dump()
-            for shard in write_shards(
-                job.destination,
-                f"{name}/part-{number:05d}",
-                rows,
-                log,
-                job.config.row_group_interactions,
-                job.config.shard_interactions,
-            )
-        ]
+        name: write_shards(job.destination, f"{name}/part-{number:05d}", rows, log, *sizes)
         for name, rows in partition.split.rows.items()
     }
-    unknown = {name: targets_where(rows, unknown_N) for name, rows in partition.split.rows.items()}
-    return {"shards": shards, "bins": bins, "unknown_targets": unknown}
+    unknown = {name: targets_where(rows, index_N == UNKNOWN) for name, rows in partition.split.rows.items()}
+    dumped = {name: [shard.model_dump() for shard in written] for name, written in shards.items()}
+    return {"shards": dumped, "unknown_targets": unknown}
 
 
-def _encoded(job: Job, feature: Feature, found: PreparedFeature, column: pa.Array) -> pa.Array:
-    if feature.is_number:
-        return scaled(_series(column), found).to_arrow()
-    values = column.values if feature.kind == "categories" else column
-    index = look_up(vocabulary_of(job, feature.name), _series(values.dictionary))
-    code = values.indices.fill_null(len(index)).to_numpy()
-    encoded = np.append(index, np.int32(UNKNOWN))[code]
-    if feature.kind == "category":
-        return pa.array(encoded)
-    offsets = column.offsets.to_numpy()
-    return encode_lists(offsets - offsets[0], encoded[offsets[0] : offsets[-1]])
+def _labels_of(job: Job, partition: int) -> str:
+    return join(job.work, f"labels/{partition:06d}.parquet")
+
+
+def _loaded(column: pa.Array) -> Column:
+    return Jagged.from_arrow(column) if pa.types.is_list(column.type) else column.to_numpy(zero_copy_only=False)
+
+
+def _counted(partition: _Partition, found: PreparedFeature, values_N: Column) -> pl.DataFrame:
+    """How often each index of a feature comes among the training events, and among the training targets."""
+    counts = {}
+    for name, places in (("events", partition.training), ("targets", partition.training_targets)):
+        values = values_N.take(places)
+        counts[name] = np.bincount(values.values if isinstance(values, Jagged) else values, minlength=found.size)
+    frame = pl.DataFrame({"feature": found.name, "index": np.arange(found.size), **counts})
+    return frame.filter((pl.col("events") > 0) | (pl.col("targets") > 0))
+
+
+def is_counted(found: PreparedFeature) -> bool:
+    """Whether the labels of a feature are counted while events are encoded."""
+    return found.intent or kind_of(found).in_bins(found)
+
+
+def sum_labels(job: Job, described: dict[str, Any]) -> dict[str, Any]:
+    """Of the counted features `described`: how often each bin comes among all training events; each intent's most
+    common known label among their targets, and how many different ones there are."""
+    features = [PreparedFeature.model_validate(found) for found in described.values()]
+    sums = {feature.name: np.zeros((2, feature.size), np.int64) for feature in features}
+    for number in range(job.partitions if features else 0):
+        for part in read_parts(_labels_of(job, number)):
+            for (name,), counted in part.group_by("feature"):
+                sums[str(name)][:, counted["index"].to_numpy()] += counted["events", "targets"].to_numpy().T
+    known = {feature.name: sums[feature.name][1, FIRST_VALUE:] for feature in features if feature.intent}
+    return {
+        "bins": {f.name: sums[f.name][0].tolist() for f in features if kind_of(f).in_bins(f)},
+        "majority": {name: FIRST_VALUE + int(count.argmax()) for name, count in known.items()},
+        "different": {name: int((count > 0).sum()) for name, count in known.items()},
+    }

@@ -1,8 +1,8 @@
 """The second pass over a log: each partition's events become its users' histories, oldest first, and are counted.
 
 Spilled for the third pass (`prepare.encode`): `histories/<partition>.arrow` has the events sorted by user and time,
-items and categories as dictionaries; `users/<partition>.arrow` the users and how many events each has. Counted over
-the training events: the values of every vocabulary (`counts/<name>/<partition>.parquet`), and numbers' moments.
+items as a dictionary; `users/<partition>.arrow` the users and how many events each has. Counted over the training
+events: items, and what each feature's kind learns from (`counts/<name>/<partition>.parquet`).
 
 N  events     U  users
 """
@@ -18,12 +18,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ingest.data.schema import Feature
+from ingest.features.feature import kind_of
+from ingest.features.number import Moments
 from ingest.prepare.log import event_features
 from ingest.prepare.partition import Job, read_batch, read_partition, take, write_batch
 from ingest.prepare.shard_writer import write_table
 from ingest.prepare.split import SplitLog, split_log
-from ingest.prepare.statistics import Moments
 from ingest.storage import join
 
 ITEM = "item"
@@ -45,7 +45,7 @@ def build_histories(job: Job, task: tuple[int, list[str]]) -> dict[str, Any]:
         user_N = user_N[kept_N]
     length_U = np.bincount(user_N, minlength=len(user_U))
     user_U, length_U = user_U.filter(pa.array(length_U > 0)), length_U[length_U > 0]
-    events = _with_dictionaries(job, events.set_column(events.column_names.index(ITEM), ITEM, item))
+    events = _compact(job, events.set_column(events.column_names.index(ITEM), ITEM, item))
     split = split_log(job.config.split, events["time"].to_numpy(), length_U, job.last_time)
     write_batch(join(job.work, f"histories/{partition:06d}.arrow"), events)
     users = pa.table({"user": user_U, "length": pa.array(length_U)})
@@ -122,29 +122,19 @@ def _duplicates(user_N: NDArray[np.int64], events: pa.Table) -> NDArray[np.int64
     return np.setdiff1d(places, first, assume_unique=True)
 
 
-def _with_dictionaries(job: Job, events: pa.Table) -> pa.Table:
-    """Categories as dictionaries, and lists of them."""
+def _compact(job: Job, events: pa.Table) -> pa.Table:
+    """The features' values as they are kept until they are encoded."""
     columns = {name: column.combine_chunks() for name, column in zip(events.column_names, events.columns, strict=True)}
     for feature in event_features(job.config):
         column = columns[feature.name]
         column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
-        if feature.kind == "category":
-            columns[feature.name] = column if pa.types.is_dictionary(column.type) else pc.dictionary_encode(column)
-        elif feature.kind == "categories":
-            offsets = column.offsets.to_numpy()
-            values = column.values.slice(offsets[0], offsets[-1] - offsets[0])
-            columns[feature.name] = pa.LargeListArray.from_arrays(offsets - offsets[0], pc.dictionary_encode(values))
+        columns[feature.name] = kind_of(feature).compact(column)
     return pa.table(columns)
 
 
-def counted_features(job: Job) -> list[Feature]:
-    """The event features that have a vocabulary."""
-    return [feature for feature in event_features(job.config) if feature.kind in ("category", "categories")]
-
-
-def counts_of(job: Job, name: str, partition: int) -> str:
-    """The file of a partition's counts."""
-    return join(job.work, f"counts/{name}/{partition:06d}.parquet")
+def counts_of(name: str, partition: int) -> str:
+    """The file of a partition's counts, in the folder of work."""
+    return f"counts/{name}/{partition:06d}.parquet"
 
 
 def _write_counts(job: Job, partition: int, training: pa.Table, total_I: NDArray[np.int64]) -> None:
@@ -158,23 +148,15 @@ def _write_counts(job: Job, partition: int, training: pa.Table, total_I: NDArray
         "total": total_I,
         "first": first_I,
     }
-    write_table(counts_of(job, ITEM, partition), pl.DataFrame(pa.table(items)))
-    for feature in counted_features(job):
-        column = training[feature.name].chunk(0)
-        values = column.flatten() if feature.kind == "categories" else column
-        code_N = values.indices.drop_null().to_numpy()
-        frame = pl.DataFrame(
-            pa.table({"value": values.dictionary, "count": np.bincount(code_N, minlength=len(values.dictionary))})
-        )
-        missing = pl.DataFrame({"value": [None], "count": [values.null_count]}, schema=frame.schema)
-        write_table(counts_of(job, feature.name, partition), pl.concat([frame.filter(pl.col("count") > 0), missing]))
+    write_table(join(job.work, counts_of(ITEM, partition)), pl.DataFrame(pa.table(items)))
+    for feature in event_features(job.config):
+        if kind_of(feature).learns(feature):
+            counted = kind_of(feature).count(feature, training[feature.name].chunk(0))
+            write_table(join(job.work, counts_of(feature.name, partition)), counted)
 
 
 def _summary(job: Job, split: SplitLog, training: pa.Table, length_U: NDArray[np.int64]) -> dict[str, Any]:
     """What the manifest and the later passes have to know of the partition."""
-    numbers = [feature.name for feature in event_features(job.config) if feature.is_number]
-    if job.config.duration:
-        numbers.append("duration")
     time = training["time"].to_numpy()
     in_a_row = np.concatenate([rows.user for name, rows in split.rows.items() if name != "rest"])
     return {
@@ -183,7 +165,7 @@ def _summary(job: Job, split: SplitLog, training: pa.Table, length_U: NDArray[np
         "training_events": training.num_rows,
         "first_time": int(time.min()) if len(time) else None,
         "last_time": int(time.max()) if len(time) else None,
-        "moments": {name: asdict(Moments.of(training[name].drop_null().to_numpy())) for name in numbers},
+        "duration": asdict(Moments.of(training["duration"].to_numpy())) if job.config.duration else None,
         "rows": {name: len(rows) for name, rows in split.rows.items()},
         "targets": {name: int(rows.targets.sum()) for name, rows in split.rows.items()},
         "without_target": split.without_target,

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 
 import polars as pl
 
-from ingest.data.schema import DataConfig, Feature
+from ingest.data.schema import DataConfig
 from ingest.errors import InputError
+from ingest.features.feature import Feature, kind_of
 from ingest.raw.columns import Column, read_columns
 
 
@@ -27,7 +28,7 @@ def event_columns(config: DataConfig) -> list[str]:
     """The columns of the log that the config declares."""
     names = [config.user, config.item, config.time] + ([config.duration] if config.duration else [])
     for feature in event_features(config):
-        names += [feature.source] if feature.first_of is None else list(feature.first_of.values())
+        names += kind_of(feature).columns(feature)
     return names
 
 
@@ -46,37 +47,16 @@ def events_of(config: DataConfig, columns: dict[str, Column]) -> pl.DataFrame:
     if config.duration:
         frame["duration"] = columns[config.duration].durations()
     for feature in event_features(config):
-        if feature.first_of is not None:
-            frame[feature.name] = _first_of(feature, columns, len(frame["user"]))
-        elif feature.kind == "elapsed":
-            frame[feature.name] = frame["time"] - columns[feature.source].moments(config.time_unit)
-        else:
-            frame[feature.name] = _values(feature, columns[feature.source])
+        kind = kind_of(feature)
+        frame[feature.name] = kind.seen_at(kind.read(feature, columns, config.time_unit), frame["time"])
     return pl.DataFrame(frame)
-
-
-def _values(feature: Feature, column: Column) -> pl.Series:
-    if feature.kind == "number":
-        return column.numbers()
-    return column.categories() if feature.kind == "categories" else column.category()
-
-
-def _first_of(feature: Feature, columns: dict[str, Column], rows: int) -> pl.Series:
-    """The label of the first flag that is true, by setting the labels from the last to the first."""
-    assert feature.first_of is not None
-    flags = pl.DataFrame({str(i): columns[name].flags() for i, name in enumerate(feature.first_of.values())})
-    label = pl.lit(feature.otherwise)
-    for i, name in reversed(list(enumerate(feature.first_of))):
-        label = pl.when(pl.col(str(i))).then(pl.lit(name)).otherwise(label)
-    if not feature.first_of:
-        return pl.repeat(feature.otherwise, rows, eager=True)
-    return flags.select(label.alias("label"))["label"]
 
 
 def read_items(config: DataConfig, urls: list[str], like: pl.DataType) -> pl.DataFrame:
     """The item table, its ids in the type `like` of the log's; duplicate ids are refused."""
-    declared = [feature for feature in item_features(config) if not feature.since_first_event]
-    names = [config.item] + ([config.title] if config.title else []) + [feature.source for feature in declared]
+    declared = [feature for feature in item_features(config) if kind_of(feature).columns(feature)]
+    names = [config.item] + ([config.title] if config.title else [])
+    names += [name for feature in declared for name in kind_of(feature).columns(feature)]
     frames = []
     for url in urls:
         columns = read_columns(url, names)
@@ -85,9 +65,7 @@ def read_items(config: DataConfig, urls: list[str], like: pl.DataType) -> pl.Dat
         if config.title:
             frame["title"] = columns[config.title].text()
         for feature in declared:
-            column = columns[feature.source]
-            moments = feature.kind == "elapsed"
-            frame[feature.name] = column.moments(config.time_unit) if moments else _values(feature, column)
+            frame[feature.name] = kind_of(feature).read(feature, columns, config.time_unit)
         frames.append(pl.DataFrame(frame))
     items = _concat(frames, urls, {"item": config.item} | {feature.name: feature.source for feature in declared})
     twice = items.filter(pl.col("item").is_duplicated())["item"]

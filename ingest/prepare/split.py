@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ingest.data.manifest import SplitName
-from ingest.data.schema import Split, parse_duration
+from ingest.data.schema import Split
+from ingest.durations import parse_duration
 
 Integers: TypeAlias = NDArray[np.int64]
 

@@ -50,7 +50,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> None:
         ("models.intentrec.train={tables: {dimension: 3}}", ["dimension"]),
         ("models.intentrec.heads=3", ["models.intentrec.heads", "3", "train.tables.dimension", "16"]),
         ("models.intentrec.window=10", ["models.intentrec.window", "10"]),
-        ("data.features.0.kind=colour", ["data.features.0.kind", "'colour'", "category"]),
+        ("data.features.0.kind=colour", ["data.features[0].kind", "'colour'", "category"]),
         ("train.epochs", ["key.sub=value"]),
         ("name=a/b", ["name", "'a/b'"]),
         ("models.x={kind: gru}", ["models.x", "gru", "sasrec"]),

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from embeddings.collision import Collisions
-from embeddings.table_config import CollisionConfig, TableConfig
+from embeddings.table_config import CollisionConfig, TableConfig, table_of
 from embeddings.workers import Worker
 from ingest.errors import InputError
 from ingest.settings import build_settings
 from tests.small import Data, make_step, same, weights
 from trainer.checkpoint import Checkpoints
 from trainer.progress import Progress
+from trainer.step import weights_of
 
 pytestmark = pytest.mark.usefixtures("alone")
 ROUNDS = [{2: 8, 3: 7, 4: 6, 5: 5, 6: 4}, {9: 20, 4: 3}, {}, {5: 30, 7: 2}]
@@ -77,7 +78,7 @@ def test_nothing_seen_is_dropped_after_an_empty_first_batch() -> None:
 
 def take(step: Any, data: Data, number: int) -> None:
     batch = data.batch(range(6 * number, 6 * number + 6))
-    step.train(batch, number, float(batch.weight_Q.sum()))
+    step.train(batch, number, weights_of(batch).tolist())
 
 
 @pytest.mark.parametrize("eviction", ["lfu", "lru", "distance_lfu"])
@@ -115,7 +116,7 @@ def test_a_row_that_changes_hands_is_fresh_and_without_optimizer_state(data: Dat
     collisions.reset("genres", torch.tensor([3]), fresh)
     assert torch.equal(weights(step)["genres"][3], fresh[0])
     states = step.parallel.fused_optimizer.state_dict()["state"]
-    (state,) = (value for name, value in states.items() if name.endswith(".genres.weight"))
+    (state,) = (value for name, value in states.items() if table_of(name) == "genres")
     (sums,) = (value for value in state.values() if hasattr(value, "local_shards"))
     assert sums.local_shards()[0].tensor.flatten()[3] == 0
 

@@ -13,8 +13,8 @@ from torch import Tensor
 import embeddings.sharding
 from embeddings.plan import describe_plan
 from embeddings.sharding import shard
-from ingest.data.schema import FIRST_VALUE
 from ingest.errors import InputError
+from ingest.features.feature import FIRST_VALUE
 from tests.scenarios import ALL, HALF, SETTINGS, TwoWorkers
 from tests.small import MODEL, Data, make_step, make_trainer, train_config, watched
 from trainer.recommender import build
@@ -46,7 +46,8 @@ def test_the_description_has_the_memory_and_the_share_of_lookups(data: Data) -> 
     text = describe_plan(step.planned, step.recommender.tables.configs)
     shares = {line.split("|")[1].strip(): line.split("|")[6].strip() for line in text.splitlines()[2 : 2 + len(ALL)]}
     wanted = dict.fromkeys(ALL, 60) | {"item": 60 + 60 + 60}
-    most = {t.name: min(t.num_embeddings, wanted[t.name]) for t in step.recommender.tables.configs}
+    sizes = {t.feature_names[0]: t.num_embeddings for t in step.recommender.tables.configs}
+    most = {name: min(size, wanted[name]) for name, size in sizes.items()}
     assert shares == {name: f"{rows / sum(most.values()):.1%}" for name, rows in most.items()}
     rank = text.splitlines()[-1]
     assert re.fullmatch(r"\| 0 \| 0\.00 MiB \| 0\.00 MiB \| 0\.\d\d MiB \| 0\.00 MiB \| 0\.\d\d MiB \|", rank)
@@ -54,7 +55,7 @@ def test_the_description_has_the_memory_and_the_share_of_lookups(data: Data) -> 
 
 def test_shares_of_lookups_are_counted(prepared: dict[str, str], tmp_path: Path) -> None:
     points: list[dict[str, float]] = []
-    trainer = make_trainer(prepared["data"], tmp_path, epochs=1, log_steps=1)
+    trainer = make_trainer(prepared["data"], tmp_path, epochs=1, log_steps=1, unknown_share=0)
     original = trainer._lookup_shares
     trainer._lookup_shares = lambda: points.append(original()) or points[-1]  # type: ignore[func-returns-value,method-assign]
     with watched() as taken:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embeddings.spread import Spread
-from ingest.data.schema import FIRST_VALUE
+from ingest.features.feature import FIRST_VALUE
 
 
 @given(st.integers(min_value=2, max_value=3000))

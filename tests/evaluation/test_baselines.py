@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from embeddings.workers import Worker
-from tests.scenarios import TwoWorkers, baselines
+from tests.evaluation.scenarios import baselines
+from tests.scenarios import TwoWorkers
 from tests.small import Data
 
 pytestmark = pytest.mark.usefixtures("alone")

@@ -11,9 +11,11 @@ import torch
 from embeddings.sharding import table_states
 from embeddings.workers import Worker
 from evaluation.metrics import MISS
-from evaluation.ranking import CatalogueRanker, NeuralScorer, own_slice
-from tests.scenarios import SCENARIOS, MatrixScorer, TwoWorkers, neural, ranking, ranking_case
+from evaluation.ranking import CatalogueRanker, NeuralScorer
+from tests.evaluation.scenarios import MatrixScorer, neural, ranking, ranking_case
+from tests.scenarios import SCENARIOS, TwoWorkers
 from tests.small import Data, make_step
+from tests.threads import on_threads
 
 pytestmark = pytest.mark.usefixtures("alone")
 CASES = [name for name in SCENARIOS if name.startswith(("ranking", "top"))]
@@ -57,10 +59,21 @@ def test_a_score_that_is_nan_is_told() -> None:
         ranker.ranks(torch.zeros(1, 1, dtype=torch.int64), torch.tensor([2]), None)
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3, 8])
-def test_slices_cover_every_item_once(workers: int) -> None:
-    slices = [own_slice(29, Worker(rank, workers)) for rank in range(workers)]
-    assert [item for begin, end in slices for item in range(begin, end)] == list(range(29))
+def test_a_worker_without_items_ranks_those_of_the_others() -> None:
+    """Nine items on four workers: 3, 3, 3 and none."""
+    scores = np.random.default_rng(4).integers(0, 5, (8, 9)).astype(np.float32)
+    target = np.array([2, 3, 4, 5, 6, 7, 8, 1])
+
+    def rank(worker: Worker) -> tuple[torch.Tensor, torch.Tensor]:
+        ranker = CatalogueRanker(MatrixScorer(scores, worker), 9, worker, False)
+        queries = torch.arange(8)[2 * worker.rank : 2 * worker.rank + 2, None]
+        return ranker.ranks(queries, torch.from_numpy(target)[queries[:, 0]], None), ranker.top(queries, None, 4)[0]
+
+    ranks, top = (torch.cat(parts) for parts in zip(*on_threads(4, rank), strict=True))
+    for q in range(8):
+        known = scores[q, 2:]
+        assert ranks[q] == ((known >= scores[q, target[q]]).sum() if target[q] >= 2 else MISS)
+        assert top[q].tolist() == (2 + np.argsort(-known, kind="stable")[:4]).tolist()
 
 
 @pytest.mark.parametrize("name", ["neural", "neural/row_wise"])

@@ -11,7 +11,8 @@ import pytest
 
 from embeddings.workers import Worker
 from ingest.data.builder import BatchBuilder
-from tests.scenarios import TwoWorkers, recommended
+from tests.evaluation.scenarios import recommended
+from tests.scenarios import TwoWorkers
 from tests.small import Data, make_step, take_rows, weights
 
 pytestmark = pytest.mark.usefixtures("alone")

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from evaluation.charts import line_chart, round_ticks, thin
 from evaluation.metrics import METRICS, RankMetrics
 from evaluation.report import duration, format_table, write_report
-from evaluation.significance import compare
-from ingest.errors import InputError
+from evaluation.results import Results
+from tests.evaluation.test_significance import compare
 
 HOSTILE = "<script>alert('x')</script> & \"Søn's\" </style>"
 VOID = {"meta", "link", "br", "img", "input", "hr"}
@@ -56,7 +57,7 @@ class Page(HTMLParser):
 
 
 def model(kind: str, label: str, ranks: np.ndarray[Any, Any], seed: int, neural: bool = True) -> dict[str, Any]:
-    metrics = RankMetrics()
+    metrics = RankMetrics.of(int(ranks.max()))
     metrics.update(ranks)
     random = np.random.default_rng(seed)
     steps = np.arange(1, 3000, 7)
@@ -123,6 +124,7 @@ def sample() -> dict[str, Any]:
             "targets": 6040,
             "unknown_targets": 12,
             "filtered_targets": 3,
+            "validation_metric": "NDCG@10",
         },
         "models": models,
         "majority": {"action": 0.52, "genre": 0.31, "release": 0.7925},
@@ -160,17 +162,17 @@ def results() -> dict[str, Any]:
 
 
 def page_of(results: dict[str, Any], folder: Path) -> tuple[Page, str]:
-    path = write_report(results, str(folder))
+    path = write_report(Results.model_validate(results), str(folder))
     source = Path(path).read_text()
     return Page(source), source
 
 
 def test_the_page_and_the_numbers_are_written(results: dict[str, Any], tmp_path: Path) -> None:
-    path = write_report(results, str(tmp_path))
+    path = write_report(Results.model_validate(results), str(tmp_path))
     assert Path(path) == tmp_path / "report" / "index.html"
     written = json.loads((tmp_path / "results.json").read_text())
     assert written["models"]["intentrec"]["metrics"] == results["models"]["intentrec"]["metrics"]
-    assert write_report(written, str(tmp_path / "again"))
+    assert write_report(Results.model_validate(written), str(tmp_path / "again"))
     assert (tmp_path / "again/report/index.html").read_text() == Path(path).read_text()
 
 
@@ -247,21 +249,20 @@ def test_the_least_that_is_allowed_makes_a_page(results: dict[str, Any], tmp_pat
     assert "0.0000" in page.text
     assert "Intents" not in page.text
     assert "svg" not in page.seen
-    assert "0.0000*" in format_table(least)
+    assert "0.0000*" in format_table(Results.model_validate(least))
 
 
-def test_what_is_not_in_the_contract_is_refused_by_name(results: dict[str, Any], tmp_path: Path) -> None:
+def test_what_is_not_in_the_contract_is_refused_by_name(results: dict[str, Any]) -> None:
     broken = copy.deepcopy(results)
     broken["models"]["sasrec"]["metrics"]["MRR"] = float("nan")
-    with pytest.raises(InputError, match="MRR"):
-        write_report(broken, str(tmp_path))
-    with pytest.raises(InputError, match="unknown key 'modles'"):
-        write_report(results | {"modles": {}}, str(tmp_path))
-    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValidationError, match="MRR"):
+        Results.model_validate(broken)
+    with pytest.raises(ValidationError, match="modles"):
+        Results.model_validate(results | {"modles": {}})
 
 
 def test_the_table_marks_the_best_and_tells_the_protocol(results: dict[str, Any]) -> None:
-    table = format_table(results)
+    table = format_table(Results.model_validate(results))
     best = max(model["metrics"]["NDCG@10"] for model in results["models"].values())
     assert f"{best:.4f}*" in table
     assert "IntentRec against SASRec: NDCG@10 +" in table

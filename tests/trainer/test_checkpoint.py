@@ -15,6 +15,7 @@ from tests.scenarios import TwoWorkers, load
 from tests.small import PIECE_BYTES, Data, make_step, same, weights
 from trainer.checkpoint import Checkpoints
 from trainer.progress import Progress
+from trainer.step import weights_of
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -61,7 +62,7 @@ def test_older_checkpoints_go_but_for_the_best(data: Data, tmp_path: Path) -> No
 def test_tables_are_saved_in_pieces(data: Data, tmp_path: Path) -> None:
     save(data, tmp_path, 1)
     chunks = FsspecReader(str(tmp_path / "step-0000000001")).read_metadata().state_dict_metadata
-    (item,) = [value for name, value in chunks.items() if name.startswith("model.") and ".item.weight" in name]
+    (item,) = [value for name, value in chunks.items() if name.startswith("model.") and ".table_item.weight" in name]
     assert [chunk.offsets[0] for chunk in item.chunks] == list(range(0, data.manifest.items, 8))
     assert all(chunk.sizes[0] * 8 * 4 <= PIECE_BYTES for chunk in item.chunks)
 
@@ -105,7 +106,7 @@ def test_a_damaged_marker_is_told_with_its_path(data: Data, tmp_path: Path) -> N
 def test_loading_gives_back_weights_and_progress_bit_for_bit(data: Data, tmp_path: Path) -> None:
     step = make_step(data.manifest)
     batch = data.batch(range(5))
-    step.train(batch, 0, float(batch.weight_Q.sum()))
+    step.train(batch, 0, weights_of(batch).tolist())
     progress = Progress(step=3, best=0.1 + 0.2, train_curve=[(1, 1 / 3)], position={"epoch": 1, "workers": [[]]})
     checkpoints = Checkpoints(str(tmp_path), 1, Worker())
     checkpoints.save(step, progress, {})

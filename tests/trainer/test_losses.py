@@ -40,9 +40,9 @@ def test_intent_loss_of_one_label_is_cross_entropy_without_the_unknown() -> None
 
 def test_intent_hits_count_a_true_label_at_the_top() -> None:
     logits = torch.eye(4)[[2, 0, 0, 3, 3]]
-    hits, known = intent_hits(logits, jagged(LABELS))
+    hits, known = intent_hits(logits.argmax(dim=1) + 2, jagged(LABELS))
     assert hits.tolist() == [True, False, False, False, True]
     assert known.tolist() == [True, False, False, True, True]
-    hits, known = intent_hits(logits, torch.tensor([4, 1, 2, 2, 0]))
+    hits, known = intent_hits(logits.argmax(dim=1) + 2, torch.tensor([4, 1, 2, 2, 0]))
     assert hits.tolist() == [True, False, True, False, False]
     assert known.tolist() == [True, False, True, True, False]

@@ -12,8 +12,8 @@ import torch
 
 from ingest.arrays.jagged import Jagged
 from ingest.data.batch import Batch
+from ingest.data.schema import DataConfig
 from ingest.data.shards import StoredRows
-from ingest.errors import InputError
 from tests.small import HOUR, MODEL, Data, make_step, take_rows, train_config
 from trainer.attention import Layout
 from trainer.layers import Inputs, ShortTerm, project
@@ -92,10 +92,10 @@ def test_attention_over_intents_sums_to_one(data: Data) -> None:
 def test_the_aggregation_equals_the_papers_formulas(data: Data) -> None:
     network = build(MODEL, train_config(), data.manifest).network
     torch.manual_seed(2)
-    intents = {name: torch.randn(5, head.out_features) for name, head in network.intent_heads.items()}
+    intents = {name: torch.randn(5, labels) for name, labels in zip(network.intents, network.labels, strict=True)}
     ours_TD, attention_TM = network.aggregate(intents)
     for k in range(5):
-        projected = [network.projections[name](logits[k].softmax(0)) for name, logits in intents.items()]
+        projected = [network.projections[f"intent_{name}"](logits[k].softmax(0)) for name, logits in intents.items()]
         scores = torch.stack([network.attention(vector)[0] for vector in projected])
         weights = scores.exp() / scores.exp().sum()
         torch.testing.assert_close(attention_TM[k], weights)
@@ -119,16 +119,29 @@ def test_short_term_interest_sees_the_window_and_no_more() -> None:
         assert moved.tolist() == [k >= j and int(time[k] - time[j]) <= window for k in range(n)]
 
 
-def test_intentrec_needs_an_intent(data: Data) -> None:
-    features = [feature.model_copy(update={"intent": False}) for feature in data.manifest.features]
-    with pytest.raises(InputError, match="at least one feature with `intent: true`"):
-        build(IntentRecConfig(), train_config(), data.manifest.model_copy(update={"features": features}))
+def test_intentrec_needs_an_intent() -> None:
+    with pytest.raises(ValueError, match="kind: intentrec needs a feature with `intent: true`"):
+        IntentRecConfig().check(DataConfig(events="events"), train_config())
+
+
+@pytest.mark.parametrize(
+    ("model", "unit", "message"),
+    [
+        (SASRecConfig(heads=3), "time", "heads: 3 do not divide train.tables.dimension, 8"),
+        (DeepConfig(window="1h"), "position", "window: with this data.time_unit it takes a number of positions"),
+        (DeepConfig(window=5), "time", "window: with this data.time_unit it takes a span of time"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_refused(model: NeuralConfig, unit: str, message: str) -> None:
+    data = DataConfig.model_validate({"events": "events", "time_unit": "ms" if unit == "time" else unit})
+    with pytest.raises(ValueError, match=message):
+        model.check(data, train_config())
 
 
 @pytest.mark.usefixtures("alone")
 def test_the_empty_batch_gives_no_target_and_finite_gradients(data: Data) -> None:
     step = make_step(data.manifest)
-    losses, norm = step.train(data.builder.empty(), 0, 3.0)
+    losses, norm = step.train(data.builder.empty(), 0, (3.0, 3.0))
     assert losses.item == 0
     assert norm == 0
     assert outputs(step, replace(data.builder.empty())).shape[0] == 0

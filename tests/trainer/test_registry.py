@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Literal
 
 import pytest
 
 from ingest.errors import InputError
+from tests.small import Data, make_trainer, weights
 from trainer.models.registry import NeuralConfig, model_config, register
 
 
@@ -40,3 +42,26 @@ def test_a_kind_that_is_taken_is_not_registered_again() -> None:
     with pytest.raises(ValueError, match=r"'sasrec' of .* is taken by trainer.models.sasrec"):
         register(Other)
     assert model_config("sasrec") is sasrec
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_model_of_one_own_file_trains_and_ranks(data: Data, tmp_path: Path) -> None:
+    """Its loss falls, and its validation is that of plain means and a sorted catalogue."""
+    import tests.trainer.mean_model  # noqa: F401
+
+    model = model_config("mean")()
+    assert isinstance(model, NeuralConfig)
+    trainer = make_trainer(data.url, tmp_path, model=model, epochs=1)
+    progress = trainer.fit()
+    assert progress.finished
+    losses = [loss for _, loss in progress.train_curve]
+    assert sum(losses[-5:]) < sum(losses[:5])
+    table, linear = weights(trainer.step)["item"], trainer.step.recommender.network.linear
+    reciprocal = []
+    for batch, _ in data.reader("validation", evaluate=True).epoch(0):
+        begins = batch.lengths_B.cumsum(0) - batch.lengths_B
+        for at, target in zip(batch.target_position_Q.tolist(), batch.target_Q.tolist(), strict=True):
+            begin = max(value for value in begins.tolist() if value <= at)
+            scores = table @ linear(table[batch.item_T[begin : at + 1]].mean(dim=0))
+            reciprocal.append(1 / int((scores[2:] >= scores[target]).sum()) if target >= 2 else 0.0)
+    assert progress.best == pytest.approx(sum(reciprocal) / len(reciprocal), rel=1e-3)

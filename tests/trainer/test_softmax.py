@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from tests.scenarios import SPLITS, TwoWorkers
 from tests.small import softmax_case
 from trainer.negatives import Negatives, NegativeSampler
-from trainer.softmax import catalogue_slice, full_softmax, sampled_softmax
+from trainer.softmax import full_softmax, sampled_softmax
 from trainer.train_config import LossConfig
 
 Q, V, D = 13, 20, 4
@@ -81,13 +81,6 @@ def test_full_softmax_over_two_slices_is_cross_entropys(case: Case, scores: int,
         grad_query, grad_items = torch.autograd.grad(3 * expected, (query, items))
         torch.testing.assert_close(torch.cat(queries), grad_query[rows])
         torch.testing.assert_close(torch.cat(slices), grad_items[2:])
-
-
-@pytest.mark.parametrize(("items", "workers"), [(20, 1), (20, 3), (9, 8), (3, 8), (4, 2)])
-def test_slices_hold_every_item_once(items: int, workers: int) -> None:
-    slices = [range(*catalogue_slice(items, rank, workers)) for rank in range(workers)]
-    assert [item for part in slices for item in part] == list(range(2, items))
-    assert max(len(part) for part in slices) <= -(-items // workers)
 
 
 @pytest.mark.parametrize("scores", [1, 30, 10_000])

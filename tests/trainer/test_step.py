@@ -14,12 +14,14 @@ from torch import Tensor
 from embeddings.workers import Worker
 from evaluation.evaluate import validate
 from ingest.data.batch import Batch, Lists
+from ingest.features.feature import UNKNOWN
 from tests.scenarios import SCENARIOS, SETTINGS, TwoWorkers, steps, unknown_targets
-from tests.small import MODEL, Data, dense, make_step, same, train_config, weights
+from tests.small import MODEL, Data, dense, make_step, partly_unknown, same, train_config, weights
 from trainer.attention import Layout
 from trainer.layers import Inputs
 from trainer.models.intentrec import IntentRecConfig
 from trainer.recommender import build
+from trainer.step import weights_of
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -41,12 +43,14 @@ def plain_loss(
     at, target, item = batch.target_position_Q, batch.target_Q, tables["item"]
     query = output.query_TD[at]
     if negative is None:
-        losses = F.cross_entropy((query @ item.T)[:, 2:], target - 2, reduction="none")
+        losses = F.cross_entropy((query @ item.T)[:, 2:], target - 2, reduction="none", ignore_index=UNKNOWN - 2)
     else:
         logits = query @ item[negative].T - log_expected
         logits = logits.masked_fill(target[:, None] == negative, -torch.inf)
         positive = (query * item[target]).sum(dim=1, keepdim=True)
         losses = F.cross_entropy(torch.cat([positive, logits], dim=1), torch.zeros_like(target), reduction="none")
+        losses = losses * (target != UNKNOWN)
+    losses = losses / batch.weight_Q[target != UNKNOWN].sum()
     for name, logits_TL in output.intents.items():
         log_p = logits_TL[at].log_softmax(dim=1)
         label = batch.labels[name]
@@ -54,8 +58,8 @@ def plain_loss(
         for q, values in enumerate(lists):
             known = [value - 2 for value in values.tolist() if value >= 2]
             if known:
-                losses = losses - torch.eye(len(losses))[q] * log_p[q, known].mean()
-    return (batch.weight_Q * losses).sum() / batch.weight_Q.sum()
+                losses = losses - torch.eye(len(losses))[q] * log_p[q, known].mean() / batch.weight_Q.sum()
+    return (batch.weight_Q * losses).sum()
 
 
 @pytest.mark.parametrize(
@@ -72,15 +76,16 @@ def test_one_step_equals_plain_torch(data: Data, sampling: str | None, optimizer
         "loss": {"kind": "sampled", "negatives": 20, "sampling": sampling} if sampling else {"kind": "full"},
         "clip_norm": 1e9,
     }
-    step, batch = make_step(data.manifest, counts=data.items.counts, **changes), data.batch(range(8))
+    step, batch = make_step(data.manifest, counts=data.items.counts, **changes), partly_unknown(data.batch(range(8)))
+    assert (batch.target_Q == UNKNOWN).any()
     tables = {name: weights(step)[name].requires_grad_() for name in step.recommender.tables.names}
     network = build(MODEL, train_config(**changes), data.manifest).network
     negative = step.sampler.draw(0, batch.target_Q) if sampling else None
     log_expected = None if negative is None else step.sampler.log_expected(negative).float()
-    loss = plain_loss(network, tables, batch, negative, log_expected)
+    loss = plain_loss(network, tables, step.with_unknowns(batch, 0), negative, log_expected)
     loss.backward()
-    losses, norm = step.train(batch, 0, float(batch.weight_Q.sum()))
-    ours = (losses.item + sum(losses.intents.values())) / batch.weight_Q.sum()
+    losses, norm = step.train(batch, 0, weights_of(batch).tolist())
+    ours = losses.item / batch.item_weight_Q.sum() + sum(losses.intents.values()) / batch.weight_Q.sum()
     torch.testing.assert_close(ours, loss.detach())
 
     parameters = dict(network.named_parameters())
@@ -114,7 +119,7 @@ def test_bf16_is_close_to_fp32_and_keeps_weights_in_fp32(data: Data, kind: str) 
     for precision in ("fp32", "bf16"):
         step = make_step(data.manifest, precision=precision, loss={"kind": kind, "negatives": 20}, clip_norm=1e9)
         query_QD = step.predict(batch).query_QD
-        losses, norm = step.train(batch, 0, float(batch.weight_Q.sum()))
+        losses, norm = step.train(batch, 0, weights_of(batch).tolist())
         found[precision] = torch.stack([losses.item, *losses.intents.values()]), norm, query_QD
         assert {value.dtype for value in (*weights(step).values(), query_QD)} == {torch.float32}
     for ours, theirs in zip(found["bf16"], found["fp32"], strict=True):
@@ -127,7 +132,7 @@ def test_compiled_feed_forward_layers_give_the_same(data: Data) -> None:
     results = []
     for compiled in (False, True):
         step = make_step(data.manifest, compile=compiled)
-        norms = [step.train(data.batch(rows), n, 50.0)[1] for n, rows in enumerate((range(12), range(12, 40)))]
+        norms = [step.train(data.batch(rows), n, (50.0, 50.0))[1] for n, rows in enumerate((range(12), range(12, 40)))]
         results.append((weights(step), norms))
     assert results[0][1] == pytest.approx(results[1][1], rel=1e-4)
     same(results[0][0], results[1][0], 1e-4)
@@ -154,7 +159,7 @@ def test_an_evaluation_between_two_steps_changes_neither(data: Data) -> None:
         step = make_step(data.manifest, model=model)
         for number in range(3):
             batch = data.batch(range(4 * number, 4 * number + 4))
-            step.train(batch, number, float(batch.weight_Q.sum()))
+            step.train(batch, number, weights_of(batch).tolist())
             before = weights(step)
             if evaluating:
                 validate(step, data.reader("validation", evaluate=True), Worker(), True)
@@ -165,7 +170,7 @@ def test_an_evaluation_between_two_steps_changes_neither(data: Data) -> None:
 
 
 @pytest.mark.parametrize("kind", ["full", "in_batch", "mixed"])
-def test_unknown_targets_train_nothing(kind: str, data: Data, two_workers: TwoWorkers) -> None:
+def test_unknown_targets_have_no_item_loss(kind: str, data: Data, two_workers: TwoWorkers) -> None:
     """In one process and on two workers."""
     _, _, arguments = SCENARIOS[f"unknown/{kind}"]
     alone = unknown_targets(data, Path(), Worker(), **arguments)
@@ -175,7 +180,7 @@ def test_unknown_targets_train_nothing(kind: str, data: Data, two_workers: TwoWo
 def test_the_item_loss_reaches_the_intent_heads(data: Data) -> None:
     model = IntentRecConfig(heads=2, dropout=0.0, window="8h", intent_weight=0.0)
     step, batch = make_step(data.manifest, model=model), data.batch(range(6))
-    step.train(batch, 0, float(batch.weight_Q.sum()))
+    step.train(batch, 0, weights_of(batch).tolist())
     gradients = {name: value for name, value in dense(step, gradients=True).items() if "intent_heads" in name}
     assert len(gradients) == 2 * 4
     assert all(value.abs().max() > 1e-8 for value in gradients.values())
@@ -185,6 +190,6 @@ def test_the_learning_rate_warms_up(data: Data) -> None:
     step, batch = make_step(data.manifest, warmup_steps=4), data.batch(range(2))
     rates = []
     for number in range(5):
-        step.train(batch, number, float(batch.weight_Q.sum()))
+        step.train(batch, number, weights_of(batch).tolist())
         rates.append(step.optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01])

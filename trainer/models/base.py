@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field, field_validator
 
-from ingest.data.schema import DataConfig, parse_duration
+from ingest.data.schema import DataConfig
+from ingest.durations import parse_duration
 from trainer.models.registry import NeuralConfig
 from trainer.train_config import TrainConfig
 

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from ingest.data.schema import FIRST_VALUE, DataConfig
+from ingest.data.schema import DataConfig
 from ingest.errors import InputError
+from ingest.features.feature import FIRST_VALUE
 from trainer.models.base import WindowConfig
 from trainer.models.registry import register
 from trainer.train_config import TrainConfig
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ingest.data.manifest import Manifest
-    from trainer.layers import Inputs, Output
 
 
 @register
@@ -48,56 +48,37 @@ class IntentRecConfig(WindowConfig):
             raise ValueError("kind: intentrec needs a feature with `intent: true` in data.features")
 
     def network(self, manifest: Manifest, dimension: int, max_length: int) -> nn.Module:
-        return _network()(self, manifest, dimension, max_length)
+        return network_class()(self, manifest, dimension, max_length)
 
 
 @cache
-def _network() -> type[nn.Module]:
+def network_class() -> type[nn.Module]:
     import torch
     from torch import nn
 
-    from trainer.layers import FeatureVector, Joined, Output, Positions, ShortTerm, Transformer, project, side_by_side
+    from trainer.layers import TwoEncoders, side_by_side
 
-    class IntentRec(nn.Module):
-        """IntentRec whole; see the head of this file. `InputError` where the data declare no intent."""
+    class IntentRec(TwoEncoders):
+        """IntentRec whole; see the head of this file. `InputError` where an intent has no label."""
 
-        def __init__(self, config: IntentRecConfig, manifest: Manifest, dimension: int, max_length: int) -> None:
-            super().__init__()
+        def make_bridge(self, manifest: Manifest, dimension: int) -> None:
             labels = {feature.name: feature.size - FIRST_VALUE for feature in manifest.intents}
-            if not labels:
-                raise InputError("model intentrec needs at least one feature with `intent: true` in data.features")
-            empty = [name for name, count in labels.items() if count < 1]
-            if empty:
+            if empty := [name for name, count in labels.items() if count < 1]:
                 raise InputError(f"intent {empty[0]!r} has no value at all in the training data")
-            self.labels = list(labels.values())
-            self.features = FeatureVector(manifest, dimension)
-            self.positions = Positions(manifest, dimension, max_length, timestamp=True, encoders=3)
-            width, heads, dropout = self.features.width, config.heads, config.dropout
-            self.short_term = ShortTerm(width, dimension, heads, dropout, config.window_span)
-            self.intent_input = Joined([width, dimension], dimension, dropout)
-            self.intent_encoder = Transformer(dimension, config.intent_layers, heads, dropout, config.expansion)
-            self.intent_heads = nn.ModuleDict({name: nn.Linear(dimension, count) for name, count in labels.items()})
-            self.projections = nn.ModuleDict({name: nn.Linear(count, dimension) for name, count in labels.items()})
+            self.intents, self.labels = list(labels), list(labels.values())
+            self.intent_heads = nn.ModuleDict({f"intent_{n}": nn.Linear(dimension, m) for n, m in labels.items()})
+            self.projections = nn.ModuleDict({f"intent_{n}": nn.Linear(m, dimension) for n, m in labels.items()})
             self.attention = nn.Linear(dimension, 1)
-            self.item_input = Joined([width, dimension, dimension], dimension, dropout, from_item=True)
-            self.item_encoder = Transformer(dimension, config.item_layers, heads, dropout, config.expansion)
 
-        def forward(self, inputs: Inputs) -> Output:
-            window_TD, intent_TD, item_TD = self.positions(inputs)
-            recent_F, intent_F, item_F = project(
-                [self.short_term.join, self.intent_input, self.item_input], self.features(inputs), self.features.scale
-            )
-            short_TD = self.short_term(recent_F, window_TD, inputs)
-            x_TD = self.intent_input(intent_F, short_TD) + intent_TD
-            intents = self.predict_intents(self.intent_encoder(x_TD, inputs.layout))
+        def bridge(self, encoded_TD: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+            intents = self.predict_intents(encoded_TD)
             intent_embedding_TD, attention_TM = self.aggregate(intents)
-            x_TD = self.item_input(item_F, short_TD, intent_embedding_TD) + item_TD
-            return Output(self.item_encoder(x_TD, inputs.layout), intents, attention_TM)
+            return intent_embedding_TD, intents, attention_TM
 
         def predict_intents(self, encoded_TD: Tensor) -> dict[str, Tensor]:
             """The logits of every intent, as one matrix product."""
             logits = side_by_side(self.intent_heads.values(), encoded_TD).split(self.labels, dim=1)
-            return dict(zip(self.intent_heads, logits, strict=True))
+            return dict(zip(self.intents, logits, strict=True))
 
         def aggregate(self, intents: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
             """Z and the weights of the intents from their logits: [T, D] and [T, M].

@@ -29,11 +29,11 @@ class SASRecConfig(TransformerConfig):
     layers: int = Field(default=2, ge=1)
 
     def network(self, manifest: Manifest, dimension: int, max_length: int) -> nn.Module:
-        return _network()(self, manifest, dimension, max_length)
+        return network_class()(self, manifest, dimension, max_length)
 
 
 @cache
-def _network() -> type[nn.Module]:
+def network_class() -> type[nn.Module]:
     import torch
     from torch import nn
 

@@ -48,7 +48,7 @@ def proxy(s3: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyPr
 
 def reader(url: str, **config: object) -> Reader:
     manifest = load_manifest(url)
-    settings = ReaderConfig.model_validate({"tokens": 30, "shuffle_buffer": 80, "prefetch": 1, "fetch": 2} | config)
+    settings = ReaderConfig.model_validate({"tokens": 30, "shuffle_buffer": 80, "fetch": 2} | config)
     return Reader(url, manifest, load_items(url, manifest), "train", settings)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import itertools
+import threading
 from collections import Counter
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from ingest.data.builder import BatchBuilder
 from ingest.data.items import load_items
 from ingest.data.manifest import load_manifest
 from ingest.data.order import Position, ShuffleBlock
-from ingest.data.reader import Reader
+from ingest.data.reader import Reader, ahead
 from ingest.data.reader_config import ReaderConfig
 from ingest.data.schema import DataConfig
 from ingest.prepare.pipeline import prepare
@@ -148,6 +150,29 @@ def test_the_order_depends_on_seed_and_epoch_alone(urls: dict[int, str]) -> None
 
     assert order(0, 0) == order(0, 0)
     assert len({str(order(number, seed)) for number, seed in itertools.product((0, 1), (0, 1))}) == 4
+
+
+def test_an_epoch_that_is_left_early_leaves_no_thread(urls: dict[int, str]) -> None:
+    before = set(threading.enumerate())
+    batches = reader(urls[20], tokens=40, buffer=150).epoch(0)
+    next(batches)
+    assert set(threading.enumerate()) > before
+    batches.close()
+    assert set(threading.enumerate()) == before
+
+
+@given(st.integers(0, 5), st.integers(1, 3))
+def test_ahead_gives_each_when_those_after_it_are_started(length: int, number: int) -> None:
+    started: list[int] = []
+
+    def starting() -> Generator[int, None, None]:
+        for value in range(length):
+            started.append(value)
+            yield value
+
+    for value in ahead(starting(), number):
+        assert started == list(range(min(value + number + 1, length)))
+    assert len(started) == length
 
 
 def test_workers_get_about_the_same_number_of_interactions(urls: dict[int, str]) -> None:

@@ -23,12 +23,12 @@ MOMENT = pa.timestamp("ms")
 FEATURES = """
 - {name: device, min_count: 2, intent: true}
 - {name: action, first_of: {like: liked, click: clicked}, otherwise: seen, intent: true}
-- {name: words, kind: categories, min_count: 2}
+- {name: words, kind: categories, min_count: 2, intent: true}
 - {name: price, kind: number}
 - {name: price_bin, kind: number, column: price, bins: 3, intent: true}
 - {name: visit, kind: elapsed, column: last_visit, bins: [1h, 10h], bin_labels: [soon, later, late]}
-- {name: genres, kind: categories, of: item, intent: true, min_count: 2}
-- {name: shelf, of: item}
+- {name: genres, kind: categories, of: item, min_count: 2}
+- {name: shelf, of: item, intent: true}
 - {name: length, kind: number, of: item}
 - {name: length_bin, kind: number, of: item, column: length, bins: [2, 4.5]}
 - {name: age, kind: elapsed, of: item, column: released, bins: [5h, 1d]}

@@ -10,14 +10,11 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from ingest.data.schema import DataConfig
 from ingest.errors import InputError
 from ingest.prepare.partition import partition_of
 from ingest.prepare.pipeline import prepare
-from ingest.prepare.statistics import Moments, digits, select, sortable, unsortable
 from ingest.prepare.tasks import Call
 from tests.ingest.prepare.prepare_reference import Row, config_for, random_log, write_log
 from tests.ingest.prepare.test_prepare import PARTITIONS, contents, read_rows, read_vocabulary
@@ -178,43 +175,6 @@ def test_a_data_set_with_other_features_does_not_grow(log: Path, tmp_path: Path)
     fewer = config.model_copy(update={"features": config.features[:3]})
     with pytest.raises(InputError, match=r"data\.grow"):
         prepare(fewer, str(tmp_path / "out"), lambda _: None)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    parts=st.lists(
-        st.lists(st.none() | st.floats(allow_nan=False, allow_infinity=False) | st.sampled_from([0.0, -0.0, 1.5])),
-        min_size=1,
-        max_size=4,
-    ),
-    bins=st.integers(2, 5),
-)
-def test_quantiles_of_parts_are_those_of_the_whole(parts: list[list[float | None]], bins: int) -> None:
-    known = sorted(value for part in parts for value in part if value is not None)
-    places = [k * len(known) // bins for k in range(1, bins)]
-    keys = [sortable(pa.array(part, pa.float64())) for part in parts]
-    found = select(lambda prefixes, done: [digits(part, prefixes, done) for part in keys], lambda number: places)
-    assert [unsortable(key, True) for key in found] == ([known[place] for place in places] if known else [])
-
-
-@settings(max_examples=40, deadline=None)
-@given(values=st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1))
-def test_integers_keep_their_order(values: list[int]) -> None:
-    keys = sortable(pa.array(values, pa.int64()))
-    assert [unsortable(int(key), False) for key in np.sort(keys)] == sorted(values)
-
-
-@settings(max_examples=40, deadline=None)
-@given(parts=st.lists(st.lists(st.floats(-1e6, 1e6)), min_size=1, max_size=5))
-def test_moments_of_parts_are_those_of_the_whole(parts: list[list[float]]) -> None:
-    merged = Moments()
-    for part in parts:
-        merged = merged.merged(Moments.of(np.array(part)))
-    whole = np.array([value for part in parts for value in part])
-    assert merged.count == len(whole)
-    if len(whole):
-        assert merged.mean == pytest.approx(whole.mean(), abs=1e-6)
-        assert merged.deviation == pytest.approx(whole.std(), rel=1e-6, abs=1e-5)
 
 
 def test_a_users_partition_depends_on_its_id_alone() -> None:

@@ -16,7 +16,7 @@ import pytest
 from ingest.errors import InputError
 from ingest.sources.movielens import import_movielens
 
-DATA = Path(os.environ.get("INTENTREC_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
+DATA = Path(os.environ.get("INTENTREC_DATA", Path(__file__).resolve().parents[4] / "shared" / "data"))
 RATINGS = [(7, 2, 3, 978300760), (1, 1, 4, 978300700), (7, 1, 5, 978300760)]
 NO_FLAGS = "|".join("0" * 19)
 UNKNOWN = "|".join("1" + "0" * 18)

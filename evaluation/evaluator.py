@@ -1,0 +1,154 @@
+"""Evaluates all models of a run on the test split: what results.json and the report say of them.
+
+Models are evaluated one after the other, each by all workers; then the first is compared with the others on the targets
+that every worker has written (evaluation/targets.py). Memory holds one model, and counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import torch.distributed as dist
+
+from embeddings.workers import Worker, gather_objects
+from evaluation.baselines.base import BaselineConfig
+from evaluation.evaluate import Evaluation, accuracy, evaluate
+from evaluation.evaluation_config import EvaluateConfig
+from evaluation.example import example_of
+from evaluation.metrics import target_values
+from evaluation.model import Model
+from evaluation.ranking import NeuralScorer, Scorer
+from evaluation.results import Comparison, Curve, Evaluated, Example, ModelResults, Protocol
+from evaluation.significance import Differences, compare
+from evaluation.targets import TargetWriter, paired
+from evaluation.vocabulary import values
+from ingest.data.items import load_items
+from ingest.data.manifest import load_manifest
+from ingest.data.reader import Reader
+from ingest.features.feature import FIRST_VALUE
+from ingest.storage import remove
+from trainer.progress import Progress
+
+
+@dataclass(frozen=True)
+class EvaluationRun:
+    """What is evaluated."""
+
+    data: str
+    """Folder of the prepared data set."""
+    targets: str
+    """Folder for the targets of every model; what is there is replaced."""
+    models: list[Model]
+    """The first is compared with the others."""
+    settings: EvaluateConfig
+    seed: int
+    """Of the comparisons' draws."""
+    validation_metric: str
+    """By which training chose its epochs."""
+
+
+def evaluate_models(run: EvaluationRun, worker: Worker) -> Evaluated:
+    """Evaluate the models; every worker calls it, and what the first one gets is the result."""
+    return _Evaluator(run, worker).evaluated()
+
+
+class _Evaluator:
+    def __init__(self, run: EvaluationRun, worker: Worker) -> None:
+        self.run, self.worker = run, worker
+        self.manifest = load_manifest(run.data)
+        self.items = load_items(run.data, self.manifest)
+        self.ids = values(run.data, "item")
+        self.example: Example | None = None
+        self.skipped: set[tuple[str, int, int, str]] = set()
+        """Row groups that were set aside in training or now: shard, row group, rows, reason."""
+
+    def evaluated(self) -> Evaluated:
+        if self.worker.first:
+            remove(self.run.targets)
+        dist.barrier()
+        names = [model.name for model in self.run.models]
+        first, *others = map(self._evaluate, self.run.models)
+        results, evaluation = first
+        results = results.model_copy(update={"versus": self._compared(names)})
+        return Evaluated(
+            protocol=Protocol(
+                split=self.manifest.split["kind"],
+                filter_seen=self.run.settings.filter_seen,
+                catalogue_size=self.manifest.items - FIRST_VALUE,
+                targets=evaluation.ranks.targets,
+                unknown_targets=evaluation.unknown,
+                filtered_targets=evaluation.filtered,
+                validation_metric=self.run.validation_metric,
+            ),
+            models=dict(zip(names, [results, *(other for other, _ in others)], strict=True)),
+            majority=accuracy(evaluation.majority),
+            example=self.example,
+            warnings=[f"{rows} rows were set aside: {reason}" for _, _, rows, reason in sorted(self.skipped)],
+        )
+
+    def _evaluate(self, model: Model) -> tuple[ModelResults, Evaluation]:
+        filter_seen = self.run.settings.filter_seen
+        reader = Reader(self.run.data, self.manifest, self.items, "test", model.train.reader,
+                        rank=self.worker.rank, workers=self.worker.workers, evaluate=True)  # fmt: skip
+        facts: dict[str, Any] = {"inputs": "items"}
+        scorer: Scorer
+        if isinstance(model.config, BaselineConfig):
+            scorer = model.config.scorer(self.run.data, self.items, self.worker)
+        else:
+            scorer, progress = model.restored(self.manifest, self.worker)
+            self.skipped.update((path, group, rows, reason) for path, group, rows, reason in progress.skipped)
+            facts = _facts(scorer, progress)
+            if self.example is None:
+                self.example = example_of(scorer, reader, self.worker, filter_seen)
+        user = reader.source.user_type()
+        with TargetWriter(self.run.targets, model.name, self.worker, self.manifest, user, self.ids) as targets:
+            doing, majority = f"evaluate {model.name}", self.manifest.majority
+            found = evaluate(scorer, reader, self.worker, filter_seen, doing, majority, targets)
+        self.skipped.update(astuple(entry) for part in gather_objects(reader.skipped) for entry in part)
+        results = ModelResults(
+            kind=model.config.kind,
+            label=model.name,
+            metrics=found.ranks.compute(),
+            intents=accuracy(found.hits),
+            attention=found.mean_attention(),
+            **facts,
+        )
+        return results, found
+
+    def _compared(self, models: list[str]) -> dict[str, Comparison]:
+        """How the first of `models` compares with the others: counted and drawn by all workers, each a part."""
+        first, *others = models
+        run, metric, worker = self.run, self.run.settings.metric, self.worker
+        own = {other: Differences(run.settings.resamples) for other in others}
+        users = sum(shard.rows for shard in self.manifest.shards["test"]) // worker.workers
+        with worker.progress(users, "compare") as bar:
+            for user_N, ranks in paired(run.targets, models, worker) if others else ():
+                value_N = target_values(ranks[first], metric)
+                for other in others:
+                    own[other].add(value_N - target_values(ranks[other], metric), user_N)
+                if bar is not None:
+                    bar.update(int(user_N[-1]) + 1)
+        parts = gather_objects(own)
+        drawn = {}
+        for other in others[worker.rank :: worker.workers]:
+            together = Differences(run.settings.resamples)
+            for part in parts:
+                together.merge(part[other])
+            drawn[other] = compare(together, metric, run.seed)
+        found = {other: comparison for part in gather_objects(drawn) for other, comparison in part.items()}
+        return {other: found[other] for other in others}
+
+
+def _facts(scorer: NeuralScorer, progress: Progress) -> dict[str, Any]:
+    """What the report says of a model's size and training."""
+    recommender, train = scorer.step.recommender, scorer.step.config
+    tables = recommender.tables.configs
+    rows = sum(config.num_embeddings for config in tables)
+    return {
+        "inputs": "items, features, times" if len(tables) > 1 else "items",
+        "parameters": rows * train.tables.dimension + sum(p.numel() for p in recommender.network.parameters()),
+        "best_epoch": progress.best_epoch,
+        "seconds": progress.seconds,
+        "curve": Curve(train=progress.train_curve, validation=progress.validation_curve),
+    }

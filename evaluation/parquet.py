@@ -1,0 +1,67 @@
+"""One worker's Parquet file of many users, written in row groups of the same number of them: bounded in memory."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from embeddings.workers import Worker
+from evaluation.metrics import Ints
+from ingest.storage import join, open_file
+
+ROW_GROUP = 16_384
+"""Users of a row group."""
+
+
+def part(url: str, rank: int) -> str:
+    """The file of the worker `rank` in the folder `url`."""
+    return join(url, f"part-{rank:05d}.parquet")
+
+
+class PartWriter:
+    """This worker's file in the folder `url`; it appears when it is complete, and only where there are users."""
+
+    def __init__(self, url: str, worker: Worker) -> None:
+        self.path = part(url, worker.rank)
+        self.users = 0
+        """Written so far, or waiting to be."""
+        self.tables: list[pa.Table] = []
+        self.stack = ExitStack()
+        self.writer: pq.ParquetWriter | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._write()
+        self.stack.__exit__(kind, error, traceback)
+
+    def add(self, table: pa.Table, user_N: Ints, users: int) -> None:
+        """Rows of the next `users` users; `user_N`: which of them each row is of, from 0, rising."""
+        first = 0
+        while first < users:
+            end = min(users, first + ROW_GROUP - self.users % ROW_GROUP)
+            begin_row, end_row = np.searchsorted(user_N, [first, end]).tolist()
+            self.tables.append(table.slice(begin_row, end_row - begin_row))
+            self.users += end - first
+            first = end
+            if self.users % ROW_GROUP == 0:
+                self._write()
+
+    def _write(self) -> None:
+        if not self.tables:
+            return
+        whole = pa.concat_tables(self.tables)
+        self.tables = []
+        if self.writer is None:
+            file = self.stack.enter_context(open_file(self.path, "wb"))
+            self.writer = self.stack.enter_context(pq.ParquetWriter(file, whole.schema, compression="zstd"))
+        self.writer.write_table(whole, row_group_size=max(whole.num_rows, 1))

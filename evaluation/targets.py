@@ -1,0 +1,108 @@
+"""The targets of an evaluation as Parquet: targets/<model>/part-<worker>.parquet in the run's folder, a row a target.
+
+    user           the log's own id
+    place          int64: the target's place among all interactions of its user, from 0
+    time           timestamp of the target, or int64 where the log has positions
+    item           the log's own id; null for an item that training never saw
+    rank           int64: its place among the whole catalogue, from 1; 0 for a miss (unknown, or filtered out as seen)
+    hit_<intent>   bool, for models with intents: whether the likeliest label is a true one; null without a true one
+
+Rows are in the order of the users, and each user's by place. Workers go through their users in the stored order and a
+row group has a fixed number of them, so that row group g of a worker's file holds the same users for every model,
+whatever its reader's settings. A comparison takes one row group of every model at a time, pairs their rows by user and
+place, and needs no more memory than that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import TypeAlias
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from torch import Tensor
+
+from embeddings.workers import Worker
+from evaluation.metrics import Ints
+from evaluation.parquet import PartWriter, part
+from ingest.data.batch import Batch
+from ingest.data.manifest import Manifest
+from ingest.errors import InputError
+from ingest.features.feature import FIRST_VALUE
+from ingest.storage import exists, join, open_file
+
+KEY = ["user", "place"]
+Hits: TypeAlias = dict[str, tuple[Tensor, Tensor]]
+"""Of each intent whether the likeliest label is a true one, and whether there is a true one: two bools [Q]."""
+
+
+class TargetWriter(PartWriter):
+    """Writes one model's targets on this worker, as a context; `ids`: the log's own item ids, by index."""
+
+    def __init__(self, url: str, model: str, worker: Worker, manifest: Manifest, user: pa.DataType, ids: pa.Array):
+        super().__init__(join(url, model), worker)
+        self.user, self.ids = user, ids
+        self.time = pa.timestamp("ms", "UTC") if manifest.time_unit == "time" else pa.int64()
+
+    def add_batch(self, batch: Batch, ranks: Ints, hits: Hits) -> None:
+        """The targets of a batch and their ranks, int64 [Q]."""
+        assert batch.target_time_Q is not None
+        assert batch.target_place_Q is not None
+        row, place, time, item = (
+            tensor.cpu().numpy() for tensor in (batch.row_Q, batch.target_place_Q, batch.target_time_Q, batch.target_Q)
+        )
+        columns = {
+            "user": pa.array([batch.users[number] for number in row], type=self.user),
+            "place": pa.array(place),
+            "time": pa.array(time).cast(self.time),
+            "item": self.ids.take(pa.array(item, mask=item < FIRST_VALUE)),
+            "rank": pa.array(ranks),
+        }
+        for name, (hits_Q, known_Q) in hits.items():
+            columns[f"hit_{name}"] = pa.array(hits_Q.cpu().numpy(), mask=~known_Q.cpu().numpy())
+        order = np.lexsort((place, row))
+        self.add(pa.table(columns).take(pa.array(order)), row[order], batch.rows)
+
+
+def paired(url: str, models: list[str], worker: Worker) -> Iterator[tuple[Ints, dict[str, Ints]]]:
+    """The targets that this worker wrote, a row group at a time: a number for each one's user, and its ranks by model.
+
+    `url`: the folder of all models' targets. Raises `InputError` where the models' targets are not the same ones.
+    """
+    paths = {model: part(join(url, model), worker.rank) for model in models}
+    if not any(map(exists, paths.values())):
+        return
+    with ExitStack() as stack:
+        files = {model: pq.ParquetFile(stack.enter_context(open_file(path))) for model, path in paths.items()}
+        for group in range(max(file.num_row_groups for file in files.values())):
+            yield _joined({model: _ranks(file, group, paths[model]) for model, file in files.items()}, paths)
+
+
+def _ranks(file: pq.ParquetFile, group: int, path: str) -> pl.DataFrame:
+    if group >= file.num_row_groups:
+        raise _different(path)
+    table = pl.from_arrow(file.read_row_group(group, columns=[*KEY, "rank"]))
+    assert isinstance(table, pl.DataFrame)
+    return table
+
+
+def _joined(tables: dict[str, pl.DataFrame], paths: dict[str, str]) -> tuple[Ints, dict[str, Ints]]:
+    first, *others = tables
+    joined = tables[first].select(*KEY, pl.col("rank").alias("0"))
+    for number, other in enumerate(others, 1):
+        ranks = tables[other].select(*KEY, pl.col("rank").alias(f"{number}"))
+        joined = joined.join(ranks, on=KEY, how="inner", validate="1:1", maintain_order="left")
+        if not len(joined) == len(tables[first]) == len(ranks):
+            raise _different(paths[other])
+    numbers = joined["user"].rle_id().cast(pl.Int64).to_numpy()
+    return numbers, {model: joined[f"{number}"].to_numpy() for number, model in enumerate(tables)}
+
+
+def _different(path: str) -> InputError:
+    return InputError(
+        f"{path}: holds other targets than the other models' files beside it, so that models cannot be compared: "
+        "a shard may have been set aside while one of them was evaluated; evaluate again"
+    )

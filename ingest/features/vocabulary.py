@@ -1,0 +1,109 @@
+"""Vocabularies: the values of the training data with their indices, built from counts and looked up.
+
+A vocabulary orders its values by count, the most frequent first, then by value; one that grows keeps the values that it
+has, in their places, and orders the new ones so behind them. It is a Parquet file with the columns value, index and
+count, in the order of the index, read a row group at a time: tens of millions of values need not fit a task's memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from ingest.features.feature import FIRST_VALUE, UNKNOWN
+from ingest.storage import arrow_filesystem
+
+NAMES = ["<padding>", "<unknown>"]
+ROWS_AT_ONCE = 4_000_000
+"""Rows of counts that are read before they are summed."""
+
+
+def summed(
+    frames: Iterable[pl.DataFrame], shrink: Callable[[pl.DataFrame], pl.DataFrame] = lambda counts: counts
+) -> pl.DataFrame:
+    """Counts by value, put together: `count` and `total` are summed, of `first` the earliest is kept.
+
+    `shrink` makes counts smaller whenever `ROWS_AT_ONCE` have come together.
+    """
+    waiting: list[pl.DataFrame] = []
+    rows, least = 0, 0
+    for frame in frames:
+        waiting.append(frame)
+        rows += frame.height
+        if rows >= max(ROWS_AT_ONCE, 2 * least):
+            waiting = [shrink(_grouped(waiting))]
+            rows = least = waiting[0].height
+    return _grouped(waiting)
+
+
+def _grouped(frames: list[pl.DataFrame]) -> pl.DataFrame:
+    how = {"count": pl.col("count").sum(), "total": pl.col("total").sum(), "first": pl.col("first").min()}
+    together = pl.concat(frames)
+    return together.group_by("value").agg(expression for name, expression in how.items() if name in together.columns)
+
+
+def build_vocabulary(counted: pl.DataFrame, min_count: int, base: pl.Series | None = None) -> pl.DataFrame:
+    """The vocabulary of `counted` (value, count, and whatever else, which is kept): rows 0 and 1 have no value.
+
+    `base`: values that it begins with. Row 1 counts the values that are null or too rare.
+    """
+    known = counted.filter(pl.col("value").is_not_null())
+    old = pl.Series("value", [], dtype=counted.schema["value"])
+    if base is not None:
+        old = base.cast(old.dtype).alias("value")
+    first = old.to_frame().join(known, on="value", how="left", maintain_order="left")
+    first = first.with_columns(pl.col("count").fill_null(0))
+    new = known.filter(pl.col("count") >= min_count).join(old.to_frame(), on="value", how="anti")
+    kept = pl.concat([first, new.sort("count", "value", descending=[True, False])])
+    special = pl.DataFrame(
+        {"value": [None, None], "count": [0, int(counted["count"].sum()) - int(kept["count"].sum())]},
+        schema={"value": kept.schema["value"], "count": pl.Int64},
+    )
+    table = pl.concat([special, kept.with_columns(pl.col("count").cast(pl.Int64))], how="diagonal")
+    index = pl.int_range(table.height, dtype=pl.Int32).alias("index")
+    return table.select("value", index, "count", pl.exclude("value", "count"))
+
+
+def named(table: pl.DataFrame) -> pl.DataFrame:
+    """A part of a vocabulary with its values as text, padding and unknown named."""
+    name = pl.when(pl.col("index") == 0).then(pl.lit(NAMES[0])).when(pl.col("index") == 1).then(pl.lit(NAMES[1]))
+    return table.with_columns(name.otherwise(pl.col("value").cast(pl.String)).alias("value"))
+
+
+def read_parts(url: str, columns: list[str] | None = None) -> Iterator[pl.DataFrame]:
+    """A Parquet file's row groups, one after the other, or their `columns` alone."""
+    filesystem, path = arrow_filesystem(url)
+    with filesystem.open_input_file(path) as source:
+        file = pq.ParquetFile(source)
+        for group in range(file.num_row_groups):
+            frame = pl.from_arrow(file.read_row_group(group, columns=columns, use_threads=False))
+            assert isinstance(frame, pl.DataFrame)
+            yield frame
+
+
+def look_up(url: str, values: pl.Series) -> NDArray[np.int32]:
+    """The index of each of `values`, which are all different, in the vocabulary `url`; 1 where it is not there."""
+    index = np.full(len(values), UNKNOWN, dtype=np.int32)
+    wanted = values.alias("value").to_frame().with_row_index("place")
+    for part in read_parts(url, ["value", "index"]):
+        known = part.filter(pl.col("index") >= FIRST_VALUE).with_columns(pl.col("value").cast(values.dtype))
+        found = wanted.join(known, on="value", how="inner")
+        index[found["place"].to_numpy()] = found["index"].to_numpy()
+    return index
+
+
+def gather(url: str, column: str, index: NDArray[np.int32]) -> pl.Series:
+    """A column of the Parquet file `url` at the rows `index`."""
+    order = np.argsort(index, kind="stable")
+    ascending = index[order]
+    parts: list[pl.Series] = []
+    begin = 0
+    for part in read_parts(url, [column]):
+        low, high = np.searchsorted(ascending, [begin, begin + part.height])
+        parts.append(part[column].gather(ascending[low:high] - begin))
+        begin += part.height
+    return pl.concat(parts).gather(np.argsort(order, kind="stable"))

@@ -1,0 +1,47 @@
+"""Exchanges between workers, against what they stand for, on up to seven of them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torchrec.distributed.sharding_plan import _calculate_rw_shard_sizes_and_offsets
+
+from embeddings.workers import Worker, gather_rows, lockstep_batches, own_rows
+from tests.threads import on_threads
+
+
+def test_slices_are_cut_where_torchrec_cuts_a_row_wise_table() -> None:
+    """Nine rows on four workers among them: 3, 3, 3 and none."""
+    for workers in range(1, 18):
+        for rows in range(1, 70):
+            sizes, offsets = _calculate_rw_shard_sizes_and_offsets(rows, workers, 8)
+            for rank in range(workers):
+                begin, end = own_rows(rows, rank, workers)
+                assert end - begin == sizes[rank][0]
+                assert begin == min(offsets[rank][0], rows)
+
+
+@pytest.mark.parametrize("sizes", [[3], [2, 0], [0, 5, 1], [0, 0, 0, 0], [1, 2, 3, 0, 5, 6, 7]])
+def test_rows_are_gathered_by_rank(sizes: list[int]) -> None:
+    rows = torch.arange(2 * sum(sizes), dtype=torch.float64).view(-1, 2)
+    parts = rows.split(sizes)
+    for gathered, counted in on_threads(len(sizes), lambda worker: gather_rows(parts[worker.rank])):
+        assert torch.equal(gathered, rows)
+        assert counted == sizes
+
+
+@pytest.mark.parametrize("sizes", [[3], [2, 0], [0, 5, 1], [0, 0, 0]])
+def test_workers_step_together_until_all_are_through(sizes: list[int]) -> None:
+    """With the sums of what each has, an empty batch counting what it holds itself."""
+
+    def walk(worker: Worker) -> list[tuple[int, list[float]]]:
+        own = iter([10 * worker.rank + step for step in range(sizes[worker.rank])])
+        return list(lockstep_batches(own, -1, worker, lambda batch: torch.tensor([1.0, batch])))
+
+    walked = on_threads(len(sizes), walk)
+    for rank, steps in enumerate(walked):
+        assert [batch for batch, _ in steps] == [
+            10 * rank + step if step < sizes[rank] else -1 for step in range(max(sizes))
+        ]
+    for step in zip(*walked, strict=True):
+        assert all(sums == [len(sizes), sum(batch for batch, _ in step)] for _, sums in step)

@@ -1,0 +1,129 @@
+"""What tests of the evaluation run on two real processes, as tests/scenarios.py says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import evaluation.parquet
+import evaluation.ranking
+from embeddings.workers import Worker, gather_objects, own_rows
+from evaluation.baselines.base import BaselineScorer
+from evaluation.baselines.markov import MarkovConfig
+from evaluation.baselines.popularity import PopularityConfig
+from evaluation.evaluate import validate
+from evaluation.evaluation_config import EvaluateConfig, RecommendConfig
+from evaluation.evaluator import EvaluationRun, evaluate_models
+from evaluation.model import Model
+from evaluation.ranking import CatalogueRanker, NeuralScorer
+from evaluation.recommend import recommend
+from evaluation.results import Evaluated
+from ingest.data.batch import Lists
+from tests.small import MODEL, Data, make_step, train_config, weights
+from trainer.checkpoint import Checkpoints
+from trainer.progress import Progress
+
+
+class MatrixScorer(BaselineScorer):
+    """Scores that are given: a query is a row of the matrix."""
+
+    def __init__(self, scores: np.ndarray, worker: Worker) -> None:
+        begin, end = own_rows(scores.shape[1], worker.rank, worker.workers)
+        self.scores_av = torch.from_numpy(scores[:, begin:end].copy())
+
+    def scores(self, queries: Any) -> Any:
+        return self.scores_av[queries[:, 0]]
+
+
+def ranking_case() -> tuple[np.ndarray, np.ndarray, list[list[int]]]:
+    """Scores with many ties, targets (some unknown, some seen) and seen items of 23 queries over 31 items."""
+    rng = np.random.default_rng(3)
+    scores = rng.integers(0, 6, (23, 31)).astype(np.float32)
+    targets = rng.integers(0, 31, 23)
+    targets[:3] = [0, 1, 2]
+    seen = [rng.integers(0, 31, rng.integers(0, 9)).tolist() for _ in range(23)]
+    seen[5].append(int(targets[5]))
+    return scores, targets, seen
+
+
+def ranking(data: Data, folder: Path, worker: Worker, share: float, filtered: bool, k: int = 5) -> Any:
+    """Ranks and top K of this worker's queries: the first `share` of them for rank 0, the rest for rank 1."""
+    scores, targets, seen = ranking_case()
+    cut = round(share * len(targets)) if worker.workers == 2 else len(targets)
+    own = range(cut) if worker.first else range(cut, len(targets))
+    jagged = Lists(
+        torch.tensor([item for q in own for item in seen[q]], dtype=torch.int64),
+        torch.tensor([len(seen[q]) for q in own], dtype=torch.int64),
+    )
+    ranker = CatalogueRanker(MatrixScorer(scores, worker), scores.shape[1], worker, filtered)
+    queries = torch.tensor(list(own), dtype=torch.int64)[:, None]
+    before, evaluation.ranking.SCORES_AT_ONCE = evaluation.ranking.SCORES_AT_ONCE, 70
+    try:
+        ranks = ranker.ranks(queries, torch.from_numpy(targets[own.start : own.stop]), jagged)
+        item_QK, score_QK = ranker.top(queries, jagged, k)
+    finally:
+        evaluation.ranking.SCORES_AT_ONCE = before
+    return ranks.numpy(), item_QK.numpy(), score_QK.numpy()
+
+
+def baselines(data: Data, folder: Path, worker: Worker) -> list[np.ndarray]:
+    """This worker's slice of the scores of Popularity and Markov after each item."""
+    last = torch.arange(data.manifest.items)[:, None]
+    scorers = [kind().scorer(data.url, data.items, worker) for kind in (PopularityConfig, MarkovConfig)]
+    return [scorer.scores(last).numpy() for scorer in scorers]
+
+
+def recommended(data: Data, folder: Path, worker: Worker) -> Path:
+    """Recommendations of the model as it begins, in row groups of a few users; the folder that they are in."""
+    step = make_step(data.manifest, worker)
+    readers = [data.reader(split, worker, after_last=True) for split in ("test", "rest")]
+    url = folder / f"recommended-{worker.workers}"
+    with small_row_groups():
+        users = recommend(NeuralScorer(step), readers, worker, RecommendConfig(top=7, labels=2), True, str(url))
+    assert sum(gather_objects(users)) == 62
+    return url
+
+
+@contextmanager
+def small_row_groups() -> Iterator[None]:
+    """Files are written in row groups of a few users."""
+    before, evaluation.parquet.ROW_GROUP = evaluation.parquet.ROW_GROUP, 10
+    try:
+        yield
+    finally:
+        evaluation.parquet.ROW_GROUP = before
+
+
+READERS = {
+    "intentrec": {"tokens": 60, "max_length": 20},
+    "markov": {"tokens": 25, "max_length": 3, "shuffle_buffer": 100},
+    "popularity": {"tokens": 400, "max_length": 9},
+}
+"""Settings with which targets come in another order for every model."""
+
+
+def evaluated(data: Data, folder: Path, worker: Worker, changes: dict[str, Any] | None = None) -> Evaluated:
+    """The evaluation of a model as it begins and of two baselines; targets in folder/targets-<workers>."""
+    checkpoints = str(folder / f"evaluated-{worker.workers}")
+    Checkpoints(checkpoints, 1, worker).save(make_step(data.manifest, worker), Progress(step=1), {}, best=True)
+    configs = {"intentrec": MODEL, "markov": MarkovConfig(), "popularity": PopularityConfig()}
+    models = [Model(name, config, train_config(reader=READERS[name]), checkpoints) for name, config in configs.items()]
+    settings = EvaluateConfig.model_validate({"filter_seen": False} | (changes or {}))
+    url = str(folder / f"targets-{worker.workers}")
+    with small_row_groups():
+        return evaluate_models(EvaluationRun(data.url, url, models, settings, 7, "MRR"), worker)
+
+
+def neural(data: Data, folder: Path, worker: Worker, sharding: str = "table_wise") -> Any:
+    """This worker's item rows, fetched in pieces, those of all places, and the validation of the model as it begins."""
+    step = make_step(data.manifest, worker, tables={"sharding": {"item": sharding}})
+    scorer = NeuralScorer(step, rows_at_once=7)
+    table = weights(step)["item"][scorer.items_at(torch.arange(data.manifest.items))]
+    reader = data.reader("validation", worker, evaluate=True)
+    validation = validate(step, reader, worker, filter_seen=True)
+    return scorer.rows_vD.numpy(), table.numpy(), validation

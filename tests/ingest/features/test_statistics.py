@@ -1,0 +1,69 @@
+"""What is learned part by part is what the whole gives: moments and bins of equal frequency."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ingest.features import bins, vocabulary
+from ingest.features.feature import Feature, kind_of
+from ingest.features.number import Moments
+
+
+@settings(max_examples=40, deadline=None)
+@given(parts=st.lists(st.lists(st.floats(-1e6, 1e6)), min_size=1, max_size=5))
+def test_moments_of_parts_are_those_of_the_whole(parts: list[list[float]]) -> None:
+    merged = Moments()
+    for part in parts:
+        merged = merged.merged(Moments.of(np.array(part)))
+    whole = np.array([value for part in parts for value in part])
+    assert merged.count == len(whole)
+    if len(whole):
+        assert merged.mean == pytest.approx(whole.mean(), abs=1e-6)
+        assert merged.deviation == pytest.approx(whole.std(), rel=1e-6, abs=1e-5)
+
+
+def edges_of(parts: list[list[float | None]], number: int) -> list[float]:
+    feature = Feature.model_validate({"name": "price", "kind": "number", "bins": number})
+    kind = kind_of(feature)
+    counted = kind.merge(kind.count(feature, pa.array(part, pa.float64())) for part in parts)
+    return kind.fit(feature, counted, None).feature.edges
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    parts=st.lists(
+        st.lists(st.none() | st.floats(allow_nan=False, allow_infinity=False) | st.sampled_from([0.0, -0.0, 1.5])),
+        min_size=1,
+        max_size=4,
+    ),
+    number=st.integers(2, 5),
+)
+def test_bins_of_parts_are_those_of_the_whole(parts: list[list[float | None]], number: int) -> None:
+    known = sorted(value for part in parts for value in part if value is not None)
+    starts = {known[k * len(known) // number] for k in range(1, number)} if known else set()
+    assert edges_of(parts, number) == sorted(start for start in starts if start > known[0])
+
+
+def test_bins_of_more_values_than_are_kept_are_off_by_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty parts of 1000 different values, of which 500 are kept whenever 2000 have come together."""
+    monkeypatch.setattr(bins, "POINTS", 500)
+    monkeypatch.setattr(vocabulary, "ROWS_AT_ONCE", 2000)
+    values = np.random.default_rng(0).lognormal(size=20_000)
+    edges = edges_of([part.tolist() for part in np.split(values, 20)], 10)
+    shares = np.diff(np.searchsorted(np.sort(values), edges), prepend=0, append=len(values)) / len(values)
+    assert len(shares) == 10
+    assert np.abs(shares - 0.1).max() < 0.01
+
+
+def test_values_that_are_often_there_keep_their_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bins, "POINTS", 5)
+    counted = pl.DataFrame({"value": [1.0, 2, 3, 4, 5, 6], "count": [1, 1, 96, 1, 1, 0]})
+    shrunk = bins.summary(counted)
+    assert shrunk["count"].sum() == 100
+    assert shrunk["value"][0] == 1.0
+    assert shrunk.filter(pl.col("value") == 3)["count"].sum() >= 80

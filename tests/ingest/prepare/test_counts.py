@@ -1,0 +1,166 @@
+"""What prepare counts of labels and transitions, and what it tells of senseless counts, against loops over its rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from ingest.data.manifest import Manifest, load_manifest
+from ingest.data.schema import DataConfig
+from ingest.data.transitions import read_transitions
+from ingest.errors import InputError
+from ingest.prepare.pipeline import prepare
+from tests.ingest.prepare.prepare_reference import FEATURES, SPLITS, config_for, random_log, write_log
+from tests.ingest.prepare.test_prepare import PARTITIONS, read_rows, simple_log
+
+INTENTS = [
+    dict(feature, intent=feature.get("kind") != "number" or "bins" in feature) for feature in yaml.safe_load(FEATURES)
+]
+
+
+def targets_of(out: Path, manifest: Manifest) -> list[tuple[dict[str, Any], int]]:
+    """The rows of training with the place of each of their targets."""
+    rows = read_rows(out, manifest, "train")
+    return [(row, place) for row in rows for place in range(len(row["item"]) - row["targets"], len(row["item"]))]
+
+
+def label_of(manifest: Manifest, items: dict[str, list[Any]], name: str, row: dict[str, Any], place: int) -> list[int]:
+    """The labels of an intent at one interaction."""
+    feature = manifest.feature(name)
+    value = row[name][place] if feature.of == "event" else items[name][row["item"][place]]
+    if feature.of == "item" and feature.kind == "elapsed":
+        age = None if value is None else row["time"][place] - value
+        value = 1 if age is None else 2 + sum(edge <= age for edge in feature.edges)
+    return value if isinstance(value, list) else [value]
+
+
+@pytest.mark.parametrize("more", [{}, PARTITIONS], ids=["one partition", "several"])
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("seed", [0, 3])
+def test_majority_labels_are_those_of_the_training_targets(
+    tmp_path: Path, seed: int, split: str, more: dict[str, int]
+) -> None:
+    write_log(tmp_path, *random_log(seed, "int"), "int")
+    out = tmp_path / "out"
+    manifest = prepare(
+        config_for(tmp_path, split, features=INTENTS, min_item_count=2, **more), str(out), lambda _: None
+    )
+    items = pq.read_table(out / "items.parquet").to_pydict()
+    assert len(manifest.intents) == 10
+    assert set(manifest.majority) == {feature.name for feature in manifest.intents}
+    for feature in manifest.intents:
+        labels = [label_of(manifest, items, feature.name, *target) for target in targets_of(out, manifest)]
+        known = Counter(label for each in labels for label in each if label > 1)
+        assert manifest.majority[feature.name] == min(known, key=lambda label: (-known[label], label)), feature.name
+    assert load_manifest(str(out)).majority == manifest.majority
+
+
+@pytest.mark.parametrize("more", [{}, PARTITIONS], ids=["one partition", "several"])
+@pytest.mark.parametrize("seed", range(3))
+def test_transitions_are_the_known_pairs_of_training(tmp_path: Path, seed: int, more: dict[str, int]) -> None:
+    write_log(tmp_path, *random_log(seed, "string"), "string")
+    out = tmp_path / "out"
+    manifest = prepare(config_for(tmp_path, "leave_one_out", min_item_count=4, **more), str(out), lambda _: None)
+    pairs = Counter((row["item"][place - 1], row["item"][place]) for row, place in targets_of(out, manifest))
+    expected = sorted((*pair, count) for pair, count in pairs.items() if min(pair) > 1)
+    assert len(expected) < len(pairs)
+    parts = list(read_transitions(str(out)))
+    assert len(parts) == len(list((out / "transitions").iterdir()))
+    found = np.concatenate([np.stack(part) for part in parts], axis=1)
+    assert found.dtype == np.int64
+    assert [tuple(column) for column in found.T.tolist()] == expected
+
+
+def test_data_without_transitions_are_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"transitions: no such folder.*intentrec prepare"):
+        next(read_transitions(str(tmp_path)))
+
+
+def refused(config: DataConfig, folder: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        prepare(config, str(folder / "out"), lambda _: None)
+    assert not (folder / "out").exists()
+    return str(caught.value)
+
+
+ROWS = [(user, item, 10 * user + item) for user in range(4) for item in range(5)]
+
+
+def test_no_item_left_is_refused(tmp_path: Path) -> None:
+    config = simple_log(tmp_path, ROWS, min_item_count=100_000)
+    assert refused(config, tmp_path) == "no item has 100000 training events (data.min_item_count)"
+
+
+def test_an_item_table_of_other_items_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"item_id": [70, 71], "genre": ["x", "y"]}), tmp_path / "items.parquet")
+    config = simple_log(
+        tmp_path, ROWS, items=str(tmp_path / "items.parquet"), features=[{"name": "genre", "of": "item"}]
+    )
+    message = refused(config, tmp_path)
+    for part in ("items.parquet", "'item_id'", "none of the 5 items", "events.parquet", "data.items"):
+        assert part in message
+
+
+def test_an_intent_without_a_value_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"item_id": [0, 1], "genre": pa.nulls(2, pa.string())}), tmp_path / "items.parquet")
+    genre = {"name": "genre", "of": "item", "intent": True}
+    config = simple_log(tmp_path, ROWS, items=str(tmp_path / "items.parquet"), features=[genre])
+    assert refused(config, tmp_path).startswith("intent 'genre' has no value in the training data")
+
+
+def warnings(config: DataConfig, folder: Path) -> list[str]:
+    """As the manifest has them; the log has the same."""
+    lines: list[str] = []
+    manifest = prepare(config, str(folder / "out"), lines.append)
+    assert [line for line in lines if line.startswith("warning: ")] == [
+        f"warning: {text}" for text in manifest.warnings
+    ]
+    return manifest.warnings
+
+
+SOUND = [(user, (user + place) % 5, 10 * user + place) for user in range(6) for place in range(6)]
+
+
+def test_a_sound_log_has_no_warning(tmp_path: Path) -> None:
+    assert warnings(simple_log(tmp_path, SOUND), tmp_path) == []
+
+
+def test_targets_that_training_never_saw_are_told(tmp_path: Path) -> None:
+    """The last item is new to four of six, the one before it to two."""
+    new = {(user, 5) for user in range(4)} | {(user, 4) for user in range(2)}
+    rows = [(user, 90 if (user, hour % 10) in new else item, hour) for user, item, hour in SOUND]
+    test = "test targets that are items that training never saw"
+    found = warnings(simple_log(tmp_path, rows), tmp_path)
+    assert found == ["most test targets (4 of 6) are items that training never saw"]
+    lines: list[str] = []
+    prepare(simple_log(tmp_path, rows), str(tmp_path / "again"), lines.append)
+    assert f"2 {test.replace('test', 'validation', 1)}, 4 {test}" in lines[-1]
+
+
+def test_targets_below_min_item_count_are_told(tmp_path: Path) -> None:
+    found = warnings(simple_log(tmp_path, [*ROWS, (9, 3, 0), (9, 3, 1), (9, 3, 2)], min_item_count=4), tmp_path)
+    assert found == [
+        "most validation targets (5 of 5) are items that training saw less than 4 times (data.min_item_count)",
+        "most test targets (5 of 5) are items that training saw less than 4 times (data.min_item_count)",
+    ]
+
+
+def test_events_without_attributes_and_intents_of_one_label_are_told(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"item_id": [0, 1], "genre": ["x", None]}), tmp_path / "items.parquet")
+    genre = {"name": "genre", "of": "item", "intent": True}
+    config = simple_log(tmp_path, SOUND, items=str(tmp_path / "items.parquet"), features=[genre])
+    lacking = sum(item > 1 for _, item, _ in SOUND)
+    assert warnings(config, tmp_path) == [
+        f"most events ({lacking} of {len(SOUND)}) have no attributes: the item table lacks their item",
+        "intent 'genre' has one label only among the training targets: there is nothing to predict",
+    ]
+    lines: list[str] = []
+    prepare(config, str(tmp_path / "again"), lines.append)
+    assert f"{lacking} events whose item the item table lacks" in lines[-1]
