@@ -74,6 +74,7 @@ def _dispatch(options: argparse.Namespace, overrides: list[str]) -> int:
         return _submit(options, overrides)
     if getattr(options, "no_ray", False) and (options.workers or 1) != 1:
         raise InputError(f"--no-ray runs one process, got --workers {options.workers}")
+    from cluster.run_lock import run_lock
     from cluster.stages import Stages
 
     stages = Stages(config, ray=not getattr(options, "no_ray", False))
@@ -81,9 +82,8 @@ def _dispatch(options: argparse.Namespace, overrides: list[str]) -> int:
         section = config.simulate if options.verb == "simulate" else config.import_
         if section is None:
             raise InputError(f"{options.config}: has no section {options.verb}")
-        stages.make_log()
-    else:
-        getattr(stages, options.verb)()
+    with run_lock(config.folder, options.verb):
+        (stages.make_log if options.verb in ("simulate", "import") else getattr(stages, options.verb))()
     return 0
 
 

@@ -5,39 +5,27 @@ Reading it imports neither torch nor TorchRec, so that a mistake is told at once
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any, Literal
+import os
+import re
+import sys
+from importlib import import_module
+from typing import Any
 
 import yaml
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
-from evaluation.baselines.markov import MarkovConfig
-from evaluation.baselines.popularity import PopularityConfig
 from evaluation.evaluation_config import EvaluateConfig, RecommendConfig
 from evaluation.metrics import check_metric
 from ingest.data.schema import DataConfig
-from ingest.settings import Settings, build_settings
+from ingest.settings import SettingError, Settings, build_settings
 from ingest.sources.simulate import SimulateConfig
-from ingest.storage import is_remote, join
-from trainer.models.deep import DeepConfig
-from trainer.models.intentrec import IntentRecConfig
-from trainer.models.registry import NeuralConfig
-from trainer.models.sasrec import SASRecConfig
+from ingest.sources.source import Source
+from ingest.storage import absolute, join
+from trainer.models.registry import ModelConfig, NeuralConfig
 from trainer.train_config import TrainConfig
 
-ModelConfig = Annotated[
-    IntentRecConfig | DeepConfig | SASRecConfig | PopularityConfig | MarkovConfig, Field(discriminator="kind")
-]
-
-
-class ImportConfig(Settings):
-    """The `import` section: a public data set as its owner ships it."""
-
-    kind: Literal["movielens"] = "movielens"
-    source: str
-    """A folder or a .zip."""
-    interactions: str = "interactions.parquet"
-    """Which file, where the source is a folder of Parquet."""
+NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
+"""Of runs and models: a folder is called so."""
 
 
 class ClusterConfig(Settings):
@@ -60,24 +48,50 @@ class Config(Settings):
 
     model_config = ConfigDict(populate_by_name=True)
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    extensions: list[str] = []
+    """Modules of one's own that register models, feature kinds, data sources or metrics; of the current folder, too."""
+    name: str = Field(pattern=f"^{NAME}$")
     storage: str = "runs"
-    """Folder or s3:// prefix under which the run's folder `name` lies."""
+    """Folder or s3:// prefix under which the run's folder `name` lies. As all paths: relative ones are taken from the
+    current folder."""
     simulate: SimulateConfig | None = None
-    import_: ImportConfig | None = Field(default=None, alias="import")
+    import_: SerializeAsAny[Source] | None = Field(default=None, alias="import")
     data: DataConfig
     train: TrainConfig = TrainConfig()
-    models: dict[str, ModelConfig] = Field(min_length=1)
+    models: dict[str, SerializeAsAny[ModelConfig]] = Field(min_length=1)
     evaluate: EvaluateConfig = EvaluateConfig()
     recommend: RecommendConfig | None = None
     """With this section, even an empty one, `run` ends with recommendations for every user."""
     cluster: ClusterConfig = ClusterConfig()
 
-    @field_validator("storage")
+    _anywhere = field_validator("storage")(absolute)
+
+    @model_validator(mode="before")
     @classmethod
-    def _anywhere(cls, value: str) -> str:
-        """The same place in every process, whatever folder that runs in."""
-        return value if is_remote(value) else str(Path(value).expanduser().absolute())
+    def _extended(cls, content: Any) -> Any:
+        """Import the extensions, before anything that they may register is looked up."""
+        modules = content.get("extensions") if isinstance(content, dict) else None
+        for module in modules if isinstance(modules, list) else []:
+            _import(str(module))
+        return content
+
+    @field_validator("train")
+    @classmethod
+    def _has_metric(cls, value: TrainConfig) -> TrainConfig:
+        try:
+            check_metric(value.metric)
+        except ValueError as error:
+            raise SettingError("metric", str(error)) from None
+        return value
+
+    @field_validator("models")
+    @classmethod
+    def _are_folders(cls, value: dict[str, ModelConfig]) -> dict[str, ModelConfig]:
+        for name in value:
+            if not re.fullmatch(NAME, name):
+                takes = "takes letters, digits, '_', '.' and '-', and begins with a letter or digit"
+                raise ValueError(f"the name of a model {takes}, got {name!r}")
+        return value
 
     @model_validator(mode="after")
     def _check(self) -> Config:
@@ -89,16 +103,11 @@ class Config(Settings):
         if not made and self.data.events is None:
             raise ValueError("data.events is missing: name the log, or take a section simulate or import")
         for name, model in self.models.items():
-            if isinstance(model, NeuralConfig):
-                train = self.train_config(name)
-                try:
-                    check_metric(train.metric)
-                except ValueError as error:
-                    raise ValueError(f"train.metric: {error}, got {train.metric!r}") from None
-                try:
-                    model.check(self.data, train)
-                except ValueError as error:
-                    raise ValueError(f"models.{name}.{error}") from None
+            train = self.train_config(name)
+            try:
+                model.check(self.data, train)
+            except ValueError as error:
+                raise ValueError(f"models.{name}.{error}") from None
         if self.recommend is not None and self.recommended not in self.neural:
             takes = ", ".join(self.neural) or "none of these is trained"
             raise ValueError(f"recommend.model: takes a model that is trained ({takes}), got {self.recommended!r}")
@@ -106,10 +115,8 @@ class Config(Settings):
 
     def train_config(self, model: str) -> TrainConfig:
         """The `train` section with the model's own keys laid over it."""
-        settings = self.models[model]
-        own = settings.train if isinstance(settings, NeuralConfig) else {}
-        merged = _laid_over(self.train.model_dump(), own)
-        return build_settings(TrainConfig, merged, f"models.{model}.train")
+        merged = _laid_over(self.train.model_dump(), self.neural[model].train if model in self.neural else {})
+        return self._has_metric(build_settings(TrainConfig, merged, f"models.{model}.train"))
 
     def text(self) -> str:
         """The config as YAML, with every default."""
@@ -149,22 +156,32 @@ class Config(Settings):
         return join(self.model_folder(model), "checkpoints")
 
     @property
-    def neural(self) -> list[str]:
+    def neural(self) -> dict[str, NeuralConfig]:
         """The models that are trained, in the order of the config."""
-        return [name for name, model in self.models.items() if isinstance(model, NeuralConfig)]
+        return {name: model for name, model in self.models.items() if isinstance(model, NeuralConfig)}
 
     def prepared_input(self) -> DataConfig:
         """The data section with the paths of the log that simulate or import made."""
-        if self.simulate is None and self.import_ is None:
+        source = self.source
+        if source is None:
             return self.data
-        if self.simulate is not None:
-            made = {"events": join(self.log_folder, "events"), "items": join(self.log_folder, "items")}
-        else:
-            made = {
-                "events": join(self.log_folder, "events.parquet"),
-                "items": join(self.log_folder, "items.parquet"),
-            }
+        made = {"events": join(self.log_folder, source.events_path), "items": join(self.log_folder, source.items_path)}
         return build_settings(DataConfig, self.data.model_dump() | made, "data")
+
+    @property
+    def source(self) -> Source | None:
+        """What makes the log, where it is not there already."""
+        return self.simulate or self.import_
+
+
+def _import(module: str) -> None:
+    """Import an extension, also one of the current folder."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        import_module(module)
+    except ImportError as error:
+        raise ValueError(f"extensions: {module!r} can not be imported from {os.getcwd()}: {error}") from None
 
 
 def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -38,7 +38,8 @@ class CollisionConfig(Settings):
 class TableConfig(Settings):
     """The `tables` section: dimension, sharding, memory and optimizer of the embedding tables."""
 
-    dimension: int = Field(default=64, ge=4)
+    dimension: int = Field(default=64, ge=4, multiple_of=4)
+    """A multiple of 4: fbgemm reads rows in groups of four floats."""
     sharding: dict[str, Sharding] = {ITEM: "row_wise"}
     """Table (`item` or a feature) -> how it is sharded; tables not named are left to TorchRec's planner. A
     data_parallel table (GPU only) is trained by the dense optimizer, the others by the fused one below."""
@@ -54,7 +55,7 @@ class TableConfig(Settings):
     optimizer: Optimizer = "rowwise_adagrad"
     """The fused optimizer, applied in the backward pass. `adam` and `rowwise_adam` run on GPU only."""
     learning_rate: float = Field(default=0.05, gt=0)
-    learning_rates: dict[str, float] = {}
+    learning_rates: dict[str, Annotated[float, Field(gt=0)]] = {}
     """Table -> its own learning rate, where it is other than `learning_rate`."""
     initial_deviation: float = Field(default=0.05, gt=0)
     """Standard deviation of the normal distribution that rows are drawn from."""
@@ -66,13 +67,6 @@ class TableConfig(Settings):
     ddr_gib: float | None = Field(default=None, gt=0)
     """Memory of the machine that each worker's tables may take; by default 85% of it, shared by its workers."""
 
-    @field_validator("dimension")
-    @classmethod
-    def _aligned(cls, value: int) -> int:
-        if value % 4:
-            raise ValueError("takes a multiple of 4: fbgemm reads rows in groups of four floats")
-        return value
-
     @field_validator("sharding", mode="before")
     @classmethod
     def _of_collections(cls, value: object) -> object:
@@ -82,13 +76,6 @@ class TableConfig(Settings):
                 f"TorchRec has {refused[0]} for pooled EmbeddingBagCollections alone, and sequences need an "
                 "EmbeddingCollection: takes data_parallel, table_wise, row_wise or column_wise"
             )
-        return value
-
-    @field_validator("learning_rates")
-    @classmethod
-    def _positive(cls, value: dict[str, float]) -> dict[str, float]:
-        if any(rate <= 0 for rate in value.values()):
-            raise ValueError("takes learning rates above 0")
         return value
 
     @model_validator(mode="after")

@@ -10,7 +10,6 @@ do not care about sequences, and the stride stays 1 on every worker however many
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -25,35 +24,6 @@ from embeddings.spread import Spread
 from embeddings.table_config import ITEM, PREFIX
 from ingest.data.batch import Batch, Lists
 from ingest.data.manifest import Manifest
-
-
-def build_tables(
-    manifest: Manifest,
-    dimension: int,
-    features: bool = True,
-    precision: str = "fp32",
-    sizes: Mapping[str, int] | None = None,
-) -> EmbeddingCollection:
-    """The tables on the meta device: no memory until `embeddings.sharding.shard` places them.
-
-    `features`: whether the model reads category features besides the item. `precision`: of the rows.
-    `sizes`: rows of features' tables that are other than their vocabularies.
-    """
-    data_type = DataType.FP16 if precision == "fp16" else DataType.FP32
-    rows = {ITEM: manifest.items}
-    if features:
-        rows |= {feature.name: feature.size for feature in manifest.features if not feature.is_number}
-    tables = [
-        EmbeddingConfig(
-            name=PREFIX + name,
-            num_embeddings=(sizes or {}).get(name, size),
-            embedding_dim=dimension,
-            feature_names=[name],
-            data_type=data_type,
-        )
-        for name, size in rows.items()
-    ]
-    return EmbeddingCollection(tables=tables, device=torch.device("meta"))
 
 
 def expected_lookups(tables: list[EmbeddingConfig], tokens: int, candidates: int) -> dict[str, float]:
@@ -94,7 +64,11 @@ def mean_of_lists(rows_UD: Tensor, place_N: Tensor, lengths_T: Tensor) -> Tensor
 
 
 class Tables(nn.Module):
-    """Holds the EmbeddingCollection of a model; TorchRec replaces `collection` by its sharded form."""
+    """Holds the EmbeddingCollection of a model, on the meta device and without memory until `embeddings.sharding.shard`
+    places it; TorchRec replaces `collection` by its sharded form.
+
+    `features`: whether the model reads category features besides the item. `precision`: of the rows.
+    """
 
     def __init__(
         self,
@@ -105,13 +79,23 @@ class Tables(nn.Module):
         collisions: Collisions | None = None,
     ) -> None:
         super().__init__()
-        sizes = {table: settings.size for table, settings in collisions.config.items()} if collisions else {}
-        self.collection = build_tables(manifest, dimension, features, precision, sizes)
+        shared = {table: settings.size for table, settings in collisions.config.items()} if collisions else {}
+        read = [feature for feature in manifest.features if features and not feature.is_number]
+        rows = {ITEM: manifest.items} | {f.name: shared.get(f.name, f.size) for f in read}
+        self.configs = [
+            EmbeddingConfig(
+                name=PREFIX + name,
+                num_embeddings=size,
+                embedding_dim=dimension,
+                feature_names=[name],
+                data_type=DataType.FP16 if precision == "fp16" else DataType.FP32,
+            )
+            for name, size in rows.items()
+        ]
+        self.collection = EmbeddingCollection(tables=self.configs, device=torch.device("meta"))
         self.collisions = collisions
-        self.configs: list[EmbeddingConfig] = list(self.collection.embedding_configs())
-        rows = {table.feature_names[0]: table.num_embeddings for table in self.configs}
         self.names = list(rows)
-        self.spreads = {name: Spread(size) for name, size in rows.items() if name not in sizes}
+        self.spreads = {name: Spread(size) for name, size in rows.items() if name not in shared}
         """Where values lie that have a row of their own, by table."""
         self.lookups = dict.fromkeys(self.names, 0)
         """Different rows that this worker has looked up in training since it was last set to 0, by table."""

@@ -7,14 +7,13 @@ key, what it got and what it takes.
 from __future__ import annotations
 
 import re
-import types
-import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic_core import PydanticUndefined
 
 from ingest.errors import InputError
 
@@ -29,10 +28,45 @@ class SettingError(ValueError):
         self.key = key
 
 
+class UnknownKeyError(SettingError):
+    """A key that a section does not take."""
+
+
 class Settings(BaseModel):
     """Base of every configuration section: immutable, typed, and closed to unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, content: Any) -> Any:
+        allowed = sorted(field.alias or name for name, field in cls.model_fields.items())
+        for key in content if isinstance(content, dict) else ():
+            if key not in allowed and key not in cls.model_fields:
+                raise UnknownKeyError(str(key), f"allowed: {', '.join(allowed)}")
+        return content
+
+
+class Kinded(Settings):
+    """Base of sections whose class is looked up by their `kind`: validating the base gives the one of that kind."""
+
+    kind: str
+
+    @classmethod
+    def class_of(cls, kind: str | None) -> type[Kinded]:
+        """The class of a kind, or of the one by default; `ValueError` with the allowed kinds where there is none."""
+        raise NotImplementedError
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _of_its_kind(cls, content: Any, handler: ModelWrapValidatorHandler[Any]) -> Any:
+        if not isinstance(content, dict) or cls.model_fields["kind"].default is not PydanticUndefined:
+            return handler(content)
+        try:
+            found = cls.class_of(content.get("kind"))
+        except ValueError as error:
+            raise SettingError("kind", str(error)) from None
+        return found.model_validate(content)
 
 
 def load_settings(cls: type[S], source: str | Path, overrides: Sequence[str] = ()) -> S:
@@ -70,7 +104,7 @@ def build_settings(cls: type[S], content: dict[str, Any], source: str) -> S:
     try:
         return cls.model_validate(content)
     except ValidationError as error:
-        raise InputError(_sentence(cls, error, content, source)) from None
+        raise InputError(_sentence(error, content, source)) from None
 
 
 class _Loader(yaml.SafeLoader):
@@ -125,7 +159,7 @@ def _child(node: Any, key: str, override: str) -> Any:
     raise InputError(f"override {override!r}: there is no key {key!r} here, in a {type(node).__name__}")
 
 
-def _sentence(cls: type[BaseModel], error: ValidationError, content: Any, source: str) -> str:
+def _sentence(error: ValidationError, content: Any, source: str) -> str:
     """The first key that is wrong: what it got, and what it takes."""
     found: dict[str, list[str]] = {}
     got: dict[str, str] = {}
@@ -136,9 +170,8 @@ def _sentence(cls: type[BaseModel], error: ValidationError, content: Any, source
             inner = [int(part) if part.isdigit() else part for part in re.findall(r"[^.\[\]]+", cause.key)]
             location, value = _location([*location, *inner], content)
         key = re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", ".".join(map(str, location)))
-        if problem["type"] == "extra_forbidden":
-            allowed = _keys_at(cls, location[:-1])
-            said = f"unknown key {key!r}" + (f"; allowed: {', '.join(allowed)}" if allowed else "")
+        if isinstance(cause, UnknownKeyError):
+            said = f"unknown key {key!r}; {cause}"
         elif problem["type"] == "missing":
             said = f"key {key!r} is missing"
         else:
@@ -168,26 +201,3 @@ def _location(parts: Sequence[Any], content: Any) -> tuple[list[Any], Any]:
 def _short(value: Any, limit: int = 80) -> str:
     text = repr(value)
     return text if len(text) <= limit else f"{text[:limit]}..."
-
-
-def _keys_at(cls: Any, location: Sequence[Any]) -> list[str]:
-    """The keys that the settings class at `location` below `cls` takes, or none where it cannot be told."""
-    for part in location:
-        candidates = _classes_in(cls)
-        if not candidates:
-            return []
-        cls = candidates[0]
-        if isinstance(cls, type) and issubclass(cls, BaseModel):
-            field = cls.model_fields.get(str(part))
-            if field is not None:
-                cls = field.annotation
-    candidates = _classes_in(cls)
-    return sorted(candidates[0].model_fields) if candidates else []
-
-
-def _classes_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    if typing.get_origin(annotation) is None and not isinstance(annotation, types.UnionType):
-        return []
-    return [found for argument in typing.get_args(annotation) for found in _classes_in(argument)]

@@ -1,8 +1,8 @@
 """Paths that are local or in an object store (s3://...), read and written through one small set of functions.
 
-Credentials and endpoint come from the usual AWS variables (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
-AWS_ENDPOINT_URL ...), never from a URL or a file of ours. A file system is opened in the process that uses it:
-s3fs does not survive a fork.
+A local path is taken as it stands, with any character in it; only a leading `~` is expanded. Credentials and endpoint
+come from the usual AWS variables (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL ...), never from a URL or
+a file of ours. A file system is opened in the process that uses it: s3fs does not survive a fork.
 """
 
 from __future__ import annotations
@@ -11,26 +11,31 @@ import errno
 import functools
 import os
 import random
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Concatenate, ParamSpec, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 
 import fsspec
 import pyarrow.fs
-from fsspec.core import url_to_fs
 
 from ingest.errors import InputError
 
-P = ParamSpec("P")
 T = TypeVar("T")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
 def is_remote(url: str) -> bool:
     """Whether `url` names an object store and not a local path."""
-    return "://" in url and not url.startswith("file://")
+    return _scheme(url) != "file"
+
+
+def _scheme(url: str) -> str:
+    found = _SCHEME.match(url)
+    return found[1] if found else "file"
 
 
 def join(url: str, *parts: str) -> str:
@@ -38,19 +43,26 @@ def join(url: str, *parts: str) -> str:
     return "/".join([url.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
+def absolute(url: str) -> str:
+    """The same place in every process, whatever folder that runs in: `~` expanded, a relative path from the current
+    folder. A URL of an object store stays as it is."""
+    return url if is_remote(url) else str(Path(os.path.expanduser(url.removeprefix("file://"))).absolute())
+
+
 def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system that holds `url`, and the path in it."""
+    """The file system that holds `url`, and the path in it; nothing in a path is taken for a chain or a pattern."""
     try:
-        filesystem, path = url_to_fs(url)
+        kind = fsspec.get_filesystem_class(_scheme(url))
+        url = absolute(url)
+        return kind(**kind._get_kwargs_from_urls(url)), kind._strip_protocol(url)
     except (ValueError, ImportError) as error:
         raise InputError(f"{url}: not a path that can be opened: {error}") from None
-    return filesystem, path
 
 
 def arrow_filesystem(url: str) -> tuple[pyarrow.fs.FileSystem, str]:
     """The same for Arrow: a `pyarrow.fs.FileSystem` and the path in it. Local files and s3:// are read natively."""
     if not is_remote(url):
-        return pyarrow.fs.LocalFileSystem(), str(Path(url.removeprefix("file://")).absolute())
+        return pyarrow.fs.LocalFileSystem(), absolute(url)
     if url.startswith("s3://"):
         return _arrow_s3(*(os.environ.get(name) for name in _S3_VARIABLES)), url.removeprefix("s3://")
     filesystem, path = open_filesystem(url)
@@ -81,8 +93,10 @@ _PERMANENT = ("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE", "INVALID_CL
 """What an object store says that asking again does not mend."""
 
 
-def patiently(ask: Callable[[], T], url: str, seconds: float) -> T:
-    """The answer of `ask`, repeated with growing pauses while the object store of `url` fails, for up to `seconds`.
+def patiently(
+    ask: Callable[[], T], url: str, seconds: float, transient: tuple[type[Exception], ...] = (OSError, TimeoutError)
+) -> T:
+    """The answer of `ask`, repeated with growing pauses while `url` fails with a `transient` error, up to `seconds`.
 
     Raises `FileNotFoundError` where nothing is there, and `InputError`, which names the object, where it may not be
     read or where the storage has not answered in time.
@@ -93,7 +107,7 @@ def patiently(ask: Callable[[], T], url: str, seconds: float) -> T:
             return ask()
         except FileNotFoundError:
             raise
-        except (OSError, TimeoutError) as error:
+        except transient as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             if isinstance(error, PermissionError) or any(word in reason for word in _PERMANENT):
                 raise InputError(f"{url}: may not be read: {reason}") from None
@@ -104,8 +118,8 @@ def patiently(ask: Callable[[], T], url: str, seconds: float) -> T:
 
 
 @contextmanager
-def _told(url: str, writing: bool = False) -> Iterator[None]:
-    """What keeps the storage of `url` from answering becomes an `InputError` that names it.
+def storage_errors(url: str, writing: bool = False) -> Iterator[None]:
+    """What keeps the storage of `url` from answering is raised as an `InputError` that names it.
 
     That nothing is there to be read stays a `FileNotFoundError`.
     """
@@ -131,51 +145,93 @@ def _is_of_client(error: Exception) -> bool:
     return isinstance(error, BotoCoreError)
 
 
-def _telling(function: Callable[Concatenate[str, P], T]) -> Callable[Concatenate[str, P], T]:
-    """`function`, whose first argument is a path or URL, with the errors of `_told`."""
-
-    @functools.wraps(function)
-    def told(url: str, /, *arguments: P.args, **options: P.kwargs) -> T:
-        with _told(url):
-            return function(url, *arguments, **options)
-
-    return told
-
-
-@_telling
 def exists(url: str) -> bool:
+    with _asked(url) as (filesystem, path):
+        return bool(filesystem.exists(path))
+
+
+@contextmanager
+def _asked(url: str) -> Iterator[tuple[fsspec.AbstractFileSystem, str]]:
+    """The file system of `url` and the path in it, which are asked anew."""
     filesystem, path = open_filesystem(url)
     filesystem.invalidate_cache()
-    return bool(filesystem.exists(path))
+    with storage_errors(url):
+        yield filesystem, path
+
+
+class Listing(NamedTuple):
+    """What is below a folder, by name in it and sorted; the name of a single file is empty."""
+
+    files: dict[str, str]
+    """Each file's size and its time of change (or ETag): other content, another text."""
+    left_out: dict[str, str]
+    """What is no file to be read, and why."""
 
 
 def list_files(url: str, suffix: str = "") -> list[str]:
-    """The files below the folder `url` whose names end in `suffix`, sorted by path; `url` itself if it is a file.
+    """The files below the folder `url` whose names end in `suffix`, sorted by path; `url` itself if it is a file."""
+    names = walk(url).files
+    return [url] if "" in names else [join(url, name) for name in names if name.endswith(suffix)]
 
-    Hidden files and those below a hidden folder are passed over. Raises `InputError` where nothing is there.
+
+def walk(url: str) -> Listing:
+    """All files below the folder `url`, in linked folders, too, each once; hidden ones are passed over.
+
+    Hidden is what begins with a dot, or with an underscore unless it is `key=value`. Raises `InputError` where nothing
+    is there.
     """
-    return list(described_files(url, suffix))
+    with _asked(url) as (filesystem, path):
+        if not filesystem.exists(path):
+            here = "" if is_remote(url) or not Path(path).is_relative_to(Path.cwd()) else str(Path.cwd())
+            hint = f" (relative paths are taken from the current folder, {here})" if here else ""
+            raise InputError(f"{absolute(url)}: no such file or folder{hint}")
+        if not is_remote(url):
+            return _walk_local(path)
+        if filesystem.isfile(path):
+            return Listing({"": _description(filesystem.info(path))}, {})
+        files, left_out = {}, {}
+        for key, info in sorted(filesystem.find(path, detail=True).items()):
+            name = key[len(path.rstrip("/")) :].strip("/")
+            parts = name.split("/")
+            hidden = next((place for place, part in enumerate(parts) if _is_hidden(part)), None)
+            if hidden is not None:
+                left_out["/".join(parts[: hidden + 1])] = "hidden"
+            elif info["type"] == "file" and name:
+                files[name] = _description(info)
+        return Listing(files, left_out)
 
 
-@_telling
-def described_files(url: str, suffix: str = "") -> dict[str, str]:
-    """The same files, each with its size and its time of change (or ETag): other content, another text."""
-    filesystem, path = open_filesystem(url)
-    filesystem.invalidate_cache()
-    if filesystem.isfile(path):
-        return {url: _description(filesystem.info(path))}
-    found = filesystem.find(path, detail=True) if filesystem.exists(path) else {}
-    prefix = path.rstrip("/")
-    names = {name[len(prefix) :].strip("/"): _description(info) for name, info in sorted(found.items())}
-    kept = {
-        name: description
-        for name, description in names.items()
-        if name.endswith(suffix) and not any(part.startswith((".", "_")) for part in name.split("/"))
-    }
-    if not kept:
-        wanted = f" ending in {suffix}" if suffix else ""
-        raise InputError(f"{url}: no files{wanted} there")
-    return {join(url, name): description for name, description in kept.items()}
+def _walk_local(root: str) -> Listing:
+    """First the folders that are there, then the links, so that what is there under its own name has that name."""
+    files: dict[str, str] = {}
+    left_out: dict[str, str] = {}
+    waiting, links = [("", root)], list[tuple[str, str]]()
+    seen = set[str]()
+    while waiting or links:
+        name, path = waiting.pop() if waiting else links.pop()
+        real = os.path.realpath(path)
+        above = f"{os.path.realpath(root)}/".startswith(f"{real.rstrip('/')}/")
+        if real in seen or (above and name):
+            left_out[name] = "a link to a folder above" if above else "a link to what is read already"
+        elif os.path.isdir(path):
+            entries = sorted(os.scandir(path), key=lambda entry: entry.name, reverse=True)
+            for entry in entries:
+                below = f"{name}/{entry.name}".lstrip("/")
+                if _is_hidden(entry.name):
+                    left_out[below] = "hidden"
+                else:
+                    (links if entry.is_symlink() else waiting).append((below, entry.path))
+        elif os.path.isfile(path):
+            found = os.stat(path)
+            files[name] = _description({"size": found.st_size, "mtime": found.st_mtime})
+        else:
+            left_out[name] = "a link to nothing" if os.path.islink(path) else "no file that can be read"
+        seen.add(real)
+    return Listing(dict(sorted(files.items())), dict(sorted(left_out.items())))
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or (name.startswith("_") and "=" not in name)
 
 
 def _description(info: dict[str, Any]) -> str:
@@ -183,20 +239,26 @@ def _description(info: dict[str, Any]) -> str:
     return f"{info['size']} {changed}"
 
 
-@_telling
 def list_names(url: str) -> list[str]:
-    """The names of what is right below the folder `url`; none where it is not there."""
-    filesystem, path = open_filesystem(url)
-    filesystem.invalidate_cache()
-    if not filesystem.exists(path):
-        return []
-    return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in filesystem.ls(path, detail=False))
+    """The names of what is right below the folder `url`, sorted; none where it is not there."""
+    return [name for name, _ in _entries(url)]
+
+
+def list_folders(url: str) -> list[str]:
+    """The names of the folders right below `url`, sorted; none where it is not there."""
+    return [name for name, kind in _entries(url) if kind == "directory"]
+
+
+def _entries(url: str) -> list[tuple[str, str]]:
+    with _asked(url) as (filesystem, path):
+        entries = filesystem.ls(path, detail=True) if filesystem.exists(path) else []
+        return sorted((entry["name"].rstrip("/").rsplit("/", 1)[-1], entry["type"]) for entry in entries)
 
 
 def make_folder(url: str) -> None:
     """Make the folder `url`; an object store needs none."""
     filesystem, path = open_filesystem(url)
-    with _told(url, writing=True):
+    with storage_errors(url, writing=True):
         filesystem.makedirs(path, exist_ok=True)
 
 
@@ -204,8 +266,13 @@ def remove(url: str) -> None:
     """Remove the file or the folder `url` with all in it; nothing happens where it is not there."""
     filesystem, path = open_filesystem(url)
     filesystem.invalidate_cache()
-    with _told(url, writing=True):
-        if filesystem.exists(path):
+    with storage_errors(url, writing=True):
+        if not filesystem.exists(path):
+            return
+        if is_remote(url) and any(letter in path for letter in "*?["):  # rm would take it for a pattern
+            for name in filesystem.find(path):
+                filesystem.rm_file(name)
+        else:
             filesystem.rm(path, recursive=True)
 
 
@@ -213,7 +280,7 @@ def remove(url: str) -> None:
 def open_file(url: str, mode: str = "rb") -> Iterator[IO[Any]]:
     """Open `url`; a local file that is written appears under its name only when it is complete."""
     filesystem, path = open_filesystem(url)
-    with _told(url, "w" in mode):
+    with storage_errors(url, "w" in mode):
         if "w" not in mode or is_remote(url):
             with filesystem.open(path, mode) as file:
                 yield file
@@ -248,14 +315,3 @@ def copy(source: str, target: str) -> None:
 def write_text(url: str, text: str) -> None:
     with open_file(url, "wb") as file:
         file.write(text.encode())
-
-
-@_telling
-def list_folders(url: str) -> list[str]:
-    """The names of the folders right below `url`, sorted; none where it is not there."""
-    filesystem, path = open_filesystem(url)
-    filesystem.invalidate_cache()
-    if not filesystem.exists(path):
-        return []
-    entries = filesystem.ls(path, detail=True)
-    return sorted(entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "directory")

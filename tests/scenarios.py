@@ -135,7 +135,7 @@ def sharded_softmax(data: Data, folder: Path, worker: Worker, scores: int) -> li
     for sizes in SPLITS:
         own = slice(sum(sizes[: worker.rank]), sum(sizes[: worker.rank + 1]))
         rows = query[own].detach().requires_grad_(), items[first:end].detach().requires_grad_()
-        loss = full_softmax(*rows, target[own], weight[own], first, scores, worker.workers)
+        loss = full_softmax(*rows, target[own], weight[own], first, scores)
         results.append([loss.detach(), *torch.autograd.grad(3 * loss, rows)])
     return results
 

@@ -93,14 +93,14 @@ class Trainer:
 
     def fit(self) -> Progress:
         """Train to the last epoch or the early stop, from the newest complete checkpoint on if there is one."""
-        latest, self.progress = self.checkpoints.standing(self.identity, self.config)
+        latest, self.progress = self.checkpoints.resume_point(self.identity, self.config)
         if self.progress.finished:
             return self.progress
         if latest is not None:
             self.checkpoints.load(self.step, latest)
         self.monitor = Monitor(join(self.run.folder, "tensorboard"), self.worker)
         self.monitor.text("config", f"```yaml\n{self.run.description}\n```")
-        self.monitor.text("plan", describe_plan(self.step.planned, self.step.recommender.tables.configs))
+        self.monitor.text("plan", describe_plan(self.step.planned))
         try:
             while not self.progress.finished:
                 self._epoch()

@@ -15,7 +15,7 @@ from embeddings.tables import Tables
 from ingest.data.batch import Batch
 from ingest.data.manifest import Manifest
 from trainer.attention import Layout
-from trainer.layers import Block, Inputs
+from trainer.layers import Inputs
 from trainer.models.registry import NeuralConfig
 from trainer.train_config import TrainConfig
 
@@ -37,17 +37,6 @@ class Recommender(nn.Module):
     def __init__(self, network: nn.Module, tables: Tables, numbers: list[str]) -> None:
         super().__init__()
         self.tables, self.network, self.numbers = tables, network, numbers
-
-    def to_device(self, device: torch.device) -> Recommender:
-        """The dense part moved to `device`; the tables stay on the meta device until they are sharded."""
-        self.network.to(device)
-        return self
-
-    def compile_feed_forward(self) -> None:
-        """The feed-forward layers through torch.compile, for batches of any number of tokens."""
-        for block in self.network.modules():
-            if isinstance(block, Block):
-                block.feed_forward.compile(dynamic=True)
 
     def forward(self, batch: Batch, candidates_C: Tensor) -> Prediction:
         vectors, candidates_CD = self.tables(batch, candidates_C)

@@ -19,11 +19,9 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
 from ingest.errors import InputError
 from ingest.features.feature import PreparedFeature
-from ingest.settings import Settings
+from ingest.settings import Settings, build_settings
 from ingest.storage import exists, join, read_text, write_text
 
 VERSION = 2
@@ -86,30 +84,16 @@ def load_manifest(url: str) -> Manifest:
     path = join(url, "manifest.json")
     if not exists(path):
         raise InputError(f"{path}: no such file; `intentrec prepare` writes it")
-    text = read_text(path)
     try:
-        manifest = Manifest.model_validate_json(text)
-    except ValidationError as error:
-        version = _version(text, path)
-        damage = f"{path}: damaged: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}"
-    else:
-        version, damage = manifest.version, ""
+        content = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: not valid JSON: {error}") from None
+    version = content.get("version") if isinstance(content, dict) else None
     if version != VERSION:
         raise InputError(
             f"{path}: version {version!r}; this release reads version {VERSION}, so prepare the data again"
         )
-    if damage:
-        raise InputError(damage)
-    return manifest
-
-
-def _version(text: str, path: str) -> Any:
-    """What the manifest `text` says of its version; `InputError` where it is no JSON."""
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: not valid JSON: {error}") from None
-    return content.get("version") if isinstance(content, dict) else None
+    return build_settings(Manifest, content, f"{path}: damaged")
 
 
 def save_manifest(manifest: Manifest, url: str) -> None:

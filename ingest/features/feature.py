@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeAlias
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from ingest.arrays.jagged import Column
 from ingest.raw import columns as raw
@@ -32,6 +32,14 @@ LookUp: TypeAlias = Callable[[pl.Series], NDArray[np.int32]]
 """The index, in a feature's vocabulary, of each of some values that are all different; `UNKNOWN` where it is not."""
 
 
+def _registered(kind: str) -> str:
+    KINDS[kind]
+    return kind
+
+
+KindName = Annotated[str, AfterValidator(_registered)]
+
+
 class Feature(Settings):
     """One declared column: an attribute of the event or of its item.
 
@@ -42,7 +50,7 @@ class Feature(Settings):
     """
 
     name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")
-    kind: str = "category"
+    kind: KindName = "category"
     of: Literal["event", "item"] = "event"
     column: str | None = None
     """The column that holds it; by default the one called like the feature."""
@@ -60,12 +68,6 @@ class Feature(Settings):
     """The label of `first_of` where no flag is true."""
     since_first_event: bool = False
     """An `elapsed` of the item that counts from the item's first event in the training data."""
-
-    @field_validator("kind")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        KINDS[value]
-        return value
 
     @model_validator(mode="after")
     def _check(self) -> Feature:
@@ -89,7 +91,7 @@ class PreparedFeature(Settings):
     """A feature as the model sees it: one value for each interaction, or a list; indices of a table, or a number."""
 
     name: str
-    kind: str
+    kind: KindName
     of: Literal["event", "item"]
     intent: bool
     size: int
@@ -98,12 +100,6 @@ class PreparedFeature(Settings):
     """Upper bin edges, in milliseconds for `elapsed`: a value v has index 2 + (number of edges <= v)."""
     mean: float = 0.0
     deviation: float = 1.0
-
-    @field_validator("kind")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        KINDS[value]
-        return value
 
     @property
     def is_number(self) -> bool:
@@ -241,13 +237,5 @@ def prepared(
     feature: Feature, size: int, edges: list[float] | None = None, mean: float = 0.0, deviation: float = 1.0
 ) -> PreparedFeature:
     """The feature as the manifest has it."""
-    return PreparedFeature(
-        name=feature.name,
-        kind=feature.kind,
-        of=feature.of,
-        intent=feature.intent,
-        size=size,
-        edges=edges or [],
-        mean=mean,
-        deviation=deviation,
-    )
+    same = feature.model_dump(include={"name", "kind", "of", "intent"})
+    return PreparedFeature(**same, size=size, edges=edges or [], mean=mean, deviation=deviation)

@@ -94,16 +94,3 @@ def look_up(url: str, values: pl.Series) -> NDArray[np.int32]:
         found = wanted.join(known, on="value", how="inner")
         index[found["place"].to_numpy()] = found["index"].to_numpy()
     return index
-
-
-def gather(url: str, column: str, index: NDArray[np.int32]) -> pl.Series:
-    """A column of the Parquet file `url` at the rows `index`."""
-    order = np.argsort(index, kind="stable")
-    ascending = index[order]
-    parts: list[pl.Series] = []
-    begin = 0
-    for part in read_parts(url, [column]):
-        low, high = np.searchsorted(ascending, [begin, begin + part.height])
-        parts.append(part[column].gather(ascending[low:high] - begin))
-        begin += part.height
-    return pl.concat(parts).gather(np.argsort(order, kind="stable"))

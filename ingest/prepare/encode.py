@@ -3,7 +3,7 @@
 Before it, `count_ages` counts what depends on both an item and the time of an event. Besides shards, a partition leaves
 how often its labels come (`labels/<partition>.parquet`) and which item follows which (`prepare.transitions`).
 
-N  events     I  different items
+N  events
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ingest.arrays.jagged import Column, Jagged
 from ingest.features.feature import FIRST_VALUE, UNKNOWN, Feature, PreparedFeature, kind_of
-from ingest.features.vocabulary import gather, look_up, read_parts
+from ingest.features.vocabulary import look_up, read_parts
 from ingest.prepare.fit import feature_of, vocabulary_of
 from ingest.prepare.histories import ITEM, counts_of, read_histories, read_users
 from ingest.prepare.item_table import ITEMS
 from ingest.prepare.partition import Job
-from ingest.prepare.shard_writer import encoded_log, write_shards, write_table
+from ingest.prepare.shard_writer import write_shards, write_table
 from ingest.prepare.split import SplitLog, prefixes, split_log, targets_where
 from ingest.prepare.transitions import spill_transitions
-from ingest.storage import join
+from ingest.storage import arrow_filesystem, join
 
 
 @dataclass(frozen=True)
@@ -36,19 +37,16 @@ class _Partition:
     events: pa.RecordBatch
     users: pa.Array
     split: SplitLog
-    index_I: NDArray[np.int32]
-    """Of each different item."""
-    item_N: NDArray[np.int32]
-    """Which of them each event has."""
+    index_N: NDArray[np.int32]
+    """Of each event's item."""
 
     @classmethod
     def read(cls, job: Job, number: int) -> _Partition:
         events = read_histories(job, number)
         users, lengths = read_users(job, number)
         split = split_log(job.config.split, events["time"].to_numpy(), lengths, job.last_time)
-        items = pl.Series(events[ITEM].dictionary)
-        index_I = look_up(vocabulary_of(job, ITEM), items)
-        return cls(job, events, users, split, index_I, events[ITEM].indices.to_numpy())
+        index_I = look_up(vocabulary_of(job, ITEM), pl.Series(events[ITEM].dictionary))
+        return cls(job, events, users, split, index_I[events[ITEM].indices.to_numpy()])
 
     @property
     def training(self) -> NDArray[np.int64]:
@@ -61,9 +59,10 @@ class _Partition:
         rows = self.split.rows["train"]
         return prefixes(rows.start + rows.length - rows.targets, rows.targets)
 
-    def of_items(self, feature: Feature) -> pl.Series:
-        """What the item table has of the different items: [I]."""
-        return gather(join(self.job.work, ITEMS), feature.name, self.index_I)
+    def of_items(self, feature: Feature) -> pa.Array:
+        """What the item table has of each item."""
+        filesystem, path = arrow_filesystem(join(self.job.work, ITEMS))
+        return pq.read_table(path, filesystem=filesystem, columns=[feature.name])[feature.name].combine_chunks()
 
     def encoded(self, feature: Feature, found: PreparedFeature) -> pa.Array:
         """An event feature as the shards have it: [N]."""
@@ -72,9 +71,8 @@ class _Partition:
 
     def seen(self, feature: Feature, found: PreparedFeature) -> Column:
         """An item feature as a batch has it: [N]."""
-        kind = kind_of(feature)
-        values_I = kind.load(self.of_items(feature).to_arrow(compat_level=pl.CompatLevel.oldest()))
-        return kind.at_event(found, values_I.take(self.item_N), self.events["time"].to_numpy())
+        values_N = kind_of(feature).load(self.of_items(feature)).take(self.index_N)
+        return kind_of(feature).at_event(found, values_N, self.events["time"].to_numpy())
 
 
 def count_ages(job: Job, task: tuple[int, list[str]]) -> dict[str, Any]:
@@ -83,8 +81,9 @@ def count_ages(job: Job, task: tuple[int, list[str]]) -> dict[str, Any]:
     partition = _Partition.read(job, number)
     time = pl.Series(partition.events["time"])
     for feature in (feature_of(job, name) for name in names):
-        values = kind_of(feature).seen_at(partition.of_items(feature).gather(partition.item_N), time)
-        counted = kind_of(feature).count(feature, values.gather(partition.training).to_arrow())
+        since = pl.Series(partition.of_items(feature)).gather(partition.index_N)
+        seen = kind_of(feature).seen_at(since, time).gather(partition.training)
+        counted = kind_of(feature).count(feature, seen.to_arrow())
         write_table(join(job.work, counts_of(feature.name, number)), counted)
     return {}
 
@@ -94,7 +93,7 @@ def encode_partition(job: Job, task: tuple[int, dict[str, Any], list[int]]) -> d
     number, described, ranges = task
     features = {name: PreparedFeature.model_validate(found) for name, found in described.items()}
     partition = _Partition.read(job, number)
-    index_N = partition.index_I[partition.item_N]
+    index_N = partition.index_N
     columns: dict[str, pa.Array] = {"item": pa.array(index_N), "time": partition.events["time"]}
     if job.config.duration:
         columns["duration"] = partition.events["duration"].cast(pa.float32())
@@ -111,10 +110,11 @@ def encode_partition(job: Job, task: tuple[int, dict[str, Any], list[int]]) -> d
         write_table(_labels_of(job, number), pl.concat(labels))
     targets = partition.training_targets
     spill_transitions(job, number, index_N[targets - 1], index_N[targets], ranges)
-    log = encoded_log(partition.users, columns)
     sizes = job.config.row_group_interactions, job.config.shard_interactions
     shards = {
-        name: write_shards(job.destination, f"{name}/part-{number:05d}", rows, log, *sizes)
+        name: write_shards(
+            job.destination, f"{name}/part-{number:05d}", rows, partition.users, pa.table(columns), *sizes
+        )
         for name, rows in partition.split.rows.items()
     }
     unknown = {name: targets_where(rows, index_N == UNKNOWN) for name, rows in partition.split.rows.items()}

@@ -9,12 +9,14 @@ from typing import Any
 
 import polars as pl
 
+from ingest.data.manifest import Manifest
+from ingest.errors import InputError
 from ingest.features.feature import FIRST_VALUE, Base, Feature, PreparedFeature, kind_of
 from ingest.features.vocabulary import build_vocabulary, named, read_parts, summed
 from ingest.prepare.histories import ITEM
 from ingest.prepare.partition import Job
 from ingest.prepare.shard_writer import write_table
-from ingest.storage import join
+from ingest.storage import copy, join
 
 ITEM_TOTALS = "totals/item.parquet"
 """How many events each item has, in training and besides."""
@@ -32,6 +34,22 @@ def vocabulary_of(job: Job, name: str) -> str:
 def base_of(job: Job, name: str) -> str:
     """The vocabulary that one of a data set that grows begins with."""
     return join(job.work, f"base/{name}.parquet")
+
+
+def keep_base(job: Job, before: Manifest) -> dict[str, Any]:
+    """What the data set that grows has learned so far, kept where it is not removed: its features, by name."""
+    declared, found = (
+        [(feature.name, feature.kind, feature.of, feature.is_number) for feature in features]
+        for features in (job.config.features, before.features)
+    )
+    if declared != found:
+        raise InputError(
+            f"{job.destination}: has the features {', '.join(f.name for f in before.features) or 'none'}, the config "
+            "has others or of another kind: a data set grows (data.grow) with the same ones"
+        )
+    for name in [ITEM, *(feature.name for feature in before.features if not feature.is_number)]:
+        copy(join(job.destination, "vocab", f"{name}.parquet"), base_of(job, name))
+    return {feature.name: feature.model_dump() for feature in before.features}
 
 
 def _base_values(job: Job, name: str) -> pl.Series:

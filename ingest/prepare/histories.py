@@ -34,7 +34,7 @@ def build_histories(job: Job, task: tuple[int, list[str]]) -> dict[str, Any]:
     partition, files = task
     events = read_partition(job, files, partition)
     user_U, user_N = _users(events["user"].chunk(0))
-    order_N = _order(user_N, events["time"].to_numpy())
+    order_N = np.lexsort((events["time"].to_numpy(), user_N))  # events of equal times keep the order of the log
     user_N, events = user_N[order_N], take(events.drop(["user"]), order_N)
     item = pc.dictionary_encode(events[ITEM].chunk(0))
     total_I = np.bincount(item.indices.to_numpy(), minlength=len(item.dictionary))
@@ -73,22 +73,6 @@ def _users(users: pa.Array) -> tuple[pa.Array, NDArray[np.int64]]:
     place_U = np.empty(len(order_U), dtype=np.int64)
     place_U[order_U.to_numpy()] = np.arange(len(order_U))
     return encoded.dictionary.take(order_U), place_U[encoded.indices.to_numpy()]
-
-
-def _order(user_N: NDArray[np.int64], time_N: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where the events go to be sorted by user and time, those of equal times in the order that they have.
-
-    By user first, 16 bits at a time (numpy sorts these by counting); by both only where a user's times then do not
-    rise, as they do in a log that is in order.
-    """
-    order_N = np.arange(len(user_N))
-    for shift in range(0, max(int(user_N.max(initial=0)).bit_length(), 1), 16):
-        digit_N = ((user_N[order_N] >> shift) & 0xFFFF).astype(np.uint16)
-        order_N = order_N[np.argsort(digit_N, kind="stable")]
-    user, time = user_N[order_N], time_N[order_N]
-    if ((user[1:] == user[:-1]) & (time[1:] < time[:-1])).any():
-        order_N = order_N[np.lexsort((time, user))]
-    return order_N
 
 
 def _kept(job: Job, user_N: NDArray[np.int64], events: pa.Table) -> tuple[NDArray[np.bool_], dict[str, int]]:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ingest.data.schema import DataConfig
-from ingest.prepare.log import event_columns, events_of
+from ingest.prepare.log import cast_columns, event_columns, event_sources, events_of
 from ingest.prepare.survey import Part, type_of
 from ingest.raw.columns import RawFile
 from ingest.storage import arrow_filesystem, is_remote, join, open_file
@@ -76,7 +76,7 @@ def _chunks(job: Job, parts: list[Part], found: dict[str, Any]) -> Iterator[pl.D
     for url, first, last, before in parts:
         with RawFile(url, event_columns(job.config)) as file:
             for columns in file.batches(first, last, before, _BATCH):
-                frame = events_of(job.config, columns).cast(types)  # type: ignore[arg-type]
+                frame = cast_columns(events_of(job.config, columns), types, url, event_sources(job.config))
                 kept = _until(job.config, frame)
                 found["left_out"] += frame.height - kept.height
                 waiting.append(kept)

@@ -27,7 +27,7 @@ from ingest.errors import InputError
 from ingest.features.feature import FIRST_VALUE, PreparedFeature, kind_of
 from ingest.features.number import Moments
 from ingest.prepare.encode import count_ages, encode_partition, is_counted, sum_labels
-from ingest.prepare.fit import base_of, fit_feature, fit_items, merge_counts, publish_vocabulary
+from ingest.prepare.fit import fit_feature, fit_items, keep_base, merge_counts, publish_vocabulary
 from ingest.prepare.histories import ITEM, build_histories, counts_of
 from ingest.prepare.item_table import ITEMS, build_items
 from ingest.prepare.log import event_features
@@ -46,9 +46,9 @@ from ingest.prepare.report import (
 from ingest.prepare.survey import FILES_A_TASK, log_types, pieces_of, survey_files
 from ingest.prepare.tasks import InThisProcess, Runner, Task, run_stage
 from ingest.prepare.transitions import merge_transitions
+from ingest.raw.files import find_files
 from ingest.storage import (
     copy,
-    described_files,
     exists,
     join,
     list_folders,
@@ -58,7 +58,7 @@ from ingest.storage import (
     write_text,
 )
 
-ALGORITHM = 4
+ALGORITHM = 5
 """Part of the fingerprint: raised when the same input gives other prepared data than before."""
 CONTENT = ("manifest.json", "items.parquet", "vocab", "transitions", "train", "validation", "test", "rest")
 WORK = "_work"
@@ -68,17 +68,29 @@ PARTITIONS_A_TASK = 32
 """Partitions whose counts are put together at a time."""
 
 
-def prepare(config: DataConfig, destination: str, log: Log = print, runner: Runner | None = None) -> Manifest:
-    """Prepare the log of `config` in the folder `destination`, unless it is there already."""
+def prepare(
+    config: DataConfig, destination: str, log: Log = print, runner: Runner | None = None, keep: str = ""
+) -> Manifest:
+    """Prepare the log of `config` in the folder `destination`, unless it is there already.
+
+    `keep`: why data that were prepared there from another log or config may not be replaced, where they may not.
+    """
     if config.events is None:
         raise InputError("data.events is missing: name the log, a Parquet file or a folder of them")
-    events = described_files(config.events, ".parquet")
-    items = described_files(config.items, ".parquet") if config.items else {}
+    events = find_files(config.events, log)
+    items = find_files(config.items, log) if config.items else {}
     fingerprint = fingerprint_of(config, events | items)
     before = _manifest_at(destination)
     if before is not None and before.fingerprint == fingerprint:
         log(f"{destination}: prepared already, nothing to do")
         return before
+    if before is not None and keep:
+        raise InputError(
+            f"{destination}: was prepared from another log or data section, or by another release, and {keep}; take "
+            "another name for the run, or remove its folder"
+        )
+    if before is not None and not config.grow:
+        log(f"{destination}: was prepared from another log or data section, and is prepared anew")
     _refuse_overlap(destination, [*events, *items])
     root = config.work or join(destination, WORK)
     work = join(root, fingerprint[:16])
@@ -163,8 +175,7 @@ class _Pipeline:
             raise InputError(f"{self.config.events}: the log has no events")
         plan = join(self.job.work, "plan.json")
         if not exists(plan):
-            base = self._keep_base(before) if self.config.grow else None
-            write_text(plan, json.dumps({"base": base}))
+            write_text(plan, json.dumps({"base": keep_base(self.job, before) if before and self.config.grow else None}))
         self._change(
             partitions=-(-events // self.config.partition_events),
             types=log_types(self.config, files),
@@ -173,21 +184,6 @@ class _Pipeline:
         if self.job.partitions < FEWEST_PARTITIONS:
             self.runner = InThisProcess()
         return pieces_of(files, self.config.partition_events)
-
-    def _keep_base(self, before: Manifest | None) -> dict[str, Any] | None:
-        """What the data set that grows has learned so far, kept where it is not removed; None where there is none."""
-        if before is None:
-            return None
-        declared = [(feature.name, feature.kind, feature.of, feature.is_number) for feature in self.config.features]
-        found = [(feature.name, feature.kind, feature.of, feature.is_number) for feature in before.features]
-        if declared != found:
-            raise InputError(
-                f"{self.job.destination}: has the features {', '.join(f.name for f in before.features) or 'none'}, the "
-                "config has others or of another kind: a data set grows (data.grow) with the same ones"
-            )
-        for name in [ITEM, *(feature.name for feature in before.features if not feature.is_number)]:
-            copy(join(self.job.destination, "vocab", f"{name}.parquet"), base_of(self.job, name))
-        return {feature.name: feature.model_dump() for feature in before.features}
 
     def _partition(self, pieces: list[Any]) -> Results:
         self.log(f"sorting by user and time: {len(pieces)} pieces of the log, {self.job.partitions} partitions")
@@ -209,24 +205,25 @@ class _Pipeline:
     def _fit(self, names: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The items' vocabulary, and the features `names` as the manifest has them."""
         self.log("building vocabularies from the training events")
-        (catalogue,) = self._stage("catalogue", fit_items, [self._merged([ITEM], "items")[ITEM]], "item vocabulary")
+        (catalogue,) = self._stage("catalogue", fit_items, [self._counts([ITEM], "items")[ITEM]], "item vocabulary")
         return catalogue, self._fit_features(names, "features")
 
     def _fit_features(self, names: list[str], stage: str) -> dict[str, Any]:
         learning = [f.name for f in self.config.features if f.name in names and kind_of(f).learns(f)]
-        files = self._merged(learning, stage)
+        files = self._counts(learning, stage)
         tasks = [(name, files.get(name, [])) for name in names]
         fitted = self._stage(f"fit/{stage}", fit_feature, tasks, "features fitted")
         return dict(zip(names, fitted, strict=True))
 
-    def _merged(self, names: list[str], stage: str) -> dict[str, list[str]]:
-        """The files of the counts of each of `names`, those of 32 partitions put together."""
-        numbers = range(self.job.partitions)
-        groups = [numbers[begin : begin + PARTITIONS_A_TASK] for begin in range(0, len(numbers), PARTITIONS_A_TASK)]
+    def _counts(self, names: list[str], stage: str) -> dict[str, list[str]]:
+        """The files of the counts of each of `names`; of many partitions, those of 32 are put together."""
+        files = {name: [counts_of(name, number) for number in range(self.job.partitions)] for name in names}
+        if self.job.partitions <= PARTITIONS_A_TASK:
+            return files
         tasks = [
-            (name, [counts_of(name, number) for number in group], f"merged/{name}-{place:05d}.parquet")
+            (name, files[name][begin : begin + PARTITIONS_A_TASK], f"merged/{name}-{begin:06d}.parquet")
             for name in names
-            for place, group in enumerate(groups)
+            for begin in range(0, self.job.partitions, PARTITIONS_A_TASK)
         ]
         self._stage(f"merge/{stage}", merge_counts, tasks, "counts merged")
         return {name: [target for found, _, target in tasks if found == name] for name in names}

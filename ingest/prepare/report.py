@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+import numpy as np
 import polars as pl
 
 from ingest.data.manifest import SplitName
@@ -110,4 +111,4 @@ def _unknown_items(split: SplitName, config: DataConfig) -> str:
 
 
 def _date(milliseconds: int) -> str:
-    return str(pl.Series([milliseconds]).cast(pl.Datetime("ms")).dt.strftime("%Y-%m-%dT%H:%M")[0])
+    return str(np.datetime64(milliseconds, "ms").astype("datetime64[m]"))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -25,31 +24,27 @@ from ingest.storage import join, open_file
 ROWS_AT_ONCE = 1_000_000
 
 
-@dataclass(frozen=True)
-class EncodedLog:
-    """`users` ascending; `events` sorted by user and time, a column each of item, time, duration and features."""
-
-    users: pa.Array
-    events: pa.Table
-
-
-def encoded_log(users: pa.Array, events: dict[str, pa.Array]) -> EncodedLog:
-    return EncodedLog(users.cast(_narrow_type(users.type)), pa.table(events))
-
-
 def write_shards(
-    url: str, name: str, rows: Rows, log: EncodedLog, row_group_interactions: int, shard_interactions: int
+    url: str,
+    name: str,
+    rows: Rows,
+    users: pa.Array,
+    events: pa.Table,
+    row_group_interactions: int,
+    shard_interactions: int,
 ) -> list[Shard]:
     """Write `rows` below the folder `url` and return what the manifest says of each file.
 
-    `name`: the split and the beginning of the files' names.
+    `name`: the split and the beginning of the files' names. `users` ascending; `events` sorted by user and time, a
+    column each of item, time, duration and features.
     """
+    users = users.cast(_narrow_type(users.type))
     groups = list(pairwise(cut(rows.length, min(row_group_interactions, shard_interactions)).tolist()))
     sizes = np.array([int(rows.length[begin:end].sum()) for begin, end in groups])
     shards = []
     for number, (first, last) in enumerate(pairwise(cut(sizes, shard_interactions))):
         path = f"{name}-{number:03d}.parquet"
-        content = _shard(rows, log, groups[first:last])
+        content = _shard(rows, users, events, groups[first:last])
         with open_file(join(url, path), "wb") as file:
             file.write(content)
         row_groups = [
@@ -60,11 +55,11 @@ def write_shards(
     return shards
 
 
-def _shard(rows: Rows, log: EncodedLog, groups: list[tuple[int, int]]) -> pa.Buffer:
+def _shard(rows: Rows, users: pa.Array, events: pa.Table, groups: list[tuple[int, int]]) -> pa.Buffer:
     sink = pa.BufferOutputStream()
     writer: pq.ParquetWriter | None = None
     for begin, end in groups:
-        table = _row_group(rows, log, begin, end)
+        table = _row_group(rows, users, events, begin, end)
         if writer is None:
             writer = pq.ParquetWriter(
                 sink, table.schema, compression="zstd", use_dictionary=False, write_page_checksum=True
@@ -75,16 +70,16 @@ def _shard(rows: Rows, log: EncodedLog, groups: list[tuple[int, int]]) -> pa.Buf
     return sink.getvalue()
 
 
-def _row_group(rows: Rows, log: EncodedLog, begin: int, end: int) -> pa.Table:
+def _row_group(rows: Rows, users: pa.Array, events: pa.Table, begin: int, end: int) -> pa.Table:
     length = rows.length[begin:end]
     places = pa.array(prefixes(rows.start[begin:end], length))
     offsets = pa.array(np.concatenate([[0], np.cumsum(length)]).astype(np.int32))
     columns = {
-        "user": pc.take(log.users, pa.array(rows.user[begin:end])),
+        "user": pc.take(users, pa.array(rows.user[begin:end])),
         "targets": pa.array(rows.targets[begin:end].astype(np.int32)),
     }
-    for name in log.events.column_names:
-        values = pc.take(log.events[name].chunk(0), places)
+    for name in events.column_names:
+        values = pc.take(events[name].chunk(0), places)
         columns[name] = pa.ListArray.from_arrays(offsets, values, type=_list_of(values.type))
     fields = [pa.field(name, column.type, nullable=False) for name, column in columns.items()]
     return pa.Table.from_arrays(list(columns.values()), schema=pa.schema(fields, metadata={VERSION_KEY: str(VERSION)}))

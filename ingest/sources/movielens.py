@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, ClassVar, Literal
 
 import numpy as np
 import polars as pl
@@ -21,10 +21,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
+from pydantic import field_validator
 from tqdm import tqdm
 
 from ingest import storage
 from ingest.errors import InputError
+from ingest.sources.source import SOURCES, Source
 
 LIKED_FROM = 4
 BLOCK_BYTES = 16 << 20
@@ -36,6 +38,24 @@ GENRE_FLAGS = (
 NO_GENRES = ("unknown", "(no genres listed)")
 
 Files = dict[str, Callable[[], AbstractContextManager[IO[bytes]]]]
+
+
+@SOURCES.add("movielens")
+class MovieLens(Source):
+    """The `import` section: a data set as GroupLens ships it."""
+
+    kind: Literal["movielens"] = "movielens"
+    source: str
+    """A folder or a .zip."""
+    interactions: str = "interactions.parquet"
+    """Which file, where the source is a folder of Parquet."""
+    events_path: ClassVar[str] = "events.parquet"
+    items_path: ClassVar[str] = "items.parquet"
+
+    _anywhere = field_validator("source")(storage.absolute)
+
+    def make(self, destination: str) -> dict[str, Any]:
+        return import_movielens(self.source, destination, self.interactions)
 
 
 def import_movielens(source: str, destination: str, interactions: str = "interactions.parquet") -> dict[str, Any]:

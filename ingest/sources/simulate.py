@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +32,6 @@ from tqdm import tqdm
 
 from ingest import storage
 from ingest.errors import InputError
-from ingest.settings import Settings
 from ingest.sources import simulate_rule as rule_module
 from ingest.sources import simulate_world as world_module
 from ingest.sources.simulate_rule import (
@@ -48,6 +47,7 @@ from ingest.sources.simulate_rule import (
     States,
 )
 from ingest.sources.simulate_world import DEVICES, CatalogueSettings, Timeline, Users, UserSettings
+from ingest.sources.source import SOURCES, Source
 
 Array = NDArray[Any]
 
@@ -55,9 +55,11 @@ BLOCK_USERS = 2_000
 SESSIONS_A_USER = 100_000  # session_id = user_id * this + the session's number
 
 
-class SimulateConfig(Settings):
+@SOURCES.add("simulate")
+class SimulateConfig(Source):
     """What `simulate` makes. The same values give the same bytes, whatever `processes` is."""
 
+    kind: Literal["simulate"] = "simulate"
     users: int = Field(default=20_000, ge=1)
     items: int = Field(default=5_000, ge=20)
     days: int = Field(default=90, ge=1, le=3_650)
@@ -71,6 +73,9 @@ class SimulateConfig(Settings):
     processes: int | None = Field(
         default=None, ge=1, description="default: one for each core that this process may use"
     )
+
+    def make(self, destination: str) -> dict[str, Any]:
+        return simulate(self, destination)
 
     @property
     def first_day(self) -> int:

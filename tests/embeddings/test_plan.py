@@ -43,7 +43,7 @@ def test_row_wise_adagrad_keeps_one_number_a_row(data: Data) -> None:
 
 def test_the_description_has_the_memory_and_the_share_of_lookups(data: Data) -> None:
     step = make_step(data.manifest, loss={"kind": "sampled", "negatives": 60})
-    text = describe_plan(step.planned, step.recommender.tables.configs)
+    text = describe_plan(step.planned)
     shares = {line.split("|")[1].strip(): line.split("|")[6].strip() for line in text.splitlines()[2 : 2 + len(ALL)]}
     wanted = dict.fromkeys(ALL, 60) | {"item": 60 + 60 + 60}
     sizes = {t.feature_names[0]: t.num_embeddings for t in step.recommender.tables.configs}

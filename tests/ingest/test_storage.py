@@ -9,7 +9,7 @@ import pytest
 import s3fs
 
 from ingest.errors import InputError
-from ingest.storage import described_files, exists, make_folder, open_file, read_text, write_text
+from ingest.storage import exists, make_folder, open_file, read_text, walk, write_text
 from tests.s3 import ObjectStore
 
 
@@ -35,7 +35,7 @@ def test_storage_that_can_not_be_asked(
     s3.make_bucket("told")
     for name, value in changed.items():
         monkeypatch.setenv(name, value)
-    for ask in (exists, described_files, read_text):
+    for ask in (exists, walk, read_text):
         with pytest.raises(InputError, match=f"^s3://told/some/file: .*{reason}"):
             ask("s3://told/some/file")
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from ingest.data.schema import DataConfig
 from ingest.errors import InputError
-from ingest.settings import Settings
+from ingest.settings import Kinded
 from trainer.train_config import TrainConfig
 
 if TYPE_CHECKING:
@@ -21,12 +21,15 @@ if TYPE_CHECKING:
     from ingest.data.manifest import Manifest
 
 
-class ModelConfig(Settings):
+class ModelConfig(Kinded):
     """One model's section; a subclass gives `kind` a default, by which it is registered."""
 
     trained: ClassVar[bool]
     """Whether the model is a neural one, with checkpoints, or is counted when it is evaluated."""
-    kind: str
+
+    @classmethod
+    def class_of(cls, kind: str | None) -> type[ModelConfig]:
+        return model_config(kind or "")
 
     def check(self, data: DataConfig, train: TrainConfig) -> None:
         """Raise `ValueError`, in a sentence that begins with the key, where data or training do not fit the model."""

@@ -13,6 +13,7 @@ import pytest
 
 from ingest.data.schema import DataConfig
 from ingest.errors import InputError
+from ingest.prepare import pipeline
 from ingest.prepare.partition import partition_of
 from ingest.prepare.pipeline import prepare
 from ingest.prepare.tasks import Call
@@ -101,6 +102,18 @@ def test_pieces_and_files_do_not_matter(log: Path, tmp_path: Path) -> None:
     one.pop("manifest.json")
     two.pop("manifest.json")
     assert one == two
+
+
+def test_counts_of_many_partitions_are_put_together_by_groups(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(log_config(log), str(tmp_path / "at once"), lambda _: None)
+    monkeypatch.setattr(pipeline, "PARTITIONS_A_TASK", 3)
+    runner = Breaking()
+    prepare(log_config(log), str(tmp_path / "by groups"), lambda _: None, runner)
+    assert any("merge/features" in name for name in runner.made)
+    assert any("merge/ages" in name for name in runner.made)
+    assert contents(tmp_path / "at once") == contents(tmp_path / "by groups")
 
 
 def test_a_wrong_value_is_named_with_its_row_in_the_file(tmp_path: Path) -> None:
