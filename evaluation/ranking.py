@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from embeddings.sharding import rows_in_slices
+from embeddings.sharding import rows_in_place
 from embeddings.table_config import ITEM
 from embeddings.workers import Worker, gather_rows, own_rows
 from evaluation.metrics import MISS
@@ -60,9 +60,7 @@ class NeuralScorer:
     def __init__(self, step: Step, rows_at_once: int = 262_144) -> None:
         self.step, spread = step, step.spread
         self.predict, self.places_of, self.items_at = step.predict, spread.rows, spread.indices
-        worker, items = step.worker, step.manifest.items
-        slices = [own_rows(items, rank, worker.workers) for rank in range(worker.workers)]
-        rows_vD = rows_in_slices(step.parallel, ITEM, slices)
+        rows_vD = rows_in_place(step.parallel, ITEM, step.worker.workers)
         self.rows_vD = self._fetched(rows_at_once) if rows_vD is None else rows_vD
 
     def _fetched(self, rows_at_once: int) -> Tensor:
