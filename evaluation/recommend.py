@@ -25,7 +25,7 @@ from embeddings.workers import Worker, gather_objects
 from evaluation.evaluate import with_progress
 from evaluation.evaluation_config import RecommendConfig
 from evaluation.model import Model
-from evaluation.parquet import PartWriter
+from evaluation.parquet import part_writer
 from evaluation.ranking import CatalogueRanker, Scorer
 from evaluation.results import Recommended
 from evaluation.vocabulary import values
@@ -62,7 +62,7 @@ def recommend(
 
     `readers` are made with `after_last`. A worker without users writes no file.
     """
-    with PartWriter(url, worker) as writer:
+    with part_writer(url, worker) as writer:
         for table in _tables(scorer, readers, worker, settings, filter_seen):
             writer.add(table, np.arange(len(table)), len(table))
         return writer.users
@@ -71,8 +71,8 @@ def recommend(
 def _tables(
     scorer: Scorer, readers: list[Reader], worker: Worker, settings: RecommendConfig, filter_seen: bool
 ) -> Iterator[pa.Table]:
-    source = readers[0].source
-    manifest, url, user = readers[0].manifest, source.url, source.user_type()
+    manifest, source = readers[0].manifest, next(reader.source for reader in readers if reader.source.shards)
+    url, user = source.url, source.user_type()
     ids = values(url, "item")
     names = {feature.name: values(url, feature.name) for feature in manifest.intents}
     ranker = CatalogueRanker(scorer, manifest.items, worker, filter_seen)
