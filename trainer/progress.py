@@ -42,8 +42,10 @@ class Progress:
     """Epochs since the best one."""
     finished: bool = False
     seconds: float = 0.0
-    sums: dict[str, Any] = field(default_factory=dict)
-    """Losses and weight since the curve's last point, within an epoch."""
+    losses: dict[str, float] = field(default_factory=dict)
+    """Sums of the item losses and of each intent's since the curve's last point, within an epoch."""
+    weights: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    """What the item losses and the intents' among them weigh."""
     skipped: list[tuple[str, int, int, str]] = field(default_factory=list)
     """Row groups of the training data that were set aside: shard, row group, rows, reason."""
     train_curve: list[tuple[int, float]] = field(default_factory=list)

@@ -76,8 +76,7 @@ class Step:
         self.parallel, self.planned = shard(
             recommender, tables.configs, config.tables, worker.device, config.seed, lookups
         )
-        if tables.collisions is not None:
-            tables.collisions.place(worker.device, functools.partial(reset_rows, self.parallel))
+        tables.collisions.place(worker.device, functools.partial(reset_rows, self.parallel))
         fused = set(self.parallel.fused_optimizer.params)
         self.dense = {name: p for name, p in self.parallel.named_parameters() if name not in fused and p.numel()}
         self.optimizer = torch.optim.AdamW(
