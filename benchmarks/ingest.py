@@ -34,7 +34,6 @@ from ingest.data.reader import Reader
 from ingest.data.reader_config import ReaderConfig
 from ingest.prepare.pipeline import prepare
 from ingest.settings import load_settings
-from ingest.sources.simulate import simulate
 from ingest.storage import arrow_filesystem
 from tests.s3 import ObjectStore
 
@@ -48,7 +47,7 @@ def make_data(folder: Path, events: int) -> str:
     overrides = [f"storage={folder}", f"simulate.users={users}", "simulate.items=50000"]
     config = load_settings(Config, ROOT / "configs" / "demo.yaml", overrides)
     assert config.simulate is not None
-    simulate(config.simulate, config.log_folder)
+    config.simulate.make(config.log_folder)
     prepare(config.prepared_input(), config.data_folder, lambda _: None)
     return config.data_folder
 

@@ -102,7 +102,7 @@ def _planner_bytes(step: Step, load: Load) -> dict[str, float]:
         inter_host_bw=1.0,
         **fast,
     )
-    plain = Tables(step.manifest, load.dimension, bool(len(load.tables) > 1))
+    plain = Tables(step.manifest, step.config.tables, len(load.tables) > 1, 0)
     options = EmbeddingEnumerator(topology, 1, constraints).enumerate(plain, [EmbeddingCollectionSharder()])
     found = dict.fromkeys((IDS, ROWS, GRADIENTS), 0.0)
     for shard in (shard for option in options for shard in option.shards):

@@ -18,8 +18,8 @@ from evaluation.evaluation_config import EvaluateConfig, RecommendConfig
 from evaluation.metrics import check_metric
 from ingest.data.schema import DataConfig
 from ingest.settings import SettingError, Settings, build_settings
+from ingest.sources.registry import Source
 from ingest.sources.simulate import SimulateConfig
-from ingest.sources.source import Source
 from ingest.storage import absolute, join
 from trainer.models.registry import ModelConfig, NeuralConfig
 from trainer.train_config import TrainConfig
@@ -115,9 +115,7 @@ class Config(Settings):
 
     def train_config(self, model: str) -> TrainConfig:
         """The `train` section with the model's own keys laid over it."""
-        settings = self.models[model]
-        own = settings.train if isinstance(settings, NeuralConfig) else {}
-        merged = _laid_over(self.train.model_dump(), own)
+        merged = _laid_over(self.train.model_dump(), self.neural[model].train if model in self.neural else {})
         return self._has_metric(build_settings(TrainConfig, merged, f"models.{model}.train"))
 
     def text(self) -> str:
@@ -158,9 +156,9 @@ class Config(Settings):
         return join(self.model_folder(model), "checkpoints")
 
     @property
-    def neural(self) -> list[str]:
+    def neural(self) -> dict[str, NeuralConfig]:
         """The models that are trained, in the order of the config."""
-        return [name for name, model in self.models.items() if isinstance(model, NeuralConfig)]
+        return {name: model for name, model in self.models.items() if isinstance(model, NeuralConfig)}
 
     def prepared_input(self) -> DataConfig:
         """The data section with the paths of the log that simulate or import made."""

@@ -36,6 +36,10 @@ QUIET = {
 }
 
 
+MOST_SOCKET_BYTES = 107
+"""Of a Unix socket's path, on Linux."""
+
+
 @contextmanager
 def ray_cluster(config: ClusterConfig, storage: str | None = None) -> Iterator[None]:
     """A connection to the Ray cluster of the config, of RAY_ADDRESS, or to one started on this machine.
@@ -54,6 +58,7 @@ def ray_cluster(config: ClusterConfig, storage: str | None = None) -> Iterator[N
     arguments: dict[str, Any] = {"address": address} if address else {"include_dashboard": False}
     print(f"connecting to the Ray cluster at {address}" if address else "starting Ray on this machine", flush=True)
     if not address:
+        _check_socket_paths()
         arguments["num_cpus"] = max(os.cpu_count() or 1, int(-(-config.workers * config.cpus_per_worker // 1)))
     try:
         ray.init(logging_level=logging.ERROR, log_to_driver=False, runtime_env={"env_vars": QUIET}, **arguments)
@@ -65,6 +70,18 @@ def ray_cluster(config: ClusterConfig, storage: str | None = None) -> Iterator[N
         yield
     finally:
         ray.shutdown()
+
+
+def _check_socket_paths() -> None:
+    """Refuse a temporary folder in which the paths of Ray's sockets would be longer than the kernel takes."""
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    most = MOST_SOCKET_BYTES - len(f"/ray/session_2026-01-01_00-00-00_000000_{os.getpid():07d}/sockets/plasma_store")
+    if len(os.fsencode(folder)) > most:
+        variable = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
+        raise InputError(
+            f"{variable} {folder}: has {len(os.fsencode(folder))} bytes, and the paths of Ray's sockets leave room for "
+            f"{most}: set a shorter TMPDIR or RAY_TMPDIR"
+        )
 
 
 def run_here(work: str, arguments: dict[str, Any], config: ClusterConfig) -> Any:

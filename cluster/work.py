@@ -17,7 +17,6 @@ from ingest.data.items import load_items
 from ingest.data.manifest import load_manifest
 from ingest.data.reader import Reader
 from trainer.loop import Run, Trainer
-from trainer.models.registry import NeuralConfig
 
 
 def run_stages(arguments: dict[str, Any], worker: Worker) -> dict[str, Any]:
@@ -45,11 +44,10 @@ def train_models(config: Config, models: list[str], worker: Worker) -> None:
     counts = any(config.train_config(name).loss.needs_counts for name in models)
     items = load_items(config.data_folder, manifest, counts)
     for name in models:
-        train, model = config.train_config(name), config.models[name]
-        assert isinstance(model, NeuralConfig)
+        train = config.train_config(name)
         reader = Reader(config.data_folder, manifest, items, "validation", train.reader,
                         rank=worker.rank, workers=worker.workers, evaluate=True)  # fmt: skip
-        run = Run(name, model, train, config.data_folder, config.model_folder(name), config.text())
+        run = Run(name, config.neural[name], train, config.data_folder, config.model_folder(name), config.text())
         check = functools.partial(validate, reader=reader, worker=worker, filter_seen=config.evaluate.filter_seen)
         Trainer(run, worker, check, items).fit()
 

@@ -111,7 +111,7 @@ class _Planning:
     ) -> None:
         self.tables = {table.feature_names[0]: table for table in tables}
         self.config, self.device, self.lookups = config, device, lookups
-        self.local_workers = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        self.local_workers = min(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), dist.get_world_size())
         self.limits = gather_objects(self._limits())
 
     def _limits(self) -> tuple[int, int]:

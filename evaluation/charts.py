@@ -81,16 +81,15 @@ def interval_chart(rows: Sequence[tuple[str, Comparison]]) -> Markup:
         parts += [_element("line", class_=kind, x1=x, x2=x, y1=6, y2=bottom), _text(number(tick), x, bottom + 16)]
     for index, (name, row) in enumerate(rows):
         y = 24 + 30 * index
-        better = "better" if row.low > 0 else "worse" if row.high < 0 else "even"
         line = _element("line", x1=place(row.low), x2=place(row.high), y1=y, y2=y)
         label = f"{name}: {signed(row.difference)} [{signed(row.low)}, {signed(row.high)}]"
         dot = _dot(place(row.difference), y, label, radius=5)
         parts.append(
-            _element("g", _text(_clip(name), _NAMES - 14, y + 4, "end"), line, dot, class_=f"interval {better}")
+            _element("g", _text(_clip(name), _NAMES - 14, y + 4, "end"), line, dot, class_=f"interval {row.verdict}")
         )
-    metrics = " / ".join(dict.fromkeys(row.metric for _, row in rows))
-    parts.append(_text(f"difference in {metrics}", (_NAMES + _WIDTH - _RIGHT) / 2, bottom + 36, class_="axis"))
-    return _figure(parts, bottom + 44, f"Differences in {metrics} with 95 % intervals")
+    metric = rows[0][1].metric
+    parts.append(_text(f"difference in {metric}", (_NAMES + _WIDTH - _RIGHT) / 2, bottom + 36, class_="axis"))
+    return _figure(parts, bottom + 44, f"Differences in {metric} with 95 % intervals")
 
 
 def thin(points: Points, most: int = _MOST_POINTS) -> list[tuple[float, float]]:

@@ -33,7 +33,7 @@ def write_report(results: Results, destination: str) -> str:
 def render_report(results: Results) -> str:
     """The page's HTML."""
     names = present_metrics(results)
-    first = leading_model(results)
+    first, comparisons = leading_model(results), _comparisons(results)
     return (
         _environment()
         .get_template("report.html")
@@ -46,8 +46,10 @@ def render_report(results: Results) -> str:
             headline=_headline(results, first),
             leading=results.models[first],
             colours={key: index % SERIES_COLOURS for index, key in enumerate(results.models)},
-            comparisons=[(*names, row, _relative(results, *names, row)) for names, row in _comparisons(results)],
-            interval_chart=interval_chart([(_pair(results, *names), row) for names, row in _comparisons(results)]),
+            comparisons=comparisons,
+            interval_chart=interval_chart(
+                [(f"against {results.models[other].label}", row) for _, other, row, _ in comparisons]
+            ),
             intents=_intents(results),
             loss_chart=_chart(results, "train", "step", "training loss"),
             validation_chart=_chart(results, "validation", "epoch", results.protocol.validation_metric),
@@ -65,7 +67,7 @@ def format_table(results: Results) -> str:
     for model in results.models.values():
         rows.append([model.label, *(_starred(model.metrics.get(name), best_value(results, name)) for name in columns)])
     blocks = ["\n".join(protocol_sentences(results)), _aligned(rows)]
-    blocks.append("\n".join(_comparison_sentence(results, *names, row) for names, row in _comparisons(results)))
+    blocks.append("\n".join(_comparison_sentence(results, *row) for row in _comparisons(results)))
     intents = _intents(results)
     if intents:
         speakers = [model for model in results.models.values() if model.intents]
@@ -156,43 +158,34 @@ def _headline_value(model: ModelResults) -> float:
 
 def _headline(results: Results, first: str) -> str:
     """What came out, in one sentence: the leading model against the best of the others."""
-    others = {key: model for key, model in results.models.items() if key != first}
-    best = max(others, key=lambda key: _headline_value(others[key]), default=None)
-    row = results.models[first].versus.get(best) if best is not None else None
-    if best is None or row is None:
-        return ""
-    relative = _relative(results, first, best, row)
-    size = "" if relative is None else f"{_percent(abs(relative))} "
-    relation = (
-        f"{size}better than" if row.low > 0 else f"{size}worse than" if row.high < 0 else "not clearly apart from"
+    best = max(
+        (key for key in results.models if key != first),
+        key=lambda key: _headline_value(results.models[key]),
+        default="",
     )
-    label, other = results.models[first].label, results.models[best].label
-    return f"In {row.metric}, {label} is {relation} the best other model, {other} ({p_value(row.p)})."
+    for key, other, row, relative in _comparisons(results):
+        if (key, other) == (first, best):
+            size = "" if relative is None else f"{_percent(abs(relative))} "
+            relation = "not clearly apart from" if row.verdict == "even" else f"{size}{row.verdict} than"
+            labels = results.models[first].label, results.models[best].label
+            return f"In {row.metric}, {labels[0]} is {relation} the best other model, {labels[1]} ({p_value(row.p)})."
+    return ""
 
 
-def _comparisons(results: Results) -> list[tuple[tuple[str, str], Comparison]]:
-    return [
-        ((key, other), row)
-        for key, model in results.models.items()
-        for other, row in model.versus.items()
-        if other in results.models
-    ]
+def _comparisons(results: Results) -> list[tuple[str, str, Comparison, float | None]]:
+    """Each comparison: the two models' keys, its numbers, and the difference relative to the other model's value.
+
+    The last is None where that value is 0 or unknown.
+    """
+    found = []
+    for key, model in results.models.items():
+        for other, row in model.versus.items():
+            base = results.models[other].metrics.get(row.metric)
+            found.append((key, other, row, row.difference / base if base else None))
+    return found
 
 
-def _pair(results: Results, key: str, other: str) -> str:
-    several = sum(bool(model.versus) for model in results.models.values()) > 1
-    against = f"against {results.models[other].label}"
-    return f"{results.models[key].label} {against}" if several else against
-
-
-def _relative(results: Results, key: str, other: str, row: Comparison) -> float | None:
-    """The difference relative to the other model's value, or None where that is 0 or unknown."""
-    base = results.models[other].metrics.get(row.metric)
-    return row.difference / base if base else None
-
-
-def _comparison_sentence(results: Results, key: str, other: str, row: Comparison) -> str:
-    relative = _relative(results, key, other, row)
+def _comparison_sentence(results: Results, key: str, other: str, row: Comparison, relative: float | None) -> str:
     share = "" if relative is None else f" ({100 * relative:+.1f} %)"
     return (
         f"{results.models[key].label} against {results.models[other].label}: {row.metric} {signed(row.difference)}"

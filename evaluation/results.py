@@ -41,6 +41,11 @@ class Comparison(Settings):
     high: FiniteFloat
     p: Probability
 
+    @property
+    def verdict(self) -> str:
+        """better, worse, or even where the interval holds zero."""
+        return "better" if self.low > 0 else "worse" if self.high < 0 else "even"
+
 
 class Curve(Settings):
     """How a model learned: [step, training loss] and [epoch, validation metric]."""

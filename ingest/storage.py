@@ -46,12 +46,7 @@ def join(url: str, *parts: str) -> str:
 def absolute(url: str) -> str:
     """The same place in every process, whatever folder that runs in: `~` expanded, a relative path from the current
     folder. A URL of an object store stays as it is."""
-    if is_remote(url):
-        return url
-    try:
-        return str(Path(url.removeprefix("file://")).expanduser().absolute())
-    except RuntimeError:
-        raise InputError(f"{url}: there is no home folder that this could mean") from None
+    return url if is_remote(url) else str(Path(os.path.expanduser(url.removeprefix("file://"))).absolute())
 
 
 def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -60,8 +55,6 @@ def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         kind = fsspec.get_filesystem_class(_scheme(url))
         url = absolute(url)
         return kind(**kind._get_kwargs_from_urls(url)), kind._strip_protocol(url)
-    except InputError:
-        raise
     except (ValueError, ImportError) as error:
         raise InputError(f"{url}: not a path that can be opened: {error}") from None
 
@@ -119,7 +112,7 @@ def patiently(
             if isinstance(error, PermissionError) or any(word in reason for word in _PERMANENT):
                 raise InputError(f"{url}: may not be read: {reason}") from None
             if time.monotonic() + pause > deadline:
-                raise InputError(f"{url}: the storage has failed for {seconds:g} s, at last with: {reason}") from None
+                raise InputError(f"{url}: has not answered for {seconds:g} s, at last with: {reason}") from None
             time.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, 15.0)
 
@@ -212,11 +205,12 @@ def _walk_local(root: str) -> Listing:
     """First the folders that are there, then the links, so that what is there under its own name has that name."""
     files: dict[str, str] = {}
     left_out: dict[str, str] = {}
-    waiting, links, seen = [("", root)], [], set()
+    waiting, links = [("", root)], list[tuple[str, str]]()
+    seen, top = set[str](), f"{os.path.realpath(root)}/"
     while waiting or links:
         name, path = waiting.pop() if waiting else links.pop()
         real = os.path.realpath(path)
-        above = f"{os.path.realpath(root)}/".startswith(f"{real.rstrip('/')}/")
+        above = top.startswith(f"{real.rstrip('/')}/")
         if real in seen or (above and name):
             left_out[name] = "a link to a folder above" if above else "a link to what is read already"
         elif os.path.isdir(path):
@@ -225,6 +219,8 @@ def _walk_local(root: str) -> Listing:
                 below = f"{name}/{entry.name}".lstrip("/")
                 if _is_hidden(entry.name):
                     left_out[below] = "hidden"
+                elif not below.isprintable() and "\\udc" in ascii(below):
+                    left_out[ascii(below)] = "a name that is not UTF-8"
                 else:
                     (links if entry.is_symlink() else waiting).append((below, entry.path))
         elif os.path.isfile(path):

@@ -135,7 +135,7 @@ def sharded_softmax(data: Data, folder: Path, worker: Worker, scores: int) -> li
     for sizes in SPLITS:
         own = slice(sum(sizes[: worker.rank]), sum(sizes[: worker.rank + 1]))
         rows = query[own].detach().requires_grad_(), items[first:end].detach().requires_grad_()
-        loss = full_softmax(*rows, target[own], weight[own], first, scores, worker.workers)
+        loss = full_softmax(*rows, target[own], weight[own], first, scores)
         results.append([loss.detach(), *torch.autograd.grad(3 * loss, rows)])
     return results
 
@@ -167,7 +167,6 @@ def load(data: Data, folder: Path, worker: Worker, made_by: int, sharding: str) 
     """The same two places, coming from the checkpoint that `made_by` workers wrote."""
     tables = {"sharding": dict.fromkeys(ALL, sharding), "zch": ZCH}
     step = make_step(data.manifest, worker, seed=1, unknown_share=0, tables=tables)
-    assert step.recommender.tables.collisions is not None
     step.recommender.tables.collisions.seed = 0
     checkpoints = Checkpoints(str(folder / f"made-by-{made_by}"), 1, worker)
     checkpoints.load(step, checkpoints.latest() or "")

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,7 @@ from trainer.train_config import TrainConfig
 
 MARKER = "complete.json"
 MAY_CHANGE = {
-    ("train", key)
+    f"train.{key}"
     for key in ("epochs", "patience", "keep", "log_steps", "checkpoint_steps", "learning_rate", "clip_norm")
 }
 """What may be other than in the checkpoint that training goes on from; the tables' placement may, too."""
@@ -41,8 +42,10 @@ class Progress:
     """Epochs since the best one."""
     finished: bool = False
     seconds: float = 0.0
-    sums: dict[str, Any] = field(default_factory=dict)
-    """Losses and weight since the curve's last point, within an epoch."""
+    losses: dict[str, float] = field(default_factory=dict)
+    """Sums of the item losses and of each intent's since the curve's last point, within an epoch."""
+    weights: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    """What the item losses and the intents' among them weigh."""
     skipped: list[tuple[str, int, int, str]] = field(default_factory=list)
     """Row groups of the training data that were set aside: shard, row group, rows, reason."""
     train_curve: list[tuple[int, float]] = field(default_factory=list)
@@ -60,6 +63,16 @@ def identity(model: NeuralConfig, train: TrainConfig, data: str) -> dict[str, An
         "train": train.model_dump(exclude={"tables": PLACEMENT}),
         "data": data,
     }
+
+
+def differences(before: dict[str, Any], ours: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """The keys, such as train.tables.learning_rate, in which `ours` differs: our value, and that of `before`."""
+    for key, value in ours.items():
+        found = before.get(key)
+        if isinstance(value, dict) and isinstance(found, dict) and value.keys() == found.keys():
+            yield from ((f"{key}.{below}", *both) for below, *both in differences(found, value))
+        elif value != found:
+            yield key, value, found
 
 
 class Markers:
@@ -109,7 +122,7 @@ class Markers:
             ) from None
         return marker
 
-    def standing(self, ours: dict[str, Any], config: TrainConfig) -> tuple[str | None, Progress]:
+    def resume_point(self, ours: dict[str, Any], config: TrainConfig) -> tuple[str | None, Progress]:
         """The newest complete checkpoint, if there is one, and where a run of `config` stands with it.
 
         Raises `InputError` where it was trained with another config or on other data than `ours`, an `identity`.
@@ -123,13 +136,12 @@ class Markers:
         return latest, progress
 
     def _check_same(self, before: dict[str, Any], ours: dict[str, Any]) -> None:
-        for section in ("model", "train"):
-            for key, value in ours[section].items():
-                if (section, key) not in MAY_CHANGE and before[section].get(key) != value:
-                    raise InputError(
-                        f"{self.folder}: was trained with {section}.{key} = {before[section].get(key)!r}, the "
-                        f"config has {value!r}: take another name for the run, or remove that folder"
-                    )
+        for key, value, found in differences(before, {name: ours[name] for name in ("model", "train")}):
+            if key not in MAY_CHANGE:
+                raise InputError(
+                    f"{self.folder}: was trained with {key} = {found!r}, the config has {value!r}: take another name "
+                    "for the run, or remove that folder"
+                )
         if before["data"] != ours["data"]:
             raise InputError(
                 f"{self.folder}: was trained on other prepared data than there now are: take another name for the "

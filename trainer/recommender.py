@@ -10,12 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from embeddings.collision import Collisions
 from embeddings.tables import Tables
 from ingest.data.batch import Batch
 from ingest.data.manifest import Manifest
 from trainer.attention import Layout
-from trainer.layers import Block, Inputs
+from trainer.layers import Inputs
 from trainer.models.registry import NeuralConfig
 from trainer.train_config import TrainConfig
 
@@ -37,17 +36,6 @@ class Recommender(nn.Module):
     def __init__(self, network: nn.Module, tables: Tables, numbers: list[str]) -> None:
         super().__init__()
         self.tables, self.network, self.numbers = tables, network, numbers
-
-    def to_device(self, device: torch.device) -> Recommender:
-        """The dense part moved to `device`; the tables stay on the meta device until they are sharded."""
-        self.network.to(device)
-        return self
-
-    def compile_feed_forward(self) -> None:
-        """The feed-forward layers through torch.compile, for batches of any number of tokens."""
-        for block in self.network.modules():
-            if isinstance(block, Block):
-                block.feed_forward.compile(dynamic=True)
 
     def forward(self, batch: Batch, candidates_C: Tensor) -> Prediction:
         vectors, candidates_CD = self.tables(batch, candidates_C)
@@ -77,7 +65,4 @@ def build(model: NeuralConfig, train: TrainConfig, manifest: Manifest) -> Recomm
         torch.manual_seed(train.seed)
         network = model.network(manifest, dimension, length)
     numbers = [feature.name for feature in manifest.features if feature.is_number] if model.reads_features else []
-    settings = train.tables
-    collisions = Collisions(settings.zch, dimension, settings.initial_deviation, train.seed) if settings.zch else None
-    tables = Tables(manifest, dimension, model.reads_features, settings.precision, collisions)
-    return Recommender(network, tables, numbers)
+    return Recommender(network, Tables(manifest, train.tables, model.reads_features, train.seed), numbers)

@@ -98,7 +98,7 @@ class _SampledSoftmax(torch.autograd.Function):
 
 
 def full_softmax(
-    query_QD: Tensor, items_vD: Tensor, row_Q: Tensor, weight_Q: Tensor, first: int, scores: int, workers: int = 1
+    query_QD: Tensor, items_vD: Tensor, row_Q: Tensor, weight_Q: Tensor, first: int, scores: int
 ) -> Tensor:
     """The weighted sum of -log softmax over all workers' slices of the catalogue; a scalar.
 
@@ -109,7 +109,7 @@ def full_softmax(
 
     As in Megatron-LM's vocabulary-parallel cross-entropy (arXiv 1909.08053), queries travel, [A, D], and scores do not.
     """
-    loss: Tensor = _FullSoftmax.apply(query_QD, items_vD, row_Q, weight_Q, first, scores, workers)
+    loss: Tensor = _FullSoftmax.apply(query_QD, items_vD, row_Q, weight_Q, first, scores)
     return loss
 
 
@@ -123,11 +123,13 @@ class _FullSoftmax(torch.autograd.Function):
         weight_Q: Tensor,
         first: int,
         scores: int,
-        workers: int,
     ) -> Tensor:
         product, exact = _types(query_QD, items_vD)
         with torch.autocast(query_QD.device.type, enabled=False):
-            own, query_AD, row_A, weight_A = _gather(query_QD, row_Q, weight_Q.to(exact), workers)
+            query_AD, sizes = gather_rows(query_QD)
+            row_A, weight_A = (gather_rows(rows, sizes)[0] for rows in (row_Q, weight_Q.to(exact)))
+            workers, before = len(sizes), sum(sizes[: dist.get_rank()])
+            own = slice(before, before + len(query_QD))
             part = _Slice(query_AD.to(exact), items_vD, weight_A, product, scores, fused=workers == 1)
             part.score()
             own_a = ((row_A >= first) & (row_A < first + len(items_vD))).nonzero()[:, 0]
@@ -151,7 +153,7 @@ class _FullSoftmax(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return *(saved.mul_(gradients[0]) for saved in ctx.saved_tensors), None, None, None, None, None
+        return *(saved.mul_(gradients[0]) for saved in ctx.saved_tensors), None, None, None, None
 
 
 class _Slice:
@@ -201,16 +203,6 @@ class _Slice:
                 probability_Cn = scores_Cn.sub_(log_total_A[chunk, None]).exp_()
                 _add_product(self.grad_items_vD[tile], probability_Cn.T, self.weighted_AD[chunk], self.product)
         return self.grad_items_vD
-
-
-def _gather(query_QD: Tensor, row_Q: Tensor, weight_Q: Tensor, workers: int) -> tuple[slice, Tensor, Tensor, Tensor]:
-    """All workers' queries, targets' rows and weights, and where this worker's own are among them."""
-    if workers == 1:
-        return slice(0, len(query_QD)), query_QD, row_Q, weight_Q
-    query_AD, sizes = gather_rows(query_QD)
-    rank = dist.get_rank()
-    own = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
-    return own, query_AD, gather_rows(row_Q, sizes)[0], gather_rows(weight_Q, sizes)[0]
 
 
 def _over_workers(log_total_A: Tensor, positive_A: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ from embeddings.workers import Worker, gather_rows, own_rows
 from ingest.data.batch import Batch
 from ingest.data.manifest import Manifest
 from ingest.features.feature import FIRST_VALUE
+from trainer.layers import Block
 from trainer.losses import intent_loss
 from trainer.models.registry import NeuralConfig
 from trainer.negatives import NegativeSampler
@@ -61,9 +62,12 @@ class Step:
         counts: NDArray | None = None,
     ) -> None:
         self.config, self.manifest, self.worker = config, manifest, worker
-        recommender = build(model, config, manifest).to_device(worker.device)
+        recommender = build(model, config, manifest)
+        recommender.network.to(worker.device)
         if config.compile:
-            recommender.compile_feed_forward()
+            for block in recommender.network.modules():
+                if isinstance(block, Block):
+                    block.feed_forward.compile(dynamic=True)  # for batches of any number of tokens
         begin, end = own_rows(manifest.items, worker.rank, worker.workers)
         self.first = min(max(begin, FIRST_VALUE), end)
         tables, full = recommender.tables, config.loss.kind == "full"
@@ -72,8 +76,7 @@ class Step:
         self.parallel, self.planned = shard(
             recommender, tables.configs, config.tables, worker.device, config.seed, lookups
         )
-        if tables.collisions is not None:
-            tables.collisions.place(worker.device, functools.partial(reset_rows, self.parallel))
+        tables.collisions.place(worker.device, functools.partial(reset_rows, self.parallel))
         fused = set(self.parallel.fused_optimizer.params)
         self.dense = {name: p for name, p in self.parallel.named_parameters() if name not in fused and p.numel()}
         self.optimizer = torch.optim.AdamW(
@@ -95,31 +98,25 @@ class Step:
     def losses(self, batch: Batch, number: int) -> Losses:
         """The losses of `batch` in step `number`, as sums over this worker's targets."""
         with self._autocast():
-            return self._losses(batch, number)
+            prediction, item = self._full(batch) if self.config.loss.kind == "full" else self._sampled(batch, number)
+            intents = {
+                name: intent_loss(logits_QL, batch.labels[name], batch.weight_Q)
+                for name, logits_QL in prediction.intents.items()
+            }
+        return Losses(item, intents)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.worker.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
-    def _losses(self, batch: Batch, number: int) -> Losses:
-        prediction, item = self._full(batch) if self.config.loss.kind == "full" else self._sampled(batch, number)
-        intents = {
-            name: intent_loss(logits_QL, batch.labels[name], batch.weight_Q)
-            for name, logits_QL in prediction.intents.items()
-        }
-        return Losses(item, intents)
-
     def _full(self, batch: Batch) -> tuple[Prediction, Tensor]:
         prediction: Prediction = self.parallel(batch, self.slice_v)
         rows_vD, row_Q = prediction.candidates_CD, self.spread.rows(batch.target_Q)
-        item = full_softmax(
-            prediction.query_QD, rows_vD, row_Q, batch.item_weight_Q, self.first, self.scores, self.worker.workers
-        )
+        item = full_softmax(prediction.query_QD, rows_vD, row_Q, batch.item_weight_Q, self.first, self.scores)
         return prediction, item
 
     def _sampled(self, batch: Batch, number: int) -> tuple[Prediction, Tensor]:
         target_Q = batch.target_Q
-        shared = self.sampler.needs_targets and self.worker.workers > 1
-        negatives = self.sampler(number, gather_rows(target_Q)[0] if shared else target_Q)
+        negatives = self.sampler(number, gather_rows(target_Q)[0] if self.sampler.needs_targets else target_Q)
         prediction: Prediction = self.parallel(batch, torch.cat([target_Q, negatives.item_N]))
         positive_QD, negative_ND = prediction.candidates_CD.split([len(target_Q), len(negatives.item_N)])
         item = sampled_softmax(

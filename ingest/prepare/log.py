@@ -6,7 +6,8 @@ and every item feature that has a column. Only declared columns are read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
 import polars as pl
 
@@ -67,7 +68,8 @@ def read_items(config: DataConfig, urls: list[str], like: pl.DataType) -> pl.Dat
         for feature in declared:
             frame[feature.name] = kind_of(feature).read(feature, columns, config.time_unit)
         frames.append(pl.DataFrame(frame))
-    items = _concat(frames, urls, {"item": config.item} | {feature.name: feature.source for feature in declared})
+    sources = {"item": config.item, "title": config.title or ""}
+    items = _concat(frames, urls, sources | {feature.name: feature.source for feature in declared})
     twice = items.filter(pl.col("item").is_duplicated())["item"]
     if len(twice):
         count = int((twice == twice[0]).sum())
@@ -76,47 +78,92 @@ def read_items(config: DataConfig, urls: list[str], like: pl.DataType) -> pl.Dat
 
 
 def _same_family(url: str, config: DataConfig, got: pl.DataType, like: pl.DataType) -> None:
-    if got.is_integer() != like.is_integer():
+    if got != pl.Null and got.is_integer() != like.is_integer():
         have, want = ("integers", "strings") if got.is_integer() else ("strings", "integers")
         raise InputError(f"{url}: column {config.item!r} has {have}, but the log {config.events} has {want}")
 
 
-def _concat(frames: list[pl.DataFrame], urls: list[str], sources: dict[str, str]) -> pl.DataFrame:
+def _concat(frames: list[pl.DataFrame], urls: list[str], sources: Mapping[str, str]) -> pl.DataFrame:
     """All files' frames as one, in the types that they have in common."""
-    schemas = [dict(frame.schema) for frame in frames]
-    types = common_types(urls, schemas, sources)  # type: ignore[arg-type]
-    return pl.concat([frame.cast(types) for frame in frames], rechunk=True)  # type: ignore[arg-type]
+    files = []
+    for url, frame in zip(urls, frames, strict=True):
+        numbers = [column for column in frame if column.dtype.is_integer() and column.count()]
+        ranges = {column.name: (int(column.min()), int(column.max())) for column in numbers}  # type: ignore[arg-type]
+        files.append(FileTypes(url, dict(zip(frame.columns, frame.dtypes, strict=True)), ranges))
+    types = common_types(files, sources)
+    parts = [cast_columns(frame, types, url, sources) for url, frame in zip(urls, frames, strict=True)]
+    return pl.concat(parts, rechunk=True)
 
 
-def common_types(
-    urls: Sequence[str], schemas: Sequence[Mapping[str, pl.DataType]], sources: Mapping[str, str]
-) -> dict[str, pl.DataType]:
-    """The type of each column in all files together: integers of different widths become int64.
+class FileTypes(NamedTuple):
+    """What is known of a file's columns, by the names that they have in frames."""
 
-    A column without any value is of whatever type the others have, or a string. `sources`: what columns are called in
-    the files. Raises `InputError` where types differ otherwise.
+    url: str
+    types: Mapping[str, pl.DataType]
+    ranges: Mapping[str, tuple[int, int]]
+    """Smallest and largest value of columns of integers, where they are known."""
+    of_folders: Collection[str] = ()
+    """Columns that the names of folders give."""
+
+
+def common_types(files: Sequence[FileTypes], sources: Mapping[str, str]) -> dict[str, pl.DataType]:
+    """The type of each column in all files together: integers of different types become int64, or uint64 where needed.
+
+    A column without any value is of whatever type the others have, or a string; integers that folders' names give are
+    strings where others are. `sources`: what columns are called in the files. Raises `InputError` where types differ
+    otherwise, or no type of 64 bits holds all integers.
     """
-    return {
-        name: _common_type(
-            [(url, schema[name]) for url, schema in zip(urls, schemas, strict=True)], sources.get(name, name)
-        )
-        for name in schemas[0]
-    }
+    return {name: _common_type(files, name, sources.get(name, name)) for name in files[0].types}
 
 
-def _common_type(found: list[tuple[str, pl.DataType]], column: str) -> pl.DataType:
-    first_in = {kind: url for url, kind in reversed(found) if kind not in (pl.Null, pl.List(pl.Null))}
-    if not first_in:
-        return pl.List(pl.String()) if isinstance(found[0][1], pl.List) else pl.String()
-    first_url = next(url for url, kind in found if kind in first_in)
-    first = next(kind for _, kind in found if kind in first_in)
-    if len(first_in) == 1:
+def _common_type(files: Sequence[FileTypes], name: str, column: str) -> pl.DataType:
+    found = [(file, file.types[name]) for file in files if file.types[name] not in (pl.Null, pl.List(pl.Null))]
+    if not found:
+        return pl.List(pl.String()) if isinstance(files[0].types[name], pl.List) else pl.String()
+    if any(kind == pl.String for _, kind in found):
+        found = [(file, pl.String() if name in file.of_folders else kind) for file, kind in found]
+    first_file, first = found[0]
+    for file, kind in found:
+        if kind != first and not (_inner(kind).is_integer() and _inner(first).is_integer()):
+            raise InputError(
+                f"{file.url}: column {column!r} is {_inner(kind)}, but {_inner(first)} in {first_file.url}"
+            )
+    if all(kind == first for _, kind in found):
         return first
-    for url, kind in found:
-        if kind in first_in and kind != first and not (_inner(kind).is_integer() and _inner(first).is_integer()):
-            raise InputError(f"{url}: column {column!r} is {_inner(kind)}, but {_inner(first)} in {first_url}")
-    return pl.List(pl.Int64()) if isinstance(first, pl.List) else pl.Int64()
+    together = _integer_type([file for file, _ in found if name in file.ranges], name, column)
+    return pl.List(together) if isinstance(first, pl.List) else together
+
+
+def _integer_type(files: Sequence[FileTypes], name: str, column: str) -> pl.DataType:
+    lowest = min(files, key=lambda file: file.ranges[name][0], default=None)
+    highest = max(files, key=lambda file: file.ranges[name][1], default=None)
+    if lowest is None or highest is None or highest.ranges[name][1] < 2**63:
+        return pl.Int64()
+    if lowest.ranges[name][0] < 0:
+        raise InputError(
+            f"{lowest.url}: column {column!r} has {lowest.ranges[name][0]}, but {highest.url} has "
+            f"{highest.ranges[name][1]}: no integer type of 64 bits holds both"
+        )
+    return pl.UInt64()
 
 
 def _inner(kind: pl.DataType) -> pl.DataType:
     return kind.inner if isinstance(kind, pl.List) else kind  # type: ignore[return-value]
+
+
+def cast_columns(
+    frame: pl.DataFrame, types: Mapping[str, pl.DataType], url: str, sources: Mapping[str, str]
+) -> pl.DataFrame:
+    """The frame of the file `url` in the `types` of all files. Raises `InputError` with a value that does not fit."""
+    try:
+        return frame.cast(dict(types))  # type: ignore[arg-type]
+    except pl.exceptions.InvalidOperationError:
+        for name, kind in types.items():
+            values = frame[name].explode() if isinstance(kind, pl.List) else frame[name]
+            bad = values.filter(values.is_not_null() & values.cast(_inner(kind), strict=False).is_null())
+            if len(bad):
+                raise InputError(
+                    f"{url}: column {sources.get(name, name)!r}: {bad[0]} does not fit {_inner(kind)}, "
+                    "which the column is in other files"
+                ) from None
+        raise

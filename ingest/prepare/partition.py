@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ingest.data.schema import DataConfig
-from ingest.prepare.log import event_columns, events_of
+from ingest.prepare.hashing import hash_ids
+from ingest.prepare.log import cast_columns, event_columns, event_sources, events_of
 from ingest.prepare.survey import Part, type_of
 from ingest.raw.columns import RawFile
 from ingest.storage import arrow_filesystem, is_remote, join, open_file
@@ -26,7 +27,6 @@ from ingest.storage import arrow_filesystem, is_remote, join, open_file
 MOST_WORDS = 4096
 """A column of strings with up to so many different ones in a file is written as a dictionary."""
 _BATCH = 262_144
-_HASH_SEED = 0x9E3779B97F4A7C15
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def _chunks(job: Job, parts: list[Part], found: dict[str, Any]) -> Iterator[pl.D
     for url, first, last, before in parts:
         with RawFile(url, event_columns(job.config)) as file:
             for columns in file.batches(first, last, before, _BATCH):
-                frame = events_of(job.config, columns).cast(types)  # type: ignore[arg-type]
+                frame = cast_columns(events_of(job.config, columns), types, url, event_sources(job.config))
                 kept = _until(job.config, frame)
                 found["left_out"] += frame.height - kept.height
                 waiting.append(kept)
@@ -95,8 +95,7 @@ def _until(config: DataConfig, events: pl.DataFrame) -> pl.DataFrame:
 
 def partition_of(users: pl.Series, partitions: int) -> NDArray[np.uint16]:
     """The partition of each user: by a hash of its id, the same for integers of any width. [N] -> [N]."""
-    plain = users.cast(pl.Int64) if users.dtype.is_integer() and users.dtype != pl.UInt64 else users
-    return (plain.hash(_HASH_SEED).to_numpy() % partitions).astype(np.uint16)
+    return (hash_ids(users) % np.uint64(partitions)).astype(np.uint16)
 
 
 def _spill(frame: pl.DataFrame, job: Job, url: str) -> None:

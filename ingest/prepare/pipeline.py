@@ -68,8 +68,13 @@ PARTITIONS_A_TASK = 32
 """Partitions whose counts are put together at a time."""
 
 
-def prepare(config: DataConfig, destination: str, log: Log = print, runner: Runner | None = None) -> Manifest:
-    """Prepare the log of `config` in the folder `destination`, unless it is there already."""
+def prepare(
+    config: DataConfig, destination: str, log: Log = print, runner: Runner | None = None, keep: str = ""
+) -> Manifest:
+    """Prepare the log of `config` in the folder `destination`, unless it is there already.
+
+    `keep`: why data that were prepared there from another log or config may not be replaced, where they may not.
+    """
     if config.events is None:
         raise InputError("data.events is missing: name the log, a Parquet file or a folder of them")
     events = find_files(config.events, log)
@@ -79,6 +84,13 @@ def prepare(config: DataConfig, destination: str, log: Log = print, runner: Runn
     if before is not None and before.fingerprint == fingerprint:
         log(f"{destination}: prepared already, nothing to do")
         return before
+    if before is not None and keep:
+        raise InputError(
+            f"{destination}: was prepared from another log or data section, or by another release, and {keep}; take "
+            "another name for the run, or remove its folder"
+        )
+    if before is not None and not config.grow:
+        log(f"{destination}: was prepared from another log or data section, and is prepared anew")
     _refuse_overlap(destination, [*events, *items])
     root = config.work or join(destination, WORK)
     work = join(root, fingerprint[:16])

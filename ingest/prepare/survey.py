@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 
 from ingest.data.schema import DataConfig
-from ingest.prepare.log import common_types, event_columns, event_sources, events_of
+from ingest.prepare.log import FileTypes, common_types, event_columns, event_sources, events_of
 from ingest.raw.columns import RawFile
 
 FILES_A_TASK = 100
@@ -29,16 +29,32 @@ def survey_files(config: DataConfig, urls: list[str]) -> dict[str, Any]:
 
 
 def _survey(config: DataConfig, url: str) -> dict[str, Any]:
+    sources = event_sources(config)
     with RawFile(url, event_columns(config)) as file:
         schema = events_of(config, file.empty()).schema
-        return {"url": url, "types": {name: type_name(kind) for name, kind in schema.items()}, "rows": file.rows}
+        numbers = [name for name, kind in schema.items() if kind.is_integer() and name in sources]
+        ranges = {name: file.integer_range(sources[name]) for name in numbers}
+        return {
+            "url": url,
+            "types": {name: type_name(kind) for name, kind in schema.items()},
+            "ranges": {name: found for name, found in ranges.items() if found is not None},
+            "of_folders": [name for name in schema if sources.get(name) in file.of_folders],
+            "rows": file.rows,
+        }
 
 
 def log_types(config: DataConfig, files: Sequence[dict[str, Any]]) -> dict[str, str]:
     """The type of each column in the log as a whole, by its name. Raises `InputError` where files do not agree."""
-    urls = [file["url"] for file in files]
-    schemas = [{name: type_of(kind) for name, kind in file["types"].items()} for file in files]
-    return {name: type_name(kind) for name, kind in common_types(urls, schemas, event_sources(config)).items()}
+    known = [
+        FileTypes(
+            file["url"],
+            {name: type_of(kind) for name, kind in file["types"].items()},
+            file["ranges"],
+            file["of_folders"],
+        )
+        for file in files
+    ]
+    return {name: type_name(kind) for name, kind in common_types(known, event_sources(config)).items()}
 
 
 def type_name(kind: pl.DataType) -> str:

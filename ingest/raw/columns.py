@@ -1,6 +1,7 @@
 """Columns of raw Parquet files: each checks its own type and values, and turns into one of a few plain types.
 
-A refusal names the file, the column, the value and its row (counted from 0).
+A column that a file lacks may be given by the names of its folders (`day=2024-01-31`). A refusal names the file, the
+column, the value and its row (counted from 0).
 """
 
 from __future__ import annotations
@@ -8,19 +9,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ingest.errors import InputError
+from ingest.raw.files import folder_values
 from ingest.storage import arrow_filesystem
 
 DAY_MS = 86_400_000
 _PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
-_YEAR_1_MS, _YEAR_1971_MS, _YEAR_9999_MS = -62_135_596_800_000, 31_536_000_000, 253_402_300_799_000
-_INT64 = 2**63 - 1
+_YEAR_1_MS, _YEAR_1971_MS, _YEAR_9999_MS = -62_135_596_800_000, 31_536_000_000, 253_402_300_799_999
+NOT_A_TIME = -(2**63)
+"""The integer that numpy takes for no moment."""
 READ_BYTES = 2**20
 """Read from a raw file at a time, for each column."""
 
@@ -33,11 +36,14 @@ class RawFile:
         filesystem, path = arrow_filesystem(url)
         self.source = filesystem.open_input_file(path)
         with self._readable():
-            self.file = pq.ParquetFile(self.source, buffer_size=READ_BYTES)
+            # nanoseconds, the default for INT96, hold no date after 2262, and overflow; milliseconds hold all of INT96
+            self.file = pq.ParquetFile(self.source, buffer_size=READ_BYTES, coerce_int96_timestamp_unit="ms")
         there = self.file.schema_arrow.names
+        self.in_file = [name for name in self.names if name in there]
+        self.of_folders = {key: value for key, value in folder_values(url).items() if key not in there}
         for name in self.names:
-            if name not in there:
-                raise InputError(f"{url}: no column {name!r}; there are: {', '.join(there)}")
+            if name not in there and name not in self.of_folders and self.file.metadata.num_rows:
+                raise InputError(f"{url}: no column {name!r}; there are: {', '.join([*there, *self.of_folders])}")
             if there.count(name) > 1:
                 raise InputError(f"{url}: column {name!r} is there {there.count(name)} times")
 
@@ -66,19 +72,47 @@ class RawFile:
 
     def empty(self) -> dict[str, Column]:
         """The columns without any row."""
-        table = self.file.schema_arrow.empty_table()
-        return {name: Column(self.url, name, table[name]) for name in self.names}
+        return self._columns(self.file.schema_arrow.empty_table(), 0, 0)
+
+    def whole(self) -> dict[str, Column]:
+        """The columns with all their rows."""
+        with self._readable():
+            table = self.file.read(columns=self.in_file)
+        return self._columns(table, self.file.metadata.num_rows, 0)
+
+    def _columns(self, table: pa.Table, rows: int, before: int) -> dict[str, Column]:
+        def column(name: str) -> Column:
+            if name in self.in_file:
+                return Column(self.url, name, table[name], before)
+            values = pa.repeat(pa.scalar(self.of_folders.get(name)), rows)
+            return Column(self.url, name, pa.chunked_array([values]), before, of_folder=True)
+
+        return {name: column(name) for name in self.names}
+
+    def integer_range(self, name: str) -> tuple[int, int] | None:
+        """The smallest and the largest value of an integer column as the footer has them, None where it does not."""
+        if name in self.of_folders:
+            value = self.of_folders[name]
+            return (value, value) if isinstance(value, int) else None
+        if name not in self.in_file or not _is_integer(self.file.schema_arrow.field(name).type):
+            return None
+        metadata = self.file.metadata
+        place = next(at for at in range(len(metadata.schema)) if metadata.schema.column(at).path == name)
+        found = [metadata.row_group(group).column(place).statistics for group in range(metadata.num_row_groups)]
+        if not all(part and (part.has_min_max or not part.num_values) for part in found):
+            return None
+        known = [(part.min, part.max) for part in found if part.has_min_max]
+        return (min(low for low, _ in known), max(high for _, high in known)) if known else None
 
     def batches(self, first: int, last: int, before: int, rows: int) -> Iterator[dict[str, Column]]:
         """The row groups from `first` to before `last`, about `rows` rows at a time; `before`: the rows before them."""
-        stream = self.file.iter_batches(rows, list(range(first, last)), columns=self.names, use_threads=False)
+        stream = self.file.iter_batches(rows, list(range(first, last)), columns=self.in_file, use_threads=False)
         while True:
             with self._readable():
                 batch = next(stream, None)
             if batch is None:
                 return
-            table = pa.Table.from_batches([batch])
-            yield {name: Column(self.url, name, table[name], before) for name in self.names}
+            yield self._columns(pa.Table.from_batches([batch]), batch.num_rows, before)
             before += batch.num_rows
 
 
@@ -88,9 +122,8 @@ def _sentence(error: BaseException) -> str:
 
 def read_columns(url: str, names: Sequence[str]) -> dict[str, Column]:
     """The columns `names` of the Parquet file `url` whole, and no others."""
-    with RawFile(url, names) as file, file._readable():
-        table = file.file.read(columns=file.names)
-    return {name: Column(url, name, table[name]) for name in file.names}
+    with RawFile(url, names) as file:
+        return file.whole()
 
 
 @dataclass(frozen=True)
@@ -100,6 +133,8 @@ class Column:
     data: pa.ChunkedArray
     before: int = 0
     """The rows of the file that come before these."""
+    of_folder: bool = False
+    """Whether the name of a folder gives the value, and so an integer or text, whatever is meant."""
 
     def ids(self) -> pl.Series:
         """User or item ids: integers or strings, in the type that they have."""
@@ -109,7 +144,11 @@ class Column:
 
     def times(self, unit: str) -> pl.Series:
         """Times of events: milliseconds since 1970, or positions. None may be missing, none in the future."""
+        if unit == "datetime":
+            self = self._of_folder_as(pa.timestamp("ms"))
         self._refuse(self._series().is_null(), "has no value")
+        if pa.types.is_null(self.data.type):
+            return self._nothing(pl.Int64)
         if unit == "position":
             return self._int64(self._plain(_is_integer, "an integer (data.time_unit is position)"))
         tomorrow = int(time.time() * 1000) + DAY_MS
@@ -123,14 +162,16 @@ class Column:
     def moments(self, unit: str) -> pl.Series:
         """Dates that an `elapsed` counts from: milliseconds since 1970, or null."""
         if pa.types.is_null(self.data.type):
-            return pl.Series(self.name, [None] * len(self.data), pl.Int64)
+            return self._nothing(pl.Int64)
         if unit in _PER_SECOND and _is_integer(self.data.type):
             return self._milliseconds(unit, _YEAR_1_MS, _YEAR_9999_MS, f"is no time; is data.time_unit: {unit} right?")
+        self = self._of_folder_as(pa.timestamp("ms"))
         self._require(_is_moment, "a timestamp or a date")
         return self._milliseconds("datetime", _YEAR_1_MS, _YEAR_9999_MS, "is not between the years 1 and 9999")
 
     def numbers(self) -> pl.Series:
         """Float64, with nulls; NaN and infinity are refused."""
+        self = self._of_folder_as(pa.float64())
         self._require(_is_number, "a number")
         series = _to_polars(self.data.cast(pa.float64()))
         self._refuse(~series.is_finite().fill_null(True), "takes finite numbers, not")
@@ -144,9 +185,10 @@ class Column:
 
     def flags(self) -> pl.Series:
         """Boolean; null is false."""
-        self._require(lambda kind: pa.types.is_boolean(kind) or _is_integer(kind), "a boolean or an integer 0 or 1")
+        self = self._of_folder_as(pa.bool_())
+        self._require(_is_flag, "a boolean or an integer 0 or 1")
         series = self._series()
-        if series.dtype != pl.Boolean:
+        if series.dtype.is_integer():
             self._refuse(~series.is_in([0, 1]).fill_null(True), "takes flags 0 and 1, not")
         return series.cast(pl.Boolean).fill_null(False)
 
@@ -158,7 +200,7 @@ class Column:
         data = self.data
         self._require(_is_categories, "a list of strings, integers or booleans (kind categories)")
         if pa.types.is_null(data.type):
-            return pl.Series(self.name, [[]] * len(data), pl.List(pl.Null))
+            return self._nothing(pl.List(pl.Null)).fill_null([])
         value_type = data.type.value_type
         if pa.types.is_dictionary(value_type):
             data = data.cast(pa.large_list(value_type.value_type))
@@ -172,6 +214,21 @@ class Column:
 
     def _series(self) -> pl.Series:
         return _to_polars(self.data)
+
+    def _nothing(self, kind: pl.DataType | type[pl.DataType]) -> pl.Series:
+        return pl.Series(self.name, [None] * len(self.data), kind)
+
+    def _of_folder_as(self, kind: pa.DataType) -> Column:
+        """The column with the text that a folder's name gives read as `kind`; any other as it is."""
+        if not self.of_folder or not _is_text(self.data.type):
+            return self
+        try:
+            return replace(self, data=self.data.cast(kind))
+        except pa.ArrowInvalid:
+            raise InputError(
+                f"{self.file}: column {self.name!r}, which the name of the folder gives, is {str(self.data[0])!r}, "
+                f"takes a value of type {kind}"
+            ) from None
 
     def _plain(self, allowed: Callable[[pa.DataType], bool], description: str) -> pl.Series:
         self._require(allowed, description)
@@ -193,9 +250,14 @@ class Column:
             raw, per_second = _to_polars(self.data.cast(pa.int64())), _PER_SECOND[kind.unit]
         else:
             raw, per_second = self._int64(self._series()), _PER_SECOND[unit]
-        low, high = (max(-_INT64, min(_INT64, bound * per_second // 1_000)) for bound in (earliest, latest))
-        self._refuse(((raw < low) | (raw > high)).fill_null(False), problem, value_first=True)
-        return raw * 1_000 if per_second == 1 else raw // (per_second // 1_000)
+        if per_second == 1:
+            earliest, latest, step = earliest // 1_000, latest // 1_000, 1
+        else:
+            step = per_second // 1_000
+        coarse = raw // step
+        bad = (coarse < earliest) | (coarse > latest) | (raw == NOT_A_TIME)
+        self._refuse(bad.fill_null(False), problem, value_first=True)
+        return coarse * 1_000 if per_second == 1 else coarse
 
     def _require(self, allowed: Callable[[pa.DataType], bool], description: str) -> None:
         if not allowed(self.data.type):
@@ -250,11 +312,16 @@ def _is_integer(kind: pa.DataType) -> bool:
 
 
 def _is_id(kind: pa.DataType) -> bool:
-    return _is_text(kind) or _is_integer(kind.value_type if pa.types.is_dictionary(kind) else kind)
+    plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return _is_text(plain) or _is_integer(plain) or bool(pa.types.is_null(plain))
+
+
+def _is_flag(kind: pa.DataType) -> bool:
+    return _is_integer(kind) or bool(pa.types.is_boolean(kind) or pa.types.is_null(kind))
 
 
 def _is_category(kind: pa.DataType) -> bool:
-    return _is_id(kind) or bool(pa.types.is_boolean(kind) or pa.types.is_null(kind))
+    return _is_id(kind) or bool(pa.types.is_boolean(kind))
 
 
 def _is_categories(kind: pa.DataType) -> bool:

@@ -16,6 +16,8 @@ from ingest.storage import join, open_filesystem, storage_errors, walk
 
 ENDINGS = (".parquet", ".parq", ".pq")
 MAGIC = b"PAR1"
+SMALLEST = 12
+"""Bytes of the smallest file: the magic twice, and the length of the footer between them."""
 MISSING = ("", "__HIVE_DEFAULT_PARTITION__")
 _NO_DATA = re.compile(r"_SUCCESS|_metadata|_common_metadata|_committed_.*|_started_.*|\.(.*\.crc|DS_Store)")
 _NAMED = 5
@@ -47,7 +49,7 @@ def find_files(url: str, log: Callable[[str], None]) -> dict[str, str]:
 
 
 def _is_parquet(url: str, description: str) -> bool:
-    if description.startswith("0 "):
+    if int(description.split()[0]) < SMALLEST:
         return False
     filesystem, path = open_filesystem(url)
     with storage_errors(url):

@@ -18,6 +18,7 @@ from trainer.negatives import Negatives, NegativeSampler
 from trainer.softmax import full_softmax, sampled_softmax
 from trainer.train_config import LossConfig
 
+pytestmark = pytest.mark.usefixtures("alone")
 Q, V, D = 13, 20, 4
 COUNTS = np.array([0, 0, *range(V - 2, 0, -1)])
 SAMPLINGS = ["uniform", "log_uniform", "in_batch", "mixed"]

@@ -1,0 +1,27 @@
+"""What a stage's outcome depends on: where config, data and best checkpoints have the same fingerprint, it is there."""
+
+from __future__ import annotations
+
+import hashlib
+
+from cluster.config import Config
+from ingest.data.manifest import load_manifest
+from trainer.progress import Markers
+
+
+def of_evaluation(config: Config) -> str:
+    return _fingerprint(config, list(config.models))
+
+
+def of_recommendations(config: Config, model: str) -> str:
+    return _fingerprint(config, [model], config.recommend.model_dump_json() if config.recommend else "")
+
+
+def _fingerprint(config: Config, models: list[str], section: str = "") -> str:
+    parts = [section, config.evaluate.model_dump_json(), load_manifest(config.data_folder).fingerprint]
+    for name in models:
+        parts += [name, config.models[name].model_dump_json()]
+        if name in config.neural:
+            markers = Markers(config.checkpoints(name))
+            parts += [markers.best() or "", *markers.complete()]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
