@@ -1,6 +1,6 @@
 # make demo    a fresh clone -> a trained IntentRec with its accuracy report
 # make test    lint, types and tests
-# make bench-peers   our SASRec against RecTools' and RecBole's on MovieLens 1M: ML1M=folder OPTIONS=...
+# make bench-peers   our SASRec against RecTools' on MovieLens 1M: ML1M=folder OPTIONS=...
 # All set up .venv by themselves. ACCELERATOR=cpu|cuda: chosen by whether nvidia-smi answers.
 
 PYTHON ?= python3
@@ -46,7 +46,7 @@ test: lint
 s3: setup
 	$(BIN)/python -m tests.s3 build/s3 intentrec
 
-# The peers have an environment of their own. OPTIONS: see python -m benchmarks.train peers --help.
+# The peers have an environment of their own. OPTIONS: see python -m benchmarks.peers --help.
 PEERS := .venv-peers
 ML1M ?= data/ml-1m
 
@@ -57,7 +57,7 @@ $(PEERS)/.installed: benchmarks/peers.txt | $(VENV)/.installed-$(ACCELERATOR)
 	touch $@
 
 bench-peers: setup $(PEERS)/.installed
-	$(BIN)/python -m benchmarks.train peers --source $(ML1M) $(OPTIONS)
+	$(BIN)/python -m benchmarks.peers --source $(ML1M) $(OPTIONS)
 
 # Writes the versions that requirements/ pins anew, from a fresh environment and from the index.
 lock:

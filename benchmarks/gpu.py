@@ -1,9 +1,8 @@
-"""All checks that need a GPU, in one go. Prints JSON and writes it to --out; status 1 where a check failed.
+"""All checks that need a GPU. Prints JSON and keeps it, check by check as it is found; status 1 where one failed.
 
-    python -m benchmarks.gpu                          on the first GPU, in under 8 minutes
-    python -m benchmarks.gpu --device cpu             the same checks in small sizes, to try the script itself
-    python -m benchmarks.gpu --only attention tables  some of them
-    python -m benchmarks.gpu --ml-1m FOLDER_OR_ZIP    MovieLens 1M besides: NDCG@10 over the whole catalogue
+    python -m benchmarks.gpu --out FOLDER                 on the first GPU
+    python -m benchmarks.gpu --device cpu                 the same checks in small sizes, to try the script itself
+    python -m benchmarks.gpu --only attention tables      some of them
 
     attention     the kernels against the CPU in fp32, forward and gradients
     precision     a bf16 step against the fp32 step
@@ -11,139 +10,225 @@
     full_softmax  time and memory against sampled negatives, with a million items
     memory        a step's time and memory with 10 thousand, 10 million and 100 million items
     throughput    tokens a second and share of the best bf16 matrix product (MFU)
-    ml_1m         accuracy, with --ml-1m
 
-On a GPU every check is a process of its own: one that crashes or hangs is reported, and the others go on. A check
-leaves out what it has no time for; one that is ended has what it found until then.
+Every check is a process of its own: one that crashes or hangs is reported, and the others go on. It leaves out what it
+has no time for, and has what it found until then in FOLDER/<check>.json. Accuracy on a GPU: `benchmarks.main_job` with
+`cluster.gpus=true train.precision=bf16`.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import gc
 import json
 import logging
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import gpu_checks, gpu_speed
-from benchmarks.gpu_checks import LARGE, SMALL, Bench, Sizes
-from benchmarks.training import Case, header, prepared
+from benchmarks.gpu_checks import SMALL, Bench, Sizes, attention, moved, precision, tables
+from benchmarks.training import Case, Training, counted_flops, header, prepared
+from embeddings.table_config import ITEM
+from embeddings.workers import Worker, single_process
+from ingest.data.batch import Batch
+
+GIB = 2**30
+
+
+def timed(bench: Bench, call: Callable[[], Any]) -> dict[str, Any]:
+    """The median of `bench.sizes.steps` calls after a warm-up, each of which waits for the device, and peak memory."""
+    cuda = bench.device.type == "cuda"
+    found = []
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(bench.device)
+    for number in range(bench.sizes.warmup + bench.sizes.steps):
+        began = time.perf_counter()
+        call()
+        if cuda:
+            torch.cuda.synchronize(bench.device)
+        if number >= bench.sizes.warmup:
+            found.append(time.perf_counter() - began)
+        if bench.late and found:
+            break
+    peak = round(torch.cuda.max_memory_allocated(bench.device) / GIB, 3) if cuda else None
+    return {"step_ms": round(1e3 * statistics.median(found), 3), "peak_gib": peak}
+
+
+def steps_over(case: Case, batch: Batch, device: torch.device) -> Training:
+    return Training(case.step(Worker(device=device)), repeat(batch.to(device)))
+
+
+def throughput(bench: Bench) -> dict[str, Any]:
+    """Tokens a second and MFU of whole steps by model and dimension."""
+    size = bench.sizes.matmul
+    a, b = (torch.randn(size, size, device=bench.device, dtype=torch.bfloat16) for _ in range(2))
+    best = 2 * size**3 / timed(bench, lambda: torch.matmul(a, b))["step_ms"] * 1e3
+    result: dict[str, Any] = {"best_bf16_matmul_tflops": round(best / 1e12, 3), "cases": []}
+    for model in ("sasrec", "intentrec"):
+        for dimension in bench.sizes.dimensions:
+            flops = 0.0
+            for compiled in (False, True) if bench.sizes.compile else (False,):
+                case = bench.case(model, dimension, dropout=0.1, precision="bf16", compile=compiled)
+                found: dict[str, Any] = {"model": model, "dimension": dimension, "compile": compiled}
+                result["cases"].append(found)
+                if bench.late:
+                    found["skipped"] = "no time left"
+                    continue
+                with single_process(bench.device):
+                    (batch,) = case.batches(1, Worker())
+                    training = steps_over(case, batch, bench.device)
+                    flops = flops or counted_flops(training.take)
+                    found |= {"tokens": batch.tokens, "tflop_a_step": round(flops / 1e12, 4)}
+                    found |= timed(bench, training.take)
+                found["tokens_per_second"] = round(1e3 * batch.tokens / found["step_ms"])
+                found["mfu"] = round(1e3 * flops / found["step_ms"] / best, 4)
+                bench.note(result)
+    return result
+
+
+def memory(bench: Bench) -> dict[str, Any]:
+    """Steps over catalogues of rising size: time must not rise with it, nor memory but for the rows."""
+    settings: dict[str, dict[str, Any]] = {"fp32": {}, "fp16": {"precision": "fp16"}}
+    if bench.device.type == "cuda":
+        settings["uvm_caching"] = {"kernel": {ITEM: "fused_uvm_caching"}, "cache_load_factor": 0.05}
+    cases: list[dict[str, Any]] = []
+    for name, section in settings.items():
+        for rows in bench.sizes.rows if name == "fp32" else bench.sizes.rows[-1:]:
+            size = rows * (64 * (2 if name == "fp16" else 4) + 4.0)
+            found: dict[str, Any] = {"rows": rows, "tables": name, "table_gib": round(size / GIB, 3)}
+            cases.append(found)
+            if bench.late:
+                found["skipped"] = "no time left"
+                continue
+            case = bench.case("sasrec", 64, precision="bf16", tables={"dimension": 64} | section)
+            with single_process(bench.device), suppress(torch.OutOfMemoryError):
+                case, batch = moved(case, rows, case.batches(1, Worker())[0])
+                found |= {"skipped": "out of memory"}
+                found |= timed(bench, steps_over(case, batch, bench.device).take)
+                del found["skipped"]
+            bench.note({"cases": cases})
+            free(bench.device)
+    ms = [case["step_ms"] for case in cases if case["tables"] == "fp32" and "step_ms" in case]
+    return {"cases": cases, "step_of_largest_over_smallest": round(ms[-1] / ms[0], 3) if ms else None}
+
+
+def full_softmax(bench: Bench) -> dict[str, Any]:
+    """The full softmax in chunks and tiles against sampled negatives: milliseconds of a step, and peak memory."""
+    losses: dict[str, dict[str, Any]] = {"sampled": {"kind": "sampled"}}
+    for scores in bench.sizes.scores:
+        losses[f"full, {scores} scores at once"] = {"kind": "full", "scores_at_once": scores}
+    found: dict[str, Any] = {}
+    short = replace(bench, sizes=replace(bench.sizes, warmup=1, steps=min(bench.sizes.steps, 4)))
+    for name, loss in losses.items():
+        if bench.late:
+            found[name] = {"skipped": "no time left"}
+            continue
+        case = bench.case("sasrec", bench.sizes.dimensions[0], precision="bf16", loss=loss)
+        with single_process(bench.device):
+            case, batch = moved(case, bench.sizes.full_items, case.batches(1, Worker())[0])
+            found[name] = timed(short, steps_over(case, batch, bench.device).take)
+        bench.note({"losses": found})
+    return {"items": bench.sizes.full_items, "losses": found}
+
 
 CHECKS: dict[str, Callable[[Bench], dict[str, Any]]] = {
-    "attention": gpu_checks.attention,
-    "precision": gpu_checks.precision,
-    "tables": gpu_checks.tables,
-    "full_softmax": gpu_speed.full_softmax,
-    "memory": gpu_speed.memory,
-    "throughput": gpu_speed.throughput,
-    "ml_1m": gpu_speed.ml_1m,
+    "attention": attention,
+    "precision": precision,
+    "tables": tables,
+    "full_softmax": full_softmax,
+    "memory": memory,
+    "throughput": throughput,
 }
-SECONDS = {"attention": 30, "precision": 40, "tables": 60, "full_softmax": 40, "memory": 170, "throughput": 170}
-"""What a check may take at most; it is ended `GRACE` later, which is also for starting the process."""
-GRACE = {"cuda": 45, "cpu": 300}
-ALL_SECONDS = 380
-"""What all of them may take, but for MovieLens."""
-ML_1M_SECONDS = 3600
+
+
+def free(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def checked(name: str, bench: Bench) -> dict[str, Any]:
-    """What a check gives, with its status: passed, failed (with what was wrong, or a traceback) or skipped."""
+    """What a check gives, with its status: passed, or failed with what was wrong or a traceback."""
     began = time.perf_counter()
     try:
         found = CHECKS[name](bench)
-        status = "skipped" if "skipped" in found else "failed" if found.get("wrong") else "passed"
+        status = "failed" if found.get("wrong") else "passed"
     except Exception:
         found, status = {"traceback": traceback.format_exc()}, "failed"
-    gc.collect()
-    if bench.device.type == "cuda":
-        torch.cuda.empty_cache()
+    free(bench.device)
     return {"status": status, "seconds": round(time.perf_counter() - began, 1), **found}
 
 
-def in_own_process(name: str, data: str, options: argparse.Namespace, seconds: float) -> dict[str, Any]:
-    """The same, in a new process."""
-    limit = seconds + GRACE[options.device]
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder, "found.json")
-        command = [sys.executable, "-m", "benchmarks.gpu", "--device", options.device, "--only", name, "--in-process"]
-        command += ["--data", data, "--out", str(out), "--epochs", str(options.epochs), "--seconds", str(seconds)]
-        command += ["--ml-1m", options.ml_1m] if options.ml_1m else []
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
-            reason = f"status {done.returncode}: {done.stderr[-4000:]}"
-        except subprocess.TimeoutExpired:
-            reason = f"ended after {limit:.0f} seconds"
-        found = dict(json.loads(out.read_text())["checks"][name]) if out.exists() else {}
-        return found if "status" in found else {"status": "failed", "traceback": reason, **found}
+def in_own_process(name: str, data: str, options: argparse.Namespace, path: Path) -> dict[str, Any]:
+    """The same, in a new process, which may take a minute more than its time to start and end."""
+    command = [sys.executable, "-m", "benchmarks.gpu", "--device", options.device, "--only", name, "--in-process"]
+    command += ["--data", data, "--out", str(path.parent), "--seconds", str(options.seconds)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=options.seconds + 60, check=False)
+        reason = f"status {done.returncode}: {done.stderr[-4000:]}"
+    except subprocess.TimeoutExpired:
+        reason = f"ended after {options.seconds + 60:.0f} seconds"
+    found = dict(json.loads(path.read_text())) if path.exists() else {}
+    return found if "status" in found else {"status": "failed", "traceback": reason, **found}
 
 
 def run(options: argparse.Namespace, data: str, sizes: Sizes) -> dict[str, Any]:
-    """All checks that are asked for."""
+    """The checks that are asked for, each into its file."""
     device = torch.device("cuda", 0) if options.device == "cuda" else torch.device("cpu")
-    found: dict[str, dict[str, Any]] = {}
-    ends = time.perf_counter() + (options.seconds or ALL_SECONDS)
+    checks = {}
     for name in options.only or CHECKS:
+        path = options.out / f"{name}.json"
+
+        def note(found: dict[str, Any], path: Path = path) -> None:
+            path.write_text(json.dumps(found, indent=1))
+
         print(f"{name} ...", file=sys.stderr, flush=True)
-        left = max(min(SECONDS[name], ends - time.perf_counter()), 5) if name in SECONDS else ML_1M_SECONDS
+        path.unlink(missing_ok=True)
         if options.in_process:
-            bench = Bench(data, device, sizes, time.perf_counter() + left, options.ml_1m, options.epochs)
-            if options.out:
-                bench = replace(bench, note=functools.partial(_keep, options.out, name))
-            found[name] = checked(name, bench)
+            checks[name] = checked(name, Bench(data, device, sizes, time.perf_counter() + options.seconds, note))
         else:
-            found[name] = in_own_process(name, data, options, left)
-        print(f"{name}: {found[name]['status']}", file=sys.stderr, flush=True)
-    return {"device": gpu_checks.describe(device), "checks": found}
-
-
-def _keep(path: str, name: str, found: dict[str, Any]) -> None:
-    Path(path).write_text(json.dumps({"checks": {name: found}}))
-
-
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    made.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    made.add_argument("--only", nargs="+", choices=list(CHECKS), metavar="CHECK")
-    made.add_argument("--out", help="a file for the JSON")
-    made.add_argument("--data", help="a prepared data set; by default the demo's is made")
-    made.add_argument("--ml-1m", help="MovieLens 1M as its folder or .zip")
-    made.add_argument("--epochs", type=int, default=20, help="of --ml-1m")
-    made.add_argument("--seconds", type=float, help="for all checks together but --ml-1m")
-    made.add_argument("--in-process", action="store_true", help="all checks in this process")
-    return made
+            checks[name] = in_own_process(name, data, options, path)
+        note(checks[name])
+        print(f"{name}: {checks[name]['status']}", file=sys.stderr, flush=True)
+    cuda = device.type == "cuda"
+    return {"device": torch.cuda.get_device_name(device) if cuda else "CPU", "checks": checks}
 
 
 def main(arguments: Sequence[str] | None = None, sizes: Sizes | None = None) -> int:
-    options = parser().parse_args(arguments)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--only", nargs="+", choices=list(CHECKS), metavar="CHECK")
+    parser.add_argument("--out", type=Path, help="a folder for what is found")
+    parser.add_argument("--data", help="a prepared data set; by default the demo's is made")
+    parser.add_argument("--seconds", type=float, default=150, help="of each check, about")
+    parser.add_argument("--in-process", action="store_true", help="all checks in this process")
+    options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         print("benchmarks.gpu needs a CUDA GPU; --device cpu tries the script in small sizes", file=sys.stderr)
         return 2
     logging.disable(logging.WARNING)
-    sizes = sizes or (LARGE if options.device == "cuda" else SMALL)
+    sizes = sizes or (Sizes() if options.device == "cuda" else SMALL)
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-    if options.data:
-        found = run(options, options.data, sizes)
-    else:
-        with prepared("configs/demo.yaml", sizes.log) as config:
-            found = run(options, Case.of(config, "intentrec").data, sizes)
-    text = json.dumps(header("gpu") | found, indent=1)
-    print(text)
-    if options.out:
-        Path(options.out).write_text(text)
+    with ExitStack() as stack:
+        options.out = options.out or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        options.out.mkdir(parents=True, exist_ok=True)
+        data = options.data or stack.enter_context(prepared("configs/demo.yaml", sizes.log)).data_folder
+        found = run(options, data, sizes)
+    print(json.dumps(header("gpu") | found, indent=1))
     return int(any(check["status"] == "failed" for check in found["checks"].values()))
 
 

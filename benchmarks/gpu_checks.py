@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from trainer.attention import CausalAttention, Layout
 from trainer.models.intentrec import IntentRecConfig
 from trainer.models.registry import NeuralConfig
 from trainer.models.sasrec import SASRecConfig
-from trainer.step import Step, weights_of
+from trainer.step import weights_of
 from trainer.train_config import TrainConfig
 
 CPU = torch.device("cpu")
@@ -30,50 +30,35 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large the checks are."""
+    """How large the checks are; by default for a GPU."""
 
-    log: tuple[str, ...]
-    """Overrides of configs/demo.yaml for the log."""
-    tokens: int
-    dimensions: tuple[int, ...]
-    steps: int
-    """Timed, after as many as `warmup`."""
-    warmup: int
-    matmul: int
-    negatives: int
-    rows: tuple[int, ...]
+    log: tuple[str, ...] = ("simulate.users=2500", "simulate.days=40")
+    """Overrides of configs/demo.yaml."""
+    tokens: int = 65_536
+    dimensions: tuple[int, ...] = (64, 128, 256)
+    warmup: int = 4
+    steps: int = 10
+    """Timed, after the warm-up."""
+    matmul: int = 8192
+    negatives: int = 8192
+    rows: tuple[int, ...] = (10_000, 10_000_000, 100_000_000)
     """Of the item table, in the check of memory."""
-    full_items: int
-    scores: tuple[int, ...]
+    full_items: int = 1_000_000
+    scores: tuple[int, ...] = (2**25, 2**28)
     """Scores at once of the full softmax: few make it go twice over tiles, as a sharded catalogue does."""
-    compared: int
+    compared: int = 8192
     """Tokens of a batch whose step is also taken by the CPU or in fp32."""
-    sequences: int
-    longest: int
+    sequences: int = 64
+    longest: int = 200
     compile: bool = True
 
 
-LARGE = Sizes(
-    log=("simulate.users=2500", "simulate.days=40"),
-    tokens=65_536,
-    dimensions=(64, 128, 256),
-    steps=10,
-    warmup=4,
-    matmul=8192,
-    negatives=8192,
-    rows=(10_000, 10_000_000, 100_000_000),
-    full_items=1_000_000,
-    scores=(2**25, 2**28),
-    compared=8192,
-    sequences=64,
-    longest=200,
-)
 SMALL = Sizes(
     log=("simulate.users=150", "simulate.items=200", "simulate.days=20"),
     tokens=256,
     dimensions=(16,),
-    steps=2,
     warmup=1,
+    steps=2,
     matmul=256,
     negatives=32,
     rows=(1_000, 5_000),
@@ -94,8 +79,6 @@ class Bench:
     device: torch.device
     sizes: Sizes
     deadline: float
-    ml_1m: str | None = None
-    epochs: int = 20
     note: Callable[[dict[str, Any]], None] = field(default=lambda found: None)
     """Keeps what a check has found so far, should it be ended."""
 
@@ -138,105 +121,73 @@ class Comparison:
         return {"compared": len(self.cases), "nearest": worst, "wrong": self.wrong}
 
 
-def describe(device: torch.device) -> dict[str, Any]:
-    """The device by name."""
-    if device.type != "cuda":
-        return {"name": "CPU", "threads": torch.get_num_threads()}
-    properties = torch.cuda.get_device_properties(device)
-    return {
-        "name": properties.name,
-        "gib": round(properties.total_memory / 2**30, 1),
-        "capability": f"{properties.major}.{properties.minor}",
-        "cuda": torch.version.cuda,
-    }
-
-
 def attention(bench: Bench) -> dict[str, Any]:
     """Each kernel that attention takes, against the padded one on the CPU in fp32: output and gradients."""
-    found, sizes = Comparison(), bench.sizes
-    for dimension in sizes.dimensions:
-        generator = torch.Generator().manual_seed(dimension)
-        lengths_B = torch.randint(1, sizes.longest + 1, (sizes.sequences,), generator=generator).sort().values
-        tokens = int(lengths_B.sum())
-        x_TD, gradient_TD = (torch.randn(tokens, dimension, generator=generator) for _ in range(2))
-        time_T = torch.cat([torch.arange(int(length)) * 1000 for length in lengths_B])
-        torch.manual_seed(0)
-        module = CausalAttention(dimension, 4)
-        for window in (None, 1000 * sizes.longest // 8):
-            reference = _attended(module, x_TD, gradient_TD, lengths_B, time_T, window, CPU, torch.float32)
-            for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 2e-2)):
-                ours = _attended(module, x_TD, gradient_TD, lengths_B, time_T, window, bench.device, dtype)
-                kind = f"{'causal' if window is None else 'window'} {str(dtype).removeprefix('torch.')} D={dimension}"
-                for name, value in ours.items():
-                    found.add(f"{kind} {name}", value, reference[name], tolerance)
+    found = Comparison()
+    for dimension in bench.sizes.dimensions:
+        _compare_attention(found, bench, dimension)
     return found.result()
 
 
-def _attended(
-    module: CausalAttention,
-    x_TD: Tensor,
-    gradient_TD: Tensor,
-    lengths_B: Tensor,
-    time_T: Tensor,
-    window: int | None,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> dict[str, Tensor]:
-    module = copy.deepcopy(module).to(device)
-    x_TD = x_TD.detach().clone().to(device).requires_grad_()
-    layout = Layout(lengths_B, device)
-    masks = None if window is None else layout.window_masks(time_T.to(device), window)
-    with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-        out_TD = module(x_TD, layout, masks)
-    out_TD.float().backward(gradient_TD.to(device))
-    assert x_TD.grad is not None
-    gradients = {f"gradient of {name}": parameter.grad for name, parameter in module.named_parameters()}
-    bias = gradients["gradient of qkv.bias"]
-    assert bias is not None
-    third = len(bias) // 3
-    gradients["gradient of qkv.bias"] = torch.cat([bias[:third], bias[2 * third :]])
-    return {"output": out_TD, "gradient of input": x_TD.grad, **gradients}  # type: ignore[dict-item]
+def _compare_attention(found: Comparison, bench: Bench, dimension: int) -> None:
+    generator = torch.Generator().manual_seed(dimension)
+    lengths_B = torch.randint(1, bench.sizes.longest + 1, (bench.sizes.sequences,), generator=generator).sort().values
+    x_TD, gradient_TD = (torch.randn(int(lengths_B.sum()), dimension, generator=generator) for _ in range(2))
+    time_T = torch.cat([torch.arange(int(length)) * 1000 for length in lengths_B])
+    torch.manual_seed(0)
+    module = CausalAttention(dimension, 4)
+
+    def attended(window: int | None, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+        attention, given_TD = copy.deepcopy(module).to(device), x_TD.to(device, copy=True).requires_grad_()
+        layout = Layout(lengths_B, device)
+        masks = None if window is None else layout.window_masks(time_T.to(device), window)
+        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            out_TD = attention(given_TD, layout, masks)
+        out_TD.float().backward(gradient_TD.to(device))
+        gradients: dict[str, Any] = {name: parameter.grad for name, parameter in attention.named_parameters()}
+        query, _, value = gradients["qkv.bias"].chunk(3)  # a softmax is blind to the keys' bias
+        return {"output": out_TD, "input": given_TD.grad, **gradients, "qkv.bias": torch.cat([query, value])}
+
+    for window in (None, 1000 * bench.sizes.longest // 8):
+        reference = attended(window, CPU, torch.float32)
+        for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 2e-2)):
+            kind = f"{'causal' if window is None else 'window'} {str(dtype).removeprefix('torch.')} D={dimension}"
+            for name, value in attended(window, bench.device, dtype).items():
+                found.add(f"{kind} {name}", value, reference[name], tolerance)
 
 
 def precision(bench: Bench) -> dict[str, Any]:
     """Losses and dense gradients of a step in bf16 against fp32, on the same device."""
     found, sizes = Comparison(), bench.sizes
-    dimension = sizes.dimensions[-1]
     for model in ("sasrec", "intentrec"):
         for kind in ("sampled", "full"):
-            taken = {}
-            for name in ("fp32", "bf16"):
-                case = bench.case(
-                    model, dimension, tokens=sizes.compared, precision=name, loss={"kind": kind}, clip_norm=1e9
+            settings = {"tokens": sizes.compared, "loss": {"kind": kind}, "clip_norm": 1e9}
+            with single_process(bench.device):
+                bf16, fp32 = (
+                    one_step(bench.case(model, sizes.dimensions[-1], precision=name, **settings), bench.device)
+                    for name in ("bf16", "fp32")
                 )
-                with single_process(bench.device):
-                    taken[name] = one_step(case, bench.device)
-            bf16, fp32 = taken["bf16"], taken["fp32"]
             found.add(f"{model} {kind} loss", bf16.loss, fp32.loss, 1e-2)
-            found.add(f"{model} {kind} dense gradient", bf16.gradient, fp32.gradient, 6e-2)
+            gradients = [torch.cat([value.flatten() for value in each.gradients.values()]) for each in (bf16, fp32)]
+            found.add(f"{model} {kind} dense gradient", *gradients, 6e-2)
     return found.result()
 
 
 @dataclass(frozen=True)
 class Taken:
-    """A step from the first weights on."""
+    """A step from the first weights on: loss, dense gradients, and the rows of every table before and after it."""
 
     loss: Tensor
     gradients: dict[str, Tensor]
     before: dict[str, Tensor]
-    """Rows of every table before the step."""
     after: dict[str, Tensor]
-
-    @property
-    def gradient(self) -> Tensor:
-        """Of the whole dense part."""
-        return torch.cat([value.flatten() for value in self.gradients.values()])
 
 
 def one_step(case: Case, device: torch.device) -> Taken:
     """The first step on the first batch, in a process group that is there."""
-    step, batch = make(case, device)
-    before = rows_of(step)
+    worker = Worker(device=device)
+    step, (batch,) = case.step(worker), case.batches(1, worker)
+    before, batch = rows_of(step), batch.to(device)
     losses, _ = step.train(batch, 0, weights_of(batch).tolist())
     loss = losses.item + sum(losses.intents.values())
     gradients = {
@@ -247,94 +198,64 @@ def one_step(case: Case, device: torch.device) -> Taken:
     return Taken(loss.cpu(), gradients, before, rows_of(step))
 
 
-def make(case: Case, device: torch.device) -> tuple[Step, Batch]:
-    """A step and the first batch, on the device."""
-    worker = Worker(device=device)
-    (batch,) = case.batches(1, worker)
-    return case.step(worker), batch.to(device)
-
-
-def rows_of(step: Step) -> dict[str, Tensor]:
+def rows_of(step: Any) -> dict[str, Tensor]:
     """Every table whole, on the CPU; for one worker."""
     found = {}
     for table, value in table_states(step.parallel):
-        if not isinstance(value, ShardedTensor):
-            found[table] = value.detach().cpu().clone()
-            continue
-        whole = torch.full(tuple(value.size()), torch.nan)
-        for shard in value.local_shards():
+        shards = value.local_shards() if isinstance(value, ShardedTensor) else []
+        found[table] = torch.full(tuple(value.size()), torch.nan) if shards else value.detach().cpu().clone()
+        for shard in shards:
             row, column = shard.metadata.shard_offsets
             rows, columns = shard.metadata.shard_sizes
-            whole[row : row + rows, column : column + columns] = shard.tensor.detach().float().cpu()
-        found[table] = whole
+            found[table][row : row + rows, column : column + columns] = shard.tensor.detach().float().cpu()
     return found
 
 
-Update = Callable[[Tensor], Tensor]
-EPSILON = 1e-8
-UPDATES: dict[str, Update] = {
+UPDATES: dict[str, Callable[[Tensor], Tensor]] = {
     "sgd": lambda g: g,
-    "adagrad": lambda g: g / (g.abs() + EPSILON),
-    "rowwise_adagrad": lambda g: g / (g.pow(2).mean(dim=1, keepdim=True).sqrt() + EPSILON),
-    "adam": lambda g: g / (g.abs() + EPSILON),
+    "adagrad": lambda g: g / (g.abs() + 1e-8),
+    "rowwise_adagrad": lambda g: g / (g.pow(2).mean(dim=1, keepdim=True).sqrt() + 1e-8),
+    "adam": lambda g: g / (g.abs() + 1e-8),
 }
 """The first update of each optimizer, over the learning rate."""
-NOT_ON_CPU = ("adam", "data_parallel")
+TABLES = [*(("row_wise", name) for name in UPDATES), ("table_wise", "rowwise_adagrad"), ("data_parallel", "adam")]
+"""Sharding and optimizer; fbgemm has Adam on a GPU only, and what is data parallel takes the dense part's."""
 
 
 def tables(bench: Bench) -> dict[str, Any]:
     """A step under each sharding and optimizer: dense gradients and rows against the CPU's gradients."""
-    found, rate, skipped = Comparison(), 0.5, []
-    dimension, tokens = bench.sizes.dimensions[0], bench.sizes.compared
+    found, rate = Comparison(), 0.5
+    dimension = bench.sizes.dimensions[0]
+    shared: dict[str, Any] = {"tokens": bench.sizes.compared, "clip_norm": 1e9}
     with single_process(CPU):
         settings: dict[str, Any] = {"optimizer": "sgd", "learning_rate": 1.0}
-        case = bench.case("intentrec", dimension, tokens=tokens, clip_norm=1e9, tables=settings)
-        reference = one_step(case, CPU)
+        reference = one_step(bench.case("intentrec", dimension, tables=settings, **shared), CPU)
     gradients = {name: reference.before[name] - after for name, after in reference.after.items()}
-    for kind, optimizer, settings in _table_settings(list(gradients), rate):
-        name = f"{kind} {optimizer}"
-        if bench.device.type == "cpu" and (kind in NOT_ON_CPU or optimizer in NOT_ON_CPU):
-            skipped.append(f"{name}: fbgemm has it on GPU only")
+    for sharding, optimizer in TABLES:
+        name = f"{sharding} {optimizer}"
+        if bench.device.type == "cpu" and optimizer == "adam":
             continue
-        case = bench.case("intentrec", dimension, tokens=tokens, clip_norm=1e9, learning_rate=rate, tables=settings)
+        settings = {"sharding": dict.fromkeys(gradients, sharding)}
+        if sharding != "data_parallel":
+            settings |= {"optimizer": optimizer, "learning_rate": rate}
         with single_process(bench.device):
+            case = bench.case("intentrec", dimension, learning_rate=rate, tables=settings, **shared)
             ours = one_step(case, bench.device)
         found.add(f"{name} loss", ours.loss, reference.loss, 1e-5)
         for parameter, gradient in reference.gradients.items():
-            if not _blind(parameter):
+            if not parameter.endswith(("attention.qkv.bias", "network.attention.bias")):  # a softmax is blind to them
                 found.add(f"{name} gradient of {parameter}", ours.gradients[parameter], gradient, 1e-3)
         for table, gradient in gradients.items():
             chosen = gradient.abs().amax(dim=1) > 1e-6
             change = (ours.before[table] - ours.after[table]) / rate
-            ours_rows, expected = _settled(optimizer, gradient[chosen], change[chosen])
-            found.add(f"{name} rows of {table}", ours_rows, expected, 1e-2)
+            changed, expected = change[chosen], UPDATES[optimizer](gradient[chosen])
+            if optimizer in ("adam", "adagrad"):  # which divide by the gradient: where that is rounding, so are they
+                large = gradient[chosen].abs() > 1e-5
+                changed, expected = changed[large], expected[large]
+            found.add(f"{name} rows of {table}", changed, expected, 1e-2)
             if optimizer == "sgd" and bool((change[(gradient == 0).all(dim=1)].abs() > 1e-6).any()):
                 found.wrong.append(f"{name} rows of {table}: rows that nobody read have changed")
-    return found.result() | {"not on this device": skipped}
-
-
-def _table_settings(names: Sequence[str], rate: float) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Sharding, optimizer and the `tables` section."""
-    for optimizer in ("sgd", "adagrad", "rowwise_adagrad", "adam"):
-        sharding = dict.fromkeys(names, "row_wise")
-        yield "row_wise", optimizer, {"optimizer": optimizer, "learning_rate": rate, "sharding": sharding}
-    sharding = dict.fromkeys(names, "table_wise")
-    yield "table_wise", "rowwise_adagrad", {"learning_rate": rate, "sharding": sharding}
-    yield "data_parallel", "adam", {"sharding": dict.fromkeys(names, "data_parallel")}
-
-
-def _settled(optimizer: str, gradient: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
-    """What changed and what should have, where the gradient is not rounding: Adam divides by its size."""
-    expected = UPDATES[optimizer](gradient)
-    if optimizer in ("adam", "adagrad"):
-        large = gradient.abs() > 1e-5
-        return change[large], expected[large]
-    return change, expected
-
-
-def _blind(parameter: str) -> bool:
-    """Whether a softmax is blind to it, so that its gradient is nothing but rounding."""
-    return parameter.endswith(("attention.qkv.bias", "network.attention.bias"))
+    return found.result()
 
 
 def moved(case: Case, items: int, batch: Batch) -> tuple[Case, Batch]:

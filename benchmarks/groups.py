@@ -2,101 +2,74 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import tempfile
-import traceback
 from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from datetime import timedelta
-from multiprocessing.connection import Connection
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 
 from embeddings.workers import Worker
 
+_made: dict[str, Callable[..., Any]] = {}
+"""In a group's process: what it was made to hold."""
+
 
 class Group:
-    """`workers` processes of `threads` threads, each of which holds what `make(worker, **arguments)` gives: a call."""
+    """`workers` processes of one thread, each of which holds what `make(worker, **arguments)` gives: a call."""
 
-    def __init__(self, workers: int, threads: int, make: Callable[..., Callable[..., Any]], **arguments: Any) -> None:
-        context = torch.multiprocessing.get_context("spawn")
+    def __init__(self, workers: int, make: Callable[..., Callable[..., Any]], **arguments: Any) -> None:
         self.folder = tempfile.TemporaryDirectory()
-        self.processes, self.connections = [], []
-        for rank in range(workers):
-            here, there = context.Pipe()
-            process = context.Process(
-                target=_serve, args=(rank, workers, threads, self.folder.name, make, arguments, there), daemon=True
-            )
-            process.start()
-            there.close()
-            self.processes.append(process)
-            self.connections.append(here)
-        self.result()
+        context = multiprocessing.get_context("spawn")
+        self.pools = [ProcessPoolExecutor(1, context) for _ in range(workers)]
+        results(
+            [
+                pool.submit(_start, rank, workers, self.folder.name, make, arguments)
+                for rank, pool in enumerate(self.pools)
+            ]
+        )
 
-    def ask(self, **arguments: Any) -> None:
-        """Have every worker make its call; `result` has what it gives."""
-        for connection in self.connections:
-            connection.send(arguments)
-
-    def result(self) -> list[Any]:
-        """By rank."""
-        found = [connection.recv() for connection in self.connections]
-        for value in found:
-            if isinstance(value, _Failure):
-                raise RuntimeError(value.text)
-        return found
+    def ask(self, **arguments: Any) -> list[Future[Any]]:
+        """Have every worker make its call."""
+        return [pool.submit(_call, arguments) for pool in self.pools]
 
     def call(self, **arguments: Any) -> list[Any]:
-        self.ask(**arguments)
-        return self.result()
+        """What every worker's call gives, by rank."""
+        return results(self.ask(**arguments))
 
-    def close(self) -> None:
-        for connection in self.connections:
-            connection.send(None)
-        for process in self.processes:
-            process.join(60)
-            process.kill()
+    def __enter__(self) -> Group:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for pool in self.pools:
+            pool.shutdown()
         self.folder.cleanup()
 
 
-class _Failure:
-    def __init__(self, text: str) -> None:
-        self.text = text
+def results(futures: list[Future[Any]]) -> list[Any]:
+    """By rank; the first error, where a worker has one: the others wait for it in vain."""
+    for future in as_completed(futures):
+        future.result()
+    return [future.result() for future in futures]
 
 
-def _serve(
-    rank: int,
-    workers: int,
-    threads: int,
-    folder: str,
-    make: Callable[..., Callable[..., Any]],
-    arguments: dict[str, Any],
-    connection: Connection,
-) -> None:
-    torch.set_num_threads(threads)
-    os.environ |= {
-        name: str(value)
-        for name, value in (
-            ("RANK", rank),
-            ("LOCAL_RANK", rank),
-            ("WORLD_SIZE", workers),
-            ("LOCAL_WORLD_SIZE", workers),
-        )
-    }
-    try:
-        dist.init_process_group(
-            "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=workers, timeout=timedelta(minutes=10)
-        )
-        call = make(Worker(rank, workers), **arguments)
-        connection.send(None)
-        while (asked := connection.recv()) is not None:
-            connection.send(call(**asked))
-        dist.destroy_process_group()
-    except Exception:
-        connection.send(_Failure(traceback.format_exc()))
+def _start(rank: int, workers: int, folder: str, make: Callable[..., Any], arguments: dict[str, Any]) -> None:
+    torch.set_num_threads(1)
+    environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": workers, "LOCAL_WORLD_SIZE": workers}
+    os.environ |= {name: str(value) for name, value in environment.items()}
+    store = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=workers, timeout=timedelta(minutes=2))
+    _made["call"] = make(Worker(rank, workers), **arguments)
+
+
+def _call(arguments: dict[str, Any]) -> Any:
+    return _made["call"](**arguments)
 
 
 def peak_memory() -> int:

@@ -11,16 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import sys
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 
-import torch
-
 from benchmarks.memory import watch
+from benchmarks.training import header
 
 
 def measure(config: str, overrides: list[str]) -> dict[str, object]:
@@ -33,10 +29,7 @@ def measure(config: str, overrides: list[str]) -> dict[str, object]:
             sys.exit(f"{' '.join(command)} ended with status {found.status}")
         (path,) = Path(storage).glob("*/results.json")
         results = json.loads(path.read_text())
-    return {
-        "command": " ".join(["python -m benchmarks.main_job", config, *overrides]),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
+    return header("main_job") | {
         "seconds": {"all": round(found.seconds, 1)}
         | {name: round(value, 1) for name, value in results["seconds"].items()},
         "peak_memory_gib": round(found.gib, 2),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import threading
@@ -13,36 +14,6 @@ import psutil
 SECONDS_BETWEEN_LOOKS = 0.5
 
 
-class PeakMemory(threading.Thread):
-    """Watches the process `pid`; `gib` is the most so far, `processes` how many there were then."""
-
-    def __init__(self, pid: int) -> None:
-        super().__init__(daemon=True)
-        self.pid, self.gib, self.processes, self.stopped = pid, 0.0, 0, threading.Event()
-
-    def run(self) -> None:
-        while not self.stopped.wait(SECONDS_BETWEEN_LOOKS):
-            try:
-                first = psutil.Process(self.pid)
-                everyone = [first, *first.children(recursive=True)]
-            except psutil.NoSuchProcess:
-                return
-            total = sum(map(_proportional, everyone))
-            if total / 2**30 > self.gib:
-                self.gib, self.processes = total / 2**30, len(everyone)
-
-    def stop(self) -> None:
-        self.stopped.set()
-        self.join()
-
-
-def _proportional(process: psutil.Process) -> int:
-    try:
-        return int(process.memory_full_info().pss)
-    except (psutil.NoSuchProcess, psutil.AccessDenied):
-        return 0
-
-
 @dataclass(frozen=True)
 class Watched:
     """What a command took, and its exit status."""
@@ -51,17 +22,32 @@ class Watched:
     seconds: float
     gib: float
     processes: int
-    printed: str | None
-    """Where it was asked for."""
+    """How many there were at the peak."""
 
 
-def watch(command: list[str], keep_output: bool = False) -> Watched:
-    """Run `command` to its end; what it prints goes to stderr, or is kept."""
-    began = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE if keep_output else sys.stderr, text=True)
-    peak = PeakMemory(process.pid)
-    peak.start()
-    printed, _ = process.communicate()
+def watch(command: list[str]) -> Watched:
+    """Run `command` to its end; what it prints goes to stderr."""
+    began, ended = time.perf_counter(), threading.Event()
+    found: list[tuple[float, int]] = [(0.0, 0)]
+    process = subprocess.Popen(command, stdout=sys.stderr)
+
+    def look() -> None:
+        while not ended.wait(SECONDS_BETWEEN_LOOKS):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                first = psutil.Process(process.pid)
+                sizes = [_proportional(each) for each in (first, *first.children(recursive=True))]
+                found.append((sum(sizes) / 2**30, len(sizes)))
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    status = process.wait()
     seconds = time.perf_counter() - began
-    peak.stop()
-    return Watched(process.returncode, seconds, peak.gib, peak.processes, printed)
+    ended.set()
+    thread.join()
+    return Watched(status, seconds, *max(found))
+
+
+def _proportional(process: psutil.Process) -> int:
+    with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+        return int(process.memory_full_info().pss)
+    return 0

@@ -1,4 +1,8 @@
-"""Drives RecTools' SASRec for `benchmarks.peers`, which starts it in the peers' environment.
+"""Drives RecTools' SASRec for `benchmarks.peers`, in the peers' environment: nothing of the project is imported here.
+
+On stdin comes a line of JSON for each turn: {"steps": n}, or {"steps": null} for what is left of the epoch. On stdout
+goes one for the start and for each turn. The clock runs from the line's arrival to the end of the turn's last step:
+reading, collating, forward, backward and optimizer; the first `warm-up` steps count for nothing.
 
 RecTools cuts each history to its last `length` + 1 interactions and draws `negatives` of its own for every place of its
 padded batch, padding included.
@@ -7,6 +11,10 @@ padded batch, padding included.
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import sys
+import time
 from typing import Any
 
 import pandas as pd
@@ -16,29 +24,47 @@ from rectools import Columns
 from rectools.dataset import Dataset
 from rectools.models import SASRecModel
 
-from benchmarks.peer_turns import Turns
-
 
 class InTurns(Callback):
-    """Counts the targets of each step, and validates at the end of each epoch."""
+    """Trains when told so, counts the targets of each step, and validates at the end of each epoch."""
 
-    def __init__(self, turns: Turns, model: list[Any], histories: dict[int, list[int]], truth: dict[int, int]) -> None:
-        self.turns, self.model, self.histories, self.truth = turns, model, histories, truth
+    def __init__(self, warm_up: int, histories: dict[int, list[int]], truth: dict[int, int]) -> None:
+        self.warm_up, self.histories, self.truth = warm_up, histories, truth
+        self.model: Any = None
+        self.steps = 0
+        self.out = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)  # whatever else is printed goes to stderr
 
     def __deepcopy__(self, memo: dict[int, Any]) -> InTurns:
         return self
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
-        self.turns.ready(steps=trainer.num_training_batches, items=module.torch_model.item_model.n_items - 1)
+        self._answer({"steps": trainer.num_training_batches})
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, number: int) -> None:
-        self.turns.step(int((batch["y"] != 0).sum()), number + 1 == trainer.num_training_batches)
+        self.steps += 1
+        self.targets += int((batch["y"] != 0).sum())
+        if self.steps <= self.warm_up:
+            self.targets, self.began = 0, time.perf_counter()
+        self.left = None if self.left is None else self.left - 1
+        self.seconds = time.perf_counter() - self.began
+        if self.left == 0 and number + 1 < trainer.num_training_batches:
+            self._answer({"seconds": self.seconds, "targets": self.targets})
 
     def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
         module.eval()
-        losses = validation_losses(module, self.model[0].data_preparator, self.histories, self.truth)
+        losses = validation_losses(module, self.model.data_preparator, self.histories, self.truth)
         module.train()
-        self.turns.epoch(losses)
+        self._answer({"seconds": self.seconds, "targets": self.targets, "losses": losses})
+
+    def _answer(self, content: dict[str, Any]) -> None:
+        """Say it, and wait for the next turn."""
+        print(json.dumps(content), file=self.out, flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            os._exit(0)
+        self.left = json.loads(line)["steps"]
+        self.targets, self.seconds, self.began = 0, 0.0, time.perf_counter()
 
 
 @torch.no_grad()
@@ -67,57 +93,32 @@ def validation_losses(
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    for name in ("data", "loss"):
-        parser.add_argument(f"--{name}", required=True)
-    for name in ("threads", "dimension", "layers", "heads", "length", "negatives", "batch", "epochs"):
+    parser.add_argument("--data", required=True)
+    for name in ("threads", "epochs", "dimension", "length", "negatives", "warm-up"):
         parser.add_argument(f"--{name}", type=int, required=True)
-    for name in ("dropout", "learning-rate"):
-        parser.add_argument(f"--{name}", type=float, required=True)
     options = parser.parse_args()
-    turns = Turns()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    train = pd.read_csv(f"{options.data}/train.csv")
-    held_out = pd.read_csv(f"{options.data}/validation.csv")
+    train, held_out = (pd.read_csv(f"{options.data}/{name}.csv") for name in ("train", "validation"))
     histories = train.groupby("user")["item"].apply(list).to_dict()
-    interactions = pd.DataFrame(
-        {
-            Columns.User: train["user"],
-            Columns.Item: train["item"],
-            Columns.Weight: 1,
-            Columns.Datetime: pd.to_datetime(train["position"], unit="s"),
-        }
+    turns = InTurns(options.warm_up, histories, dict(zip(held_out["user"], held_out["item"], strict=True)))
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    epochs = {"min_epochs": options.epochs, "max_epochs": options.epochs}
+    turns.model = SASRecModel(
+        n_factors=options.dimension,
+        n_blocks=2,
+        n_heads=2,
+        dropout_rate=0.2,
+        session_max_len=options.length,
+        loss="sampled_softmax",
+        n_negatives=options.negatives,
+        lr=1e-3,
+        batch_size=128,
+        get_trainer_func=lambda: Trainer(accelerator="cpu", callbacks=[turns], **epochs, **quiet),
     )
-    models: list[Any] = []
-    callback = InTurns(turns, models, histories, dict(zip(held_out["user"], held_out["item"], strict=True)))
-
-    def trainer() -> Trainer:
-        return Trainer(
-            max_epochs=options.epochs,
-            min_epochs=options.epochs,
-            accelerator="cpu",
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            callbacks=[callback],
-        )
-
-    models.append(
-        SASRecModel(
-            n_factors=options.dimension,
-            n_blocks=options.layers,
-            n_heads=options.heads,
-            dropout_rate=options.dropout,
-            session_max_len=options.length,
-            loss=options.loss,
-            n_negatives=options.negatives,
-            lr=options.learning_rate,
-            batch_size=options.batch,
-            get_trainer_func=trainer,
-        )
-    )
-    models[0].fit(Dataset.construct(interactions))
+    columns = {Columns.User: train["user"], Columns.Item: train["item"], Columns.Weight: 1}
+    columns[Columns.Datetime] = pd.to_datetime(train["position"], unit="s")
+    turns.model.fit(Dataset.construct(pd.DataFrame(columns)))
 
 
 if __name__ == "__main__":

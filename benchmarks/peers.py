@@ -1,13 +1,13 @@
-"""This project's SASRec against RecTools' and RecBole's on the same sequences, in turns of a part of an epoch each.
+"""This project's SASRec against RecTools' on the same sequences, in turns of a part of an epoch each. Prints JSON.
 
-The peers run in an environment of their own (`make bench-peers`), each a process that is driven over pipes and stands
-still while another trains. Targets are real next items, no padding; a side's clock runs while it trains, its reading or
-collating included, and stands while it starts, prepares and validates (benchmarks/peer_turns.py). Validation loss is
-the same for all: -log softmax over the whole catalogue of each user's held-out item, averaged over the users whose item
-all sides know.
+    make bench-peers ML1M=FOLDER OPTIONS="--users 700 --epochs 3 train.reader.tokens=2048"
 
-RecTools keeps the last `length` + 1 interactions of a user, and so does its counterpart here; RecBole has every target
-once, and so has its counterpart, with windows. Feed-forward layers are as wide as the peer's.
+RecTools runs in an environment of its own, as a process that is driven over pipes and stands still while we train.
+Both have 64 dimensions, 2 blocks, 2 heads, feed-forward layers of 64, the last 201 interactions of each user and a
+sampled softmax: 256 negatives for each place there, for each batch here. Targets are real next items, no padding; a
+side's clock runs while it trains, its reading or collating included, and stands while it starts, prepares and
+validates. Validation loss is the same for both: -log softmax over the whole catalogue of each user's held-out item,
+averaged over the users whose item both know.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -31,116 +31,83 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import torch
 
-from benchmarks.groups import Group
-from benchmarks.peer_turns import WARM_UP
-from benchmarks.scaling import Stream
-from benchmarks.training import Case, prepared, ratio_of
-from cluster.config import Config
-from embeddings.workers import Worker
+from benchmarks.training import Case, Training, header, prepared, ratio_of
+from embeddings.workers import Worker, single_process
 from evaluation.ranking import NeuralScorer
 from ingest.data.manifest import SplitName, load_manifest
 from ingest.features.feature import FIRST_VALUE
 from ingest.storage import join
 
 ROOT = Path(__file__).resolve().parents[1]
+DIMENSION, LENGTH, NEGATIVES = 64, 200, 256
+WARM_UP = 3
+"""Steps of either side that count for nothing."""
+OVERRIDES = [
+    "models.sasrec={kind: sasrec, layers: 2, heads: 2, dropout: 0.2, expansion: 1}",
+    f"train.loss={{kind: sampled, negatives: {NEGATIVES}}}",
+    f"train.tables.dimension={DIMENSION}",
+    f"train.reader.max_length={LENGTH}",
+]
+"""Laid over the config before what the command line says."""
+Turn = Callable[[int | None], dict[str, Any]]
+"""Takes so many steps, None for the rest of the epoch: `seconds`, `targets`, at an epoch's end `losses` by user."""
 
 
-class Side(Protocol):
-    """One of those that are compared."""
+@contextmanager
+def rectools(python: Path, folder: Path, threads: int, epochs: int) -> Iterator[tuple[int, Turn]]:
+    """Steps of an epoch, and turns of RecTools on the data in `folder`, where what it writes of itself goes, too."""
+    arguments = {"data": folder, "threads": threads, "epochs": epochs}
+    arguments |= {"dimension": DIMENSION, "length": LENGTH, "negatives": NEGATIVES, "warm-up": WARM_UP}
+    words = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
+    command = [str(python.absolute()), "-W", "ignore", "-m", "benchmarks.peer_rectools", *words]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=folder, env=environment, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
 
-    facts: dict[str, Any]
-    """`steps` of an epoch, `items` it scores, and what is to be said of it."""
+        def line() -> dict[str, Any]:
+            text = process.stdout.readline()  # type: ignore[union-attr]
+            if not text:
+                sys.exit(f"{command} ended with status {process.wait()}")
+            return dict(json.loads(text))
 
-    def close(self) -> None: ...
+        def turn(steps: int | None) -> dict[str, Any]:
+            print(json.dumps({"steps": steps}), file=process.stdin, flush=True)
+            return line()
 
-    def turn(self, steps: int | None) -> dict[str, Any]:
-        """Take `steps` steps, None for the rest of the epoch: `seconds`, `targets`, at an epoch's end `losses`."""
-        ...
-
-
-class Peer:
-    """A driver script in the peers' environment."""
-
-    def __init__(self, python: Path, module: str, folder: Path, arguments: dict[str, Any], **facts: Any) -> None:
-        """`folder` holds the data; what the peer writes of itself goes there, too."""
-        arguments = {"data": folder} | arguments
-        words = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
-        self.process = subprocess.Popen(
-            [str(python.absolute()), "-W", "ignore", "-m", module, *words],
-            cwd=folder,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.facts = facts | self._line()
-
-    def turn(self, steps: int | None) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        print(json.dumps({"steps": steps}), file=self.process.stdin, flush=True)
-        return self._line()
-
-    def _line(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            sys.exit(f"{self.process.args!r} ended with status {self.process.wait()}")
-        content: dict[str, Any] = json.loads(line)
-        return content
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait(60)
+        yield line()["steps"], turn
+        process.stdin.close()
 
 
-class Ours:
-    """The project's step over the reader's batches, as the trainer takes it, in a process of its own."""
+@contextmanager
+def ours(case: Case) -> Iterator[tuple[int, Turn]]:
+    """The same of our step over the reader's batches, as the trainer takes them."""
+    with single_process(torch.device("cpu")):
+        worker = Worker()
+        reader, held_out = case.reader(worker), case.reader(worker, "validation", evaluate=True)
+        training = Training(case.step(worker), ())
+        epoch = 0
+        inside = False
 
-    def __init__(self, config: dict[str, Any], threads: int, **facts: Any) -> None:
-        self.group = Group(1, threads, _own, config=config)
-        self.facts = facts | self.group.call(steps=0)[0]
+        def turn(steps: int | None) -> dict[str, Any]:
+            nonlocal epoch, inside
+            training.targets, began, taken = 0, time.perf_counter(), 0
+            if not inside:
+                training.batches, inside = (batch for batch, _ in reader.epoch(epoch)), True
+            while steps is None or taken < steps:
+                try:
+                    training.take()
+                except StopIteration:
+                    epoch, inside = epoch + 1, False
+                    break
+                taken += 1
+                if training.number <= WARM_UP:
+                    training.targets, began = 0, time.perf_counter()
+            result: dict[str, Any] = {"seconds": time.perf_counter() - began, "targets": training.targets}
+            return result if inside else result | {"losses": validation_losses(training.step, held_out)}
 
-    def turn(self, steps: int | None) -> dict[str, Any]:
-        found: dict[str, Any] = self.group.call(steps=steps)[0]
-        return found
-
-    def close(self) -> None:
-        self.group.close()
-
-
-def _own(worker: Worker, config: dict[str, Any]) -> Callable[..., dict[str, Any]]:
-    case = Case.of(Config.model_validate(config), "sasrec")
-    reader, held_out = case.reader(worker), case.reader(worker, "validation", evaluate=True)
-    steps = sum(1 for _ in reader.epoch(0))
-    training = Stream(case.step(worker), iter(()))
-    epochs = iter(range(1_000_000))
-    inside = False
-
-    def call(steps: int | None) -> dict[str, Any]:
-        nonlocal inside
-        if steps == 0:
-            return facts
-        training.targets, began, taken, ended = 0, time.perf_counter(), 0, False
-        if not inside:
-            training.batches, inside = (batch for batch, _ in reader.epoch(next(epochs))), True
-        while steps is None or taken < steps:
-            try:
-                training.take()
-            except StopIteration:
-                ended = True
-                break
-            taken += 1
-            if training.number <= WARM_UP:
-                training.targets, began = 0, time.perf_counter()
-        result: dict[str, Any] = {"seconds": time.perf_counter() - began, "targets": training.targets}
-        if ended:
-            inside = False
-            result["losses"] = validation_losses(training.step, held_out)
-        return result
-
-    facts = {"steps": steps, "items": case.manifest.items - FIRST_VALUE}
-    return call
+        yield sum(1 for _ in reader.epoch(0)), turn
 
 
 def validation_losses(step: Any, reader: Any) -> dict[str, float]:
@@ -149,7 +116,7 @@ def validation_losses(step: Any, reader: Any) -> dict[str, float]:
     for batch, _ in reader.epoch(0):
         scores_QV = scorer.scores(scorer.queries(batch))
         scores_QV[:, :FIRST_VALUE] = -torch.inf
-        loss_Q = torch.nn.functional.cross_entropy(scores_QV, scorer.places_of(batch.target_Q), reduction="none")
+        loss_Q = torch.nn.functional.cross_entropy(scores_QV, scorer.item_to_row(batch.target_Q), reduction="none")
         users = [batch.users[row] for row in batch.row_Q.tolist()]
         known_Q = (batch.target_Q >= FIRST_VALUE).tolist()
         losses.update({str(u): x for u, x, known in zip(users, loss_Q.tolist(), known_Q, strict=True) if known})
@@ -191,124 +158,73 @@ def subset(source: str, users: int | None) -> Iterator[str]:
         yield folder
 
 
-def measure_peers(options: argparse.Namespace) -> dict[str, Any]:
-    """Targets a second and validation loss of SASRec here, in RecTools and in RecBole."""
+def measure(options: argparse.Namespace) -> dict[str, Any]:
     with ExitStack() as stack:
         source = stack.enter_context(subset(options.source, options.users))
-        overrides = [f"import.source={source}", *options.overrides]
-        config = stack.enter_context(prepared(options.config, overrides))
+        config = stack.enter_context(prepared(options.config, [f"import.source={source}", *OVERRIDES, *options.words]))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         export(config.data_folder, folder)
-        results = {peer: _measure(peer, config, folder, options) for peer in options.peers}
+        case = Case.of(config, "sasrec")
+        sides = {
+            "ours": stack.enter_context(ours(case)),
+            "rectools": stack.enter_context(rectools(options.python, folder, options.threads, options.epochs)),
+        }
+        found = _compared(sides, options)
+    tables = case.train.tables
     return {
         "threads": options.threads,
         "users": options.users or "all",
         "epochs": options.epochs,
-        "turns_an_epoch": options.turns,
-        "steps_a_turn": options.steps or "a part of the epoch",
-        "versions_of_peers": _peer_versions(options.python),
-        "counts": "real targets a second of training; see the head of benchmarks/peers.py",
-        "peers": results,
+        "tokens": case.train.reader.tokens,
+        "optimizer": f"AdamW {case.train.learning_rate}; tables {tables.optimizer} {tables.learning_rate}",
+        **found,
     }
 
 
-def _measure(peer: str, config: Config, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    with ExitStack() as stack:
-        sides: dict[str, Side] = {}
-        for name, side in _sides(peer, config, folder, options):
-            sides[name] = side
-            stack.callback(side.close)
-        return _compare(sides, options)
-
-
-def _peer_versions(python: Path) -> dict[str, str]:
-    code = "import json, importlib.metadata as m; print(json.dumps({n: m.version(n) for n in NAMES}))"
-    code = code.replace("NAMES", repr(["rectools", "recbole", "torch", "numpy", "pytorch-lightning"]))
-    done = subprocess.run([str(python.absolute()), "-c", code], check=True, capture_output=True, text=True)
-    found: dict[str, str] = json.loads(done.stdout)
-    return found
-
-
-def _sides(peer: str, config: Config, folder: Path, options: argparse.Namespace) -> Iterator[tuple[str, Side]]:
-    """The peer and its counterpart."""
-    train = config.train_config("sasrec")
-    expansion = options.expansion or {"rectools": 1, "recbole": 4}[peer]
-    content = config.model_dump(mode="json", by_alias=True)
-    content["models"]["sasrec"] |= {"layers": 2, "heads": 2, "dropout": options.dropout, "expansion": expansion}
-    loss = {"kind": "sampled", "negatives": 256} if peer == "rectools" else {"kind": "full"}
-    content["train"]["loss"] |= loss
-    content["train"]["tables"]["dimension"] = 64
-    content["train"]["reader"] |= {"max_length": options.length, "windows": peer == "recbole"}
-    own_rate = options.own_learning_rate or options.learning_rate
-    content["train"]["learning_rate"] = own_rate
-    tables = train.tables
-    yield (
-        "ours",
-        Ours(
-            content,
-            options.threads,
-            loss=loss,
-            batch=f"about {train.reader.tokens} tokens",
-            optimizer=f"AdamW {own_rate}; tables {tables.optimizer} {tables.learning_rate}",
-            initial_deviation=tables.initial_deviation,
-            feed_forward=64 * expansion,
-        ),
-    )
-    shared: dict[str, Any] = {"threads": options.threads, "dimension": 64, "layers": 2, "heads": 2}
-    shared |= {
-        "length": options.length,
-        "dropout": options.dropout,
-        "learning-rate": options.learning_rate,
-        "epochs": options.epochs,
-    }
-    facts: dict[str, Any] = {"optimizer": f"Adam {options.learning_rate}"}
-    if peer == "rectools":
-        own = {"loss": "sampled_softmax", "negatives": 256, "batch": options.rectools_batch}
-        facts |= {"loss": "sampled_softmax, 256 negatives for each place", "feed_forward": 64}
-        facts["batch"] = f"{options.rectools_batch} sequences padded to {options.length}"
-    else:
-        own = {"expansion": 4, "batch": options.recbole_batch}
-        facts |= {"loss": "CE (full softmax)", "feed_forward": 256}
-        facts["batch"] = f"{options.recbole_batch} targets, each a sequence padded to {options.length}"
-    yield peer, Peer(options.python, f"benchmarks.peer_{peer}", folder, shared | own, **facts)
-
-
-def _compare(sides: dict[str, Side], options: argparse.Namespace) -> dict[str, Any]:
+def _compared(sides: dict[str, tuple[int, Turn]], options: argparse.Namespace) -> dict[str, Any]:
     rates: dict[str, list[float]] = {name: [] for name in sides}
     losses: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
-    targets = dict.fromkeys(sides, 0)
     for number in range(options.epochs * options.turns):
-        last = not options.steps and (number + 1) % options.turns == 0
-        round_: dict[str, float] = {}
-        for name, side in sides.items():
-            steps = options.steps or max(1, side.facts["steps"] // options.turns)
-            found = side.turn(None if last else steps)
-            targets[name] += found["targets"]
-            if found["targets"] and found["seconds"]:
-                round_[name] = found["targets"] / found["seconds"]
+        ends_epoch = (number + 1) % options.turns == 0
+        for name, (steps, turn) in sides.items():
+            found = turn(None if ends_epoch else max(1, steps // options.turns))
+            rates[name].append(found["targets"] / max(found["seconds"], 1e-9))
             if "losses" in found:
                 losses[name].append(found["losses"])
-            print(f"turn {number + 1}, {name}: {round_.get(name, 0):,.0f} targets/s", file=sys.stderr, flush=True)
-        if len(round_) == len(sides):
-            for name, rate in round_.items():
-                rates[name].append(rate)
-    ours, peer = sides
-    common = set.intersection(*(set(part[0]) for part in losses.values())) if all(losses.values()) else set()
+            print(f"turn {number + 1}, {name}: {rates[name][-1]:,.0f} targets/s", file=sys.stderr, flush=True)
+    timed = [place for place in range(len(rates["ours"])) if all(rates[name][place] for name in sides)]
+    rates = {name: [found[place] for place in timed] for name, found in rates.items()}
+    common = set.intersection(*(set(each[0]) for each in losses.values()))
     curves = {
-        name: [round(statistics.mean(part[user] for user in common), 4) for part in parts] if common else []
-        for name, parts in losses.items()
+        name: [round(statistics.mean(part[user] for user in common), 4) for part in each]
+        for name, each in losses.items()
     }
     return {
-        "sides": {
-            name: side.facts
-            | {
-                "targets_per_second": round(statistics.median(rates[name])),
-                "targets_timed": targets[name],
-                "validation_loss": curves[name],
-            }
-            for name, side in sides.items()
-        },
-        "times_the_peer": ratio_of(rates[ours], rates[peer]),
+        "steps_an_epoch": {name: steps for name, (steps, _) in sides.items()},
+        "targets_per_second": {name: round(statistics.median(found)) for name, found in rates.items()},
+        "times_the_peer": ratio_of(rates["ours"], rates["rectools"]),
         "validation_users": len(common),
-        "loss_less_the_peers": [round(a - b, 4) for a, b in zip(curves[ours], curves[peer], strict=False)],
+        "validation_loss": curves,
+        "loss_less_the_peers": [round(a - b, 4) for a, b in zip(curves["ours"], curves["rectools"], strict=True)],
     }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("words", nargs="*", metavar="key=value", help="laid over the config")
+    parser.add_argument("--config", default="configs/ml-1m.yaml")
+    parser.add_argument("--source", default="data/ml-1m", help="MovieLens 1M: see the head of configs/ml-1m.yaml")
+    parser.add_argument("--python", type=Path, default=Path(".venv-peers/bin/python"), help="of the peers' environment")
+    parser.add_argument("--users", type=int, help="only so many")
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--turns", type=int, default=4, help="of an epoch")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_intermixed_args()
+    torch.set_num_threads(options.threads)
+    print(json.dumps(header("peers") | measure(options), indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -14,58 +14,43 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
-import platform
 import shutil
 import subprocess
 import sys
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from benchmarks.memory import watch
+from benchmarks.training import header
 
-FEATURES = [
-    {"name": "action", "intent": True},
-    {"name": "device"},
-    {"name": "genres", "kind": "categories", "of": "item", "intent": True},
-    {"name": "content_type", "of": "item", "intent": True},
-    {
-        "name": "release_age",
-        "kind": "elapsed",
-        "of": "item",
-        "column": "release_date",
-        "bins": ["7d", "30d"],
-        "intent": True,
-    },
-]
-COLUMNS = "user_id, item_id, timestamp, action, device, watch_seconds"
-DUCKDB = """
+COLUMNS = ["user_id", "item_id", "timestamp", "action", "device", "watch_seconds"]
+SORTS = {
+    "duckdb": """
 import duckdb, sys
-log, out, folder = sys.argv[1:]
+log, out, folder, *columns = sys.argv[1:]
 db = duckdb.connect()
 db.execute(f"SET memory_limit='4GB'; SET temp_directory='{folder}'")
-db.execute(f"COPY (SELECT COLUMNS FROM read_parquet('{log}/events/*.parquet') ORDER BY user_id, timestamp) "
-           f"TO '{out}' (FORMAT parquet, COMPRESSION zstd)")
-""".replace("COLUMNS", COLUMNS)
-POLARS = """
+events = db.sql(f"SELECT {', '.join(columns)} FROM read_parquet('{log}/events/*.parquet') ORDER BY user_id, timestamp")
+events.write_parquet(out, compression="zstd")
+""",
+    "polars": """
 import polars as pl, sys
-log, out, folder = sys.argv[1:]
-events = pl.scan_parquet(f"{log}/events/*.parquet").select(COLUMNS)
+log, out, folder, *columns = sys.argv[1:]
+events = pl.scan_parquet(f"{log}/events/*.parquet").select(columns)
 events.sort("user_id", "timestamp").sink_parquet(out, compression="zstd", engine="streaming")
-""".replace("COLUMNS", repr(COLUMNS.split(", ")))
-
-RAY_DATA = """
+""",
+    "ray.data": """
 import ray, sys
-log, out, folder = sys.argv[1:]
+log, out, folder, *columns = sys.argv[1:]
 ray.init(include_dashboard=False, log_to_driver=False)
 ray.data.DataContext.get_current().enable_progress_bars = False
-events = ray.data.read_parquet(f"{log}/events", columns=COLUMNS)
+events = ray.data.read_parquet(f"{log}/events", columns=columns)
 events.sort(["user_id", "timestamp"]).write_parquet(out, compression="zstd")
-""".replace("COLUMNS", repr(COLUMNS.split(", ")))
+""",
+}
+STAGE = [sys.executable, "-m", "cluster.cli"]
+CONFIG = ["configs/demo.yaml", "name=run"]
 
 
 def timed(command: list[str]) -> dict[str, float]:
@@ -77,41 +62,24 @@ def timed(command: list[str]) -> dict[str, float]:
     return {"seconds": round(found.seconds, 1)} | took
 
 
-def measure(log: Path, folder: Path, no_ray: bool, ray_data: bool) -> dict[str, Any]:
-    config = {
-        "name": "run",
-        "storage": str(folder),
-        "data": {
-            "events": str(log / "events"),
-            "items": str(log / "items"),
-            "duration": "watch_seconds",
-            "features": FEATURES,
-        },
-        "models": {"popularity": {"kind": "popularity"}},
-    }
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    ours = [sys.executable, "-m", "cluster.cli", "prepare", str(folder / "config.yaml"), *["--no-ray"] * no_ray]
-    sides = {"prepare": timed(ours)}
+def measure(log: Path, folder: Path, ray_data: bool) -> dict[str, Any]:
+    """All sides on the log of `log`; what they write goes to `folder`."""
+    paths = [f"storage={folder}", "simulate=null", f"data.events={log}/events", f"data.items={log}/items"]
+    sides = {"prepare": timed([*STAGE, "prepare", *CONFIG, *paths])}
     counts = json.loads((folder / "run" / "data" / "manifest.json").read_text())["counts"]
-    others = {"duckdb": DUCKDB, "polars": POLARS} | ({"ray.data": RAY_DATA} if ray_data else {})
-    for name, script in others.items():
-        if importlib.util.find_spec(name) is not None:
+    for name, script in SORTS.items():
+        if importlib.util.find_spec(name) is not None and (ray_data or name != "ray.data"):
             out = folder / f"{name}-sorted"
-            sides[name] = timed([sys.executable, "-c", script, str(log), str(out), str(folder)])
+            sides[name] = timed([sys.executable, "-c", script, str(log), str(out), str(folder), *COLUMNS])
             shutil.rmtree(out) if out.is_dir() else out.unlink(missing_ok=True)
-    ratios = {
-        name: round(sides["prepare"]["seconds"] / side["seconds"], 2)
-        for name, side in sides.items()
-        if name != "prepare" and "seconds" in side
-    }
+    seconds = {name: side["seconds"] for name, side in sides.items() if "seconds" in side}
     return {
-        "command": " ".join(["python -m benchmarks.preparing", *sys.argv[1:]]),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "counts": {name: counts[name] for name in ("events", "users", "items")},
-        "events_per_second": round(counts["events"] / sides["prepare"]["seconds"]),
+        "events_per_second": round(counts["events"] / seconds["prepare"]),
         "sides": sides,
-        "times_the_bare_sort": ratios,
+        "prepare_over": {
+            name: round(seconds["prepare"] / taken, 2) for name, taken in seconds.items() if name != "prepare"
+        },
     }
 
 
@@ -120,23 +88,15 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=100_000)
     parser.add_argument("--items", type=int, default=100_000)
     parser.add_argument("--log", type=Path, help="a simulated log; by default one is made")
-    parser.add_argument("--no-ray", action="store_true")
     parser.add_argument("--ray-data", action="store_true", help="also the sort of Ray Data")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        log = options.log or Path(name) / "simulated" / "log"
+        log = options.log or Path(name, "run", "log")
         if options.log is None:
-            config = {
-                "name": "simulated",
-                "storage": name,
-                "simulate": {"users": options.users, "items": options.items, "user": {"sessions": 25.2}},
-                "data": {},
-                "models": {"popularity": {"kind": "popularity"}},
-            }
-            Path(name, "simulate.yaml").write_text(yaml.safe_dump(config))
-            simulate = [sys.executable, "-m", "cluster.cli", "simulate", f"{name}/simulate.yaml"]
-            subprocess.run(simulate, check=True, stdout=sys.stderr)
-        print(json.dumps(measure(log, Path(name), options.no_ray, options.ray_data), indent=1))
+            made = ["simulate={user: {sessions: 25.2}}", f"simulate.users={options.users}"]
+            made += [f"simulate.items={options.items}", f"storage={name}"]
+            subprocess.run([*STAGE, "simulate", *CONFIG, *made], check=True, stdout=sys.stderr)
+        print(json.dumps(header("preparing") | measure(log, Path(name), options.ray_data), indent=1))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def section(run: dict[str, Any]) -> str:
         f"{seconds['all'] / 60:.1f} minutes (training {seconds['train']:.0f} s, evaluation {seconds['evaluate']:.0f} s)"
         f" and {run['peak_memory_gib']:.1f} GiB over all processes.",
         "",
-        f"`{' '.join(words)}`, {run['date'][:10]}, {run['machine']}.",
+        f"`{' '.join(words)}`, {run['date'][:10]}, {run['machine']}, torch {run['versions']['torch']}.",
         "",
         f"| model | {' | '.join(METRICS)} | {first} against it (MRR or NDCG@10) | p |",
         f"|---|{'---|' * len(METRICS)}---|---|",

@@ -1,4 +1,4 @@
-"""What the training benchmarks share: a config's data and batches, a step to drive, and times taken in turns."""
+"""What the training benchmarks share: a config's data and batches, steps to take, their FLOPs, and times in turns."""
 
 from __future__ import annotations
 
@@ -9,15 +9,24 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.metadata import version
 from itertools import islice
 from typing import Any
 
+import torch
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    register_flop_formula,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
+
 from cluster.config import Config
 from cluster.stages import Stages
-from embeddings.workers import Worker
+from embeddings.workers import Worker, total
 from ingest.data.batch import Batch
 from ingest.data.items import load_items
 from ingest.data.manifest import Manifest, load_manifest
@@ -28,16 +37,13 @@ from trainer.step import Step, weights_of
 from trainer.train_config import TrainConfig
 
 
-def header(module: str = "train") -> dict[str, Any]:
+def header(module: str) -> dict[str, Any]:
     """Command, date, machine and versions, with which every result begins."""
-    from importlib.metadata import version
-
     return {
         "command": " ".join([f"python -m benchmarks.{module}", *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {"architecture": platform.machine(), "processor": _processor(), "cores": os.cpu_count()},
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("torch", "torchrec", "numpy")},
+        "machine": f"{platform.machine()}, {_processor()}, {os.cpu_count()} cores",
+        "versions": {name: version(name) for name in ("torch", "torchrec", "numpy")},
     }
 
 
@@ -97,39 +103,55 @@ class Case:
         return Step(self.model, self.train, self.manifest, worker)
 
 
-def targets_of(batch: Batch) -> int:
-    """Targets that have a loss: unknown items have none."""
-    return int((batch.weight_Q > 0).sum())
+class Training:
+    """Steps as the trainer takes them, with its two exchanges of sums, over a stream of batches."""
 
+    def __init__(self, step: Step, batches: Iterable[Batch]) -> None:
+        self.step, self.batches = step, iter(batches)
+        self.number, self.targets, self.losses = 0, 0, list[float]()
 
-class Driver:
-    """Takes steps over batches that are there already, again and again."""
-
-    def __init__(self, step: Step, batches: list[Batch]) -> None:
-        self.step, self.batches, self.number = step, batches, 0
-        self.weights = [(weights_of(batch) * step.worker.workers).tolist() for batch in batches]
-
-    def take(self) -> Batch:
-        """One training step; its batch."""
-        place = self.number % len(self.batches)
-        self.step.train(self.batches[place], self.number, self.weights[place])
+    def take(self) -> None:
+        """One step; `StopIteration` where no batch is left."""
+        batch = next(self.batches)
+        weights = total(weights_of(batch)).tolist()
+        losses, _ = self.step.train(batch, self.number, weights)
+        self.losses.append(float(total(losses.item.double())) / max(weights[0], 1e-12))
         self.number += 1
-        return self.batches[place]
+        self.targets += targets_of(batch)
 
-    def forward_and_backward(self) -> None:
-        """Loss and backward pass of each batch, without clipping and the dense part's optimizer."""
-        self.step.parallel.train()
-        for number, batch in enumerate(self.batches):
-            losses = self.step.losses(batch, number)
-            self.step.mean(losses.item, sum(losses.intents.values()), self.weights[number]).backward()
-            self.step.optimizer.zero_grad(set_to_none=True)
-
-    def round(self) -> float:
-        """One step for each batch: seconds."""
-        began = time.perf_counter()
-        for _ in self.batches:
+    def seconds(self, steps: int) -> list[float]:
+        """What each of the next steps takes."""
+        found = []
+        for _ in range(steps):
+            began = time.perf_counter()
             self.take()
-        return time.perf_counter() - began
+            found.append(time.perf_counter() - began)
+        return found
+
+
+def targets_of(batch: Batch) -> int:
+    """Targets that have an item loss: unknown items have none."""
+    return int((batch.item_weight_Q > 0).sum())
+
+
+def counted_flops(call: Callable[[], Any]) -> float:
+    """The matrix FLOPs of a call as torch's counter sees them: of every product that is made.
+
+    So padding inside a group of sequences counts, and the masked half of a score matrix as far as a kernel works on it;
+    flash kernels are taken to work on all of it.
+    """
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return float(counter.get_total_flops())
+
+
+register_flop_formula(torch.ops.aten.addmm_)(lambda out, a, b, *_, **__: 2 * a[0] * a[1] * b[1])
+register_flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu)(
+    lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v)
+)
+register_flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward)(
+    lambda gradient, q, k, v, *_, **__: sdpa_backward_flop_count(gradient, q, k, v)
+)
 
 
 def in_turns(rounds: int, sides: dict[str, Callable[[], float]]) -> dict[str, list[float]]:

@@ -77,9 +77,9 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def gather_rows(rows_NX: Tensor, sizes: list[int] | None = None) -> tuple[Tensor, list[int]]:
-    """All workers' rows, those of rank 0 first, and how many each has; their numbers may differ.
+    """All workers' rows, those of rank 0 first, and how many each has: [N, ...] -> [sum of N over the workers, ...].
 
-    `sizes`: how many each has, where an earlier call has told. Shapes: [N, ...] -> [sum of N over the workers, ...].
+    `sizes`: how many each has, where an earlier call has returned them.
     """
     workers = dist.get_world_size()
     if workers == 1:

@@ -21,7 +21,6 @@ import torch.distributed as dist
 import torch.multiprocessing
 from torch import Tensor
 
-from benchmarks.collectives import bytes_per_step, counted_steps, load_of
 from embeddings.sharding import table_states
 from embeddings.workers import Worker, own_rows, total
 from ingest.errors import InputError
@@ -40,6 +39,7 @@ from tests.small import (
     watched,
     weights,
 )
+from tests.traffic import bytes_per_step, counted_steps, load_of
 from trainer.checkpoint import Checkpoints
 from trainer.models.deep import DeepConfig
 from trainer.progress import Progress

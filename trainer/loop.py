@@ -1,4 +1,4 @@
-"""The training of one neural model: epochs of steps, validation, checkpoints, early stop; it goes on where it stood.
+"""The training of one neural model: epochs of steps, validation, checkpoints, early stop, resume.
 
 All workers take the same number of steps: one that has run out of data goes on with empty batches until all have.
 """

@@ -19,3 +19,5 @@ STAGES = [words for words in COMMANDS if words[0] == "intentrec" and words[1] !=
 """The commands of the stages, in their order."""
 (SHOP,) = [block for kind, block in _BLOCKS if kind == "yaml"]
 """The config of a shop's log."""
+(EXTENSION,) = [block for kind, block in _BLOCKS if kind == "python"]
+"""A module with kinds of one's own."""

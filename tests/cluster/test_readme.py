@@ -9,8 +9,10 @@ import subprocess
 import sys
 import time
 import urllib.request
+from datetime import datetime
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -18,7 +20,7 @@ import yaml
 from cluster.cli import VERBS
 from ingest.storage import exists, list_files, open_file
 from tests.cluster.conftest import Head
-from tests.cluster.readme import COMMANDS, ROOT, STAGES
+from tests.cluster.readme import COMMANDS, EXTENSION, ROOT, STAGES
 from tests.s3 import free_ports
 
 pytestmark = pytest.mark.ray
@@ -92,6 +94,34 @@ def first_answer(url: str, seconds: float = 90) -> dict:
             pass
         time.sleep(1)
     pytest.fail(f"no answer from {url}")
+
+
+def test_kinds_of_ones_own_are_used_in_a_run(tmp_path: Path) -> None:
+    """The module of the README, found in the current folder: hours are a vocabulary, HR@3 is a result."""
+    (tmp_path / "my_kinds.py").write_text(EXTENSION)
+    hours, users = [3, 4, 3, 23, 0, 3], range(8)
+    rows = [
+        {"user_id": user, "item_id": place % 4, "timestamp": 1_700_000_000 + place}
+        | {"opened": datetime(2026, 1, 1 + user, hour)}
+        for user in users
+        for place, hour in enumerate(hours)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "log.parquet")
+    config = {
+        "name": "own",
+        "extensions": ["my_kinds"],
+        "data": {"events": "log.parquet", "time_unit": "s", "features": [{"name": "opened", "kind": "hour"}]},
+        "models": {"popularity": {"kind": "popularity"}},
+        "evaluate": {"filter_seen": False, "metric": "HR@3"},
+    }
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(config))
+    command = [str(Path(sys.executable).with_name("intentrec")), "run", "own.yaml", "--no-ray"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    vocabulary = pq.read_table(tmp_path / "runs/own/data/vocab/opened.parquet").to_pydict()
+    assert dict(zip(vocabulary["value"][2:], vocabulary["count"][2:], strict=True)) == {"3": 16, "4": 8, "23": 8}
+    metrics = json.loads((tmp_path / "runs/own/results.json").read_text())["models"]["popularity"]["metrics"]
+    assert metrics["HR@1"] <= metrics["HR@3"] <= metrics["HR@5"] == 1
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,12 +17,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from embeddings.workers import Worker
+from evaluation.evaluation_config import RecommendConfig
 from evaluation.metrics import METRICS
 from evaluation.ranking import CatalogueRanker, NeuralScorer
+from evaluation.recommend import recommend
 from evaluation.report import format_table, write_report
 from evaluation.results import Evaluated, Results
 from evaluation.targets import paired
 from ingest.data.batch import Lists
+from ingest.data.manifest import save_manifest
 from ingest.errors import InputError
 from tests.evaluation.scenarios import READERS, evaluated
 from tests.scenarios import TwoWorkers
@@ -170,6 +174,27 @@ def test_an_evaluation_that_is_repeated_replaces_the_targets(in_time: Data, tmp_
     stale.write_text("of an evaluation on more workers")
     evaluated(in_time, tmp_path, Worker())
     assert [path.name for path in stale.parent.iterdir()] == ["part-00000.parquet"]
+
+
+@pytest.fixture
+def nobody_tested(in_time: Data, tmp_path: Path) -> Data:
+    """A data set none of whose users has a test target."""
+    shutil.copytree(in_time.url, tmp_path / "data")
+    manifest = in_time.manifest
+    save_manifest(manifest.model_copy(update={"shards": manifest.shards | {"test": []}}), str(tmp_path / "data"))
+    return Data(str(tmp_path / "data"))
+
+
+def test_an_empty_test_split_is_told_and_others_still_get_recommendations(
+    nobody_tested: Data, found: Evaluated
+) -> None:
+    folder = Path(nobody_tested.url).parent
+    with pytest.raises(InputError, match="data: no user has a test target"):
+        evaluated(nobody_tested, folder, Worker())
+    readers = [nobody_tested.reader(split, after_last=True) for split in ("test", "rest")]
+    scorer = NeuralScorer(make_step(nobody_tested.manifest))
+    users = recommend(scorer, readers, Worker(), RecommendConfig(), False, str(folder / "recommended"))
+    assert users == sum(shard.rows for shard in nobody_tested.manifest.shards["rest"]) > 0
 
 
 def change_targets(folder: Path, change: Callable[[list[pa.Table]], None]) -> str:

@@ -11,18 +11,17 @@
                  full softmax   8 W + W (4 D + 12) (most Q of a worker)
     all-reduce   gradients      4 x (the dense part's parameters + V D of each data_parallel table)
                  full softmax   (4 D + 12) A
-                 bookkeeping    8 x (5 + intents): counts before a step, losses after it; logged steps 8 x tables more
+                 bookkeeping    8 x (6 + intents): counts before a step, losses after it; logged steps 8 x tables more
 
 Bytes are those of the buffer that this worker gives (ids, gradients, all-reduce) or gets (rows, all-gather), its own
-part included. `on_wire` has what leaves a worker when lookups spread evenly: (W - 1) / W of an all-to-all or
-all-gather, twice that of a ring's all-reduce. Where they do not, the worker that holds popular rows sends more.
+part included.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -76,10 +75,6 @@ class Load:
     logged_tables: int = 0
     """Tables whose lookups are summed up for TensorBoard after this step; 0 where it is not logged."""
 
-    def with_tables(self, change: Callable[[str, TableLoad], TableLoad]) -> Load:
-        """The same with each table changed."""
-        return replace(self, tables={name: change(name, table) for name, table in self.tables.items()})
-
 
 def bytes_per_step(load: Load) -> dict[str, float]:
     """Bytes of this worker's buffers by collective: see the head of this file."""
@@ -105,12 +100,6 @@ def bytes_per_step(load: Load) -> dict[str, float]:
     return found
 
 
-def on_wire(buffers: dict[str, float], workers: int) -> dict[str, float]:
-    """What a worker sends to others, of `buffers` by collective, where lookups spread evenly."""
-    away = (workers - 1) / workers
-    return {name: size * away * (2 if name.startswith("all_reduce") else 1) for name, size in buffers.items()}
-
-
 def load_of(step: Step, batch: Batch, number: int) -> Load:
     """The load of step `number` on `batch`; all workers have to call it at the same time."""
     loss, tables, manifest = step.config.loss, step.config.tables, step.manifest
@@ -132,13 +121,12 @@ def load_of(step: Step, batch: Batch, number: int) -> Load:
         columns = len({shard.shard_offsets[1] for shard in spec.shards}) if spec is not None else 1
         loads[name] = TableLoad(sizes_of[name], kind, len(values.unique()), columns)
     half = 4 if getattr(tables, "communication", "fp32") == "fp32" else 2
-    network = step.recommender.network
     return Load(
         workers=step.worker.workers,
         dimension=tables.dimension,
         tables=loads,
         dense=sum(parameter.numel() for name, parameter in step.dense.items() if table_of(name) is None),
-        intents=len(getattr(network, "intents", ())),
+        intents=len(batch.labels),
         most_targets=max(sizes),
         all_targets=sum(sizes),
         loss="full" if loss.kind == "full" else "in_batch" if step.sampler.needs_targets else "sampled",
@@ -156,9 +144,6 @@ class Counted:
     """As in `bytes_per_step`."""
     sent: dict[str, float] = field(default_factory=lambda: dict.fromkeys(NAMES, 0.0))
     """To other workers, by all-to-all alone."""
-    served: float = 0.0
-    """Bytes of rows that this worker has looked up for all, itself included."""
-    calls: dict[str, int] = field(default_factory=lambda: dict.fromkeys(NAMES, 0))
 
 
 class CollectiveCounter(TorchDispatchMode):
@@ -179,7 +164,6 @@ class CollectiveCounter(TorchDispatchMode):
             output, given, _, _, splits = args[:5]
             name = GRADIENTS if backward else ROWS if given.is_floating_point() else IDS
             self._add(name, output if name == ROWS else given)
-            self.counted.served += _bytes_of(given) if name == ROWS else 0
             self.counted.sent[name] += _bytes_of(given) - _own_part(given, list(splits))
         elif operation == "allgather_":
             outputs, _ = args[:2]
@@ -191,9 +175,8 @@ class CollectiveCounter(TorchDispatchMode):
             self._add(f"c10d {operation}")
 
     def _add(self, name: str, *tensors: Tensor) -> None:
-        counted = self.counted
-        counted.buffers[name] = counted.buffers.get(name, 0.0) + sum(_bytes_of(tensor) for tensor in tensors)
-        counted.calls[name] = counted.calls.get(name, 0) + 1
+        buffers = self.counted.buffers
+        buffers[name] = buffers.get(name, 0.0) + sum(_bytes_of(tensor) for tensor in tensors)
 
 
 def _bytes_of(tensor: Tensor) -> int:

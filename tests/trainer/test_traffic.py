@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.collectives import GRADIENTS, ROWS
 from tests.scenarios import TRAFFIC, TwoWorkers
+from tests.traffic import GRADIENTS, ROWS
 
 
 @pytest.mark.parametrize("name", TRAFFIC)

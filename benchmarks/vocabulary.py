@@ -1,0 +1,119 @@
+"""`python -m benchmarks.train vocabulary`: a step and the memory must not grow with the items but for their rows."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+
+from benchmarks.groups import Group, peak_memory
+from benchmarks.training import Training, in_turns, ratio_of
+from embeddings.workers import Worker
+from ingest.arrays.jagged import offsets_of
+from ingest.data.batch import Batch
+from ingest.data.builder import BatchBuilder
+from ingest.data.items import ItemTable
+from ingest.data.manifest import Manifest
+from ingest.data.shards import StoredRows
+from ingest.features.feature import FIRST_VALUE
+from trainer.models.sasrec import SASRecConfig
+from trainer.step import Step
+from trainer.train_config import TrainConfig
+
+WORKERS, DIMENSION, TOKENS, NEGATIVES, BATCHES = 2, 64, 4096, 1024, 8
+DRAWS = ("log_uniform", "uniform")
+
+
+def measure_vocabulary(options: argparse.Namespace) -> dict[str, Any]:
+    """A step and the memory with 10 million items against 10 thousand; 20 million items train."""
+    few, many, most = options.items
+    with ExitStack() as stack:
+        groups = {items: stack.enter_context(Group(WORKERS, _over, items=items)) for items in (few, many)}
+
+        def median(items: int, draw: str) -> float:
+            return statistics.median(groups[items].call(steps=BATCHES, draw=draw)[0]["seconds"])
+
+        sides = {(items, draw): lambda i=items, d=draw: median(i, d) for draw in DRAWS for items in groups}
+        seconds = in_turns(options.rounds, sides)  # type: ignore[arg-type,type-var]
+        memory = {items: sum(found["peak"] for found in group.call(steps=1)) for items, group in groups.items()}
+    table = many * (DIMENSION + 1) * 4
+    return {
+        "workers": WORKERS,
+        "threads_a_worker": 1,
+        "dimension": DIMENSION,
+        "tokens": TOKENS,
+        "negatives": NEGATIVES,
+        "step_ms": {f"{key[0]} {key[1]}": round(1000 * statistics.median(found), 1) for key, found in seconds.items()},
+        "many_over_few": {draw: ratio_of(seconds[many, draw], seconds[few, draw]) for draw in DRAWS},
+        "memory": {
+            "peak_gib": {str(items): round(size / 2**30, 3) for items, size in memory.items()},
+            "table_and_optimizer_gib": round(table / 2**30, 3),
+            "over_table_and_few": round(memory[many] / (table + memory[few]), 3),
+            "counts": "sum of the workers' peaks, each in its whole life (start included), shared pages in both",
+        },
+        "most": _most(most, options.steps),
+    }
+
+
+def _most(items: int, steps: int) -> dict[str, Any]:
+    """Steps over the largest vocabulary: the losses of the first and the last, and what they take."""
+    began = time.perf_counter()
+    with Group(WORKERS, _over, items=items) as group:
+        ready = time.perf_counter() - began
+        results = group.call(steps=steps)
+    losses = results[0]["losses"]
+    return {
+        "items": items,
+        "steps": steps,
+        "seconds_to_start": round(ready, 1),
+        "step_ms": round(1000 * statistics.median(results[0]["seconds"]), 1),
+        "loss_first": round(statistics.mean(losses[:BATCHES]), 4),
+        "loss_last": round(statistics.mean(losses[-BATCHES:]), 4),
+        "peak_gib": round(sum(found["peak"] for found in results) / 2**30, 3),
+    }
+
+
+def _over(worker: Worker, items: int) -> Callable[..., dict[str, Any]]:
+    """Steps over made batches of `items` items: histories of 2 to 201, items by popularity (Zipf) or uniform."""
+    manifest = Manifest(
+        items=items + FIRST_VALUE,
+        features=[],
+        time_unit="position",
+        first_time=0,
+        last_time=200,
+        has_duration=False,
+        split={},
+        counts={},
+        fingerprint="",
+        shards={},
+    )
+    loss = {"kind": "sampled", "negatives": NEGATIVES}
+    config = {"reader": {"tokens": TOKENS}, "tables": {"dimension": DIMENSION}, "loss": loss}
+    step = Step(SASRecConfig(), TrainConfig.model_validate(config), manifest, worker)
+    batches = {draw: [_made(manifest, draw, [worker.rank, number]) for number in range(BATCHES)] for draw in DRAWS}
+    trainings = {draw: Training(step, cycle(made)) for draw, made in batches.items()}
+
+    def call(steps: int, draw: str = DRAWS[0]) -> dict[str, Any]:
+        training = trainings[draw]
+        seconds = training.seconds(steps)
+        return {"seconds": seconds, "losses": training.losses[-steps:], "peak": peak_memory()}
+
+    return call
+
+
+def _made(manifest: Manifest, draw: str, seed: list[int]) -> Batch:
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(2, 202, 2 * TOKENS // 100 + 2)
+    lengths = lengths[: max(1, int(np.searchsorted(np.cumsum(lengths - 1), TOKENS)))]
+    drawn, known = rng.random(lengths.sum()), manifest.items - FIRST_VALUE
+    rank = drawn * known if draw == "uniform" else np.expm1(drawn * np.log1p(known))
+    item = np.minimum(rank.astype(np.int64), known - 1) + FIRST_VALUE
+    nothing = ItemTable(manifest.items, {}, np.zeros(0, dtype=np.int64))
+    builder = BatchBuilder(manifest, nothing, max_length=200, windows=False, features=False)
+    return builder.build(StoredRows([], lengths - 1, offsets_of(lengths), {"item": item, "time": np.arange(len(item))}))
