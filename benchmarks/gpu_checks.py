@@ -36,9 +36,8 @@ class Sizes:
     """Overrides of configs/demo.yaml."""
     tokens: int = 65_536
     dimensions: tuple[int, ...] = (64, 128, 256)
-    warmup: int = 4
     steps: int = 10
-    """Timed, after the warm-up."""
+    """Timed, after a warm-up."""
     matmul: int = 8192
     negatives: int = 8192
     rows: tuple[int, ...] = (10_000, 10_000_000, 100_000_000)
@@ -50,14 +49,12 @@ class Sizes:
     """Tokens of a batch whose step is also taken by the CPU or in fp32."""
     sequences: int = 64
     longest: int = 200
-    compile: bool = True
 
 
 SMALL = Sizes(
     log=("simulate.users=150", "simulate.items=200", "simulate.days=20"),
     tokens=256,
     dimensions=(16,),
-    warmup=1,
     steps=2,
     matmul=256,
     negatives=32,
@@ -67,7 +64,6 @@ SMALL = Sizes(
     compared=256,
     sequences=6,
     longest=12,
-    compile=False,
 )
 
 

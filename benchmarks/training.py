@@ -82,18 +82,10 @@ class Case:
         return cls(model, config.train_config(name), config.data_folder, load_manifest(config.data_folder))
 
     def reader(self, worker: Worker, split: Any = "train", evaluate: bool = False) -> Reader:
-        return Reader(
-            self.data,
-            self.manifest,
-            load_items(self.data, self.manifest),
-            split,
-            self.train.reader,
-            rank=worker.rank,
-            workers=worker.workers,
-            seed=self.train.seed,
-            evaluate=evaluate,
-            features=self.model.reads_features,
-        )
+        place: dict[str, Any] = {"rank": worker.rank, "workers": worker.workers, "seed": self.train.seed}
+        what = {"evaluate": evaluate, "features": self.model.reads_features}
+        items = load_items(self.data, self.manifest)
+        return Reader(self.data, self.manifest, items, split, self.train.reader, **place, **what)
 
     def batches(self, count: int, worker: Worker) -> list[Batch]:
         """The first `count` batches of training, made beforehand."""
