@@ -28,7 +28,6 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -70,7 +69,7 @@ def steps_over(case: Case, batch: Batch, device: torch.device) -> Training:
 
 def throughput(bench: Bench) -> dict[str, Any]:
     """Tokens a second and MFU of whole steps by model and dimension."""
-    size = bench.sizes.matmul
+    size = bench.sizes.tokens // 8
     a, b = (torch.randn(size, size, device=bench.device, dtype=torch.bfloat16) for _ in range(2))
     best = 2 * size**3 / timed(bench, lambda: torch.matmul(a, b))["step_ms"] * 1e3
     result: dict[str, Any] = {"best_bf16_matmul_tflops": round(best / 1e12, 3), "cases": []}
@@ -165,7 +164,9 @@ def checked(name: str, bench: Bench) -> dict[str, Any]:
     except Exception:
         found, status = {"traceback": traceback.format_exc()}, "failed"
     free(bench.device)
-    return {"status": status, "seconds": round(time.perf_counter() - began, 1), **found}
+    result = {"status": status, "seconds": round(time.perf_counter() - began, 1), **found}
+    bench.note(result)
+    return result
 
 
 def main(arguments: Sequence[str] | None = None, sizes: Sizes | None = None) -> int:
@@ -190,17 +191,12 @@ def main(arguments: Sequence[str] | None = None, sizes: Sizes | None = None) -> 
     checks = {}
     for name in options.only:
         print(f"{name} ...", file=sys.stderr, flush=True)
-        note = partial(_write, options.out / f"{name}.json")
-        checks[name] = checked(name, Bench(data, device, sizes, time.perf_counter() + options.seconds, note))
-        note(checks[name])
+        bench = Bench(data, device, sizes, time.perf_counter() + options.seconds, options.out / f"{name}.json")
+        checks[name] = checked(name, bench)
         print(f"{name}: {checks[name]['status']}", file=sys.stderr, flush=True)
     found = {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU", "checks": checks}
     print(json.dumps(header("gpu") | found, indent=1))
     return int(any(check["status"] == "failed" for check in checks.values()))
-
-
-def _write(path: Path, found: dict[str, Any]) -> None:
-    path.write_text(json.dumps(header("gpu") | found, indent=1))
 
 
 if __name__ == "__main__":

@@ -76,10 +76,9 @@ class Case:
 
     @classmethod
     def of(cls, config: Config, name: str) -> Case:
-        model = config.models[name]
-        if not isinstance(model, NeuralConfig):
-            sys.exit(f"{name} is not trained")
-        return cls(model, config.train_config(name), config.data_folder, load_manifest(config.data_folder))
+        return cls(
+            config.neural[name], config.train_config(name), config.data_folder, load_manifest(config.data_folder)
+        )
 
     def reader(self, worker: Worker, split: Any = "train", evaluate: bool = False) -> Reader:
         place: dict[str, Any] = {"rank": worker.rank, "workers": worker.workers, "seed": self.train.seed}

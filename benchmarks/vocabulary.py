@@ -51,7 +51,6 @@ def measure_vocabulary(options: argparse.Namespace) -> dict[str, Any]:
             "peak_gib": {str(items): round(size / 2**30, 3) for items, size in memory.items()},
             "table_and_optimizer_gib": round(table / 2**30, 3),
             "over_table_and_few": round(memory[many] / (table + memory[few]), 3),
-            "counts": "sum of the workers' peaks, each in its whole life (start included), shared pages in both",
         },
         "most": _most(most, options.steps),
     }
