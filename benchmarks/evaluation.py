@@ -23,7 +23,8 @@ MODELS = "{markov: {kind: markov}, popularity: {kind: popularity}}"
 def measure(users: int, folder: Path) -> dict[str, Any]:
     """The evaluation of a log of `users` users, in one process."""
     options = [f"name=users-{users}", f"storage={folder}", f"simulate.users={users}", "simulate.days=2"]
-    options += [f"models={MODELS}", "recommend=null", "train.reader.tokens=8192", "cluster.threads=1"]
+    options += [f"models={MODELS}", "recommend=null", "cluster.threads=1"]
+    options += ["train.reader.tokens=8192", "train.reader.shuffle_buffer=100000"]  # less than the smallest log
     took = {}
     for verb in ("simulate", "prepare", "evaluate"):
         command = [sys.executable, "-m", "cluster.cli", verb, "configs/demo.yaml", *options, "--no-ray"]

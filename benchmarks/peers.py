@@ -113,7 +113,7 @@ def validation_losses(step: Any, reader: Any) -> dict[str, float]:
     for batch, _ in reader.epoch(0):
         scores_QV = scorer.scores(scorer.queries(batch))
         scores_QV[:, :FIRST_VALUE] = -torch.inf
-        loss_Q = torch.nn.functional.cross_entropy(scores_QV, scorer.places_of(batch.target_Q), reduction="none")
+        loss_Q = torch.nn.functional.cross_entropy(scores_QV, scorer.item_to_row(batch.target_Q), reduction="none")
         users = [batch.users[row] for row in batch.row_Q.tolist()]
         known_Q = (batch.target_Q >= FIRST_VALUE).tolist()
         losses.update({str(u): x for u, x, known in zip(users, loss_Q.tolist(), known_Q, strict=True) if known})

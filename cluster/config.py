@@ -18,8 +18,8 @@ from evaluation.evaluation_config import EvaluateConfig, RecommendConfig
 from evaluation.metrics import check_metric
 from ingest.data.schema import DataConfig
 from ingest.settings import SettingError, Settings, build_settings
+from ingest.sources.registry import Source
 from ingest.sources.simulate import SimulateConfig
-from ingest.sources.source import Source
 from ingest.storage import absolute, join
 from trainer.models.registry import ModelConfig, NeuralConfig
 from trainer.train_config import TrainConfig

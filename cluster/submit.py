@@ -17,9 +17,8 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
 
 import aiohttp
 import requests
@@ -27,6 +26,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from ingest.errors import InputError
+from ingest.storage import patiently
 
 EXCLUDES = (".git/", ".venv/", "/data/", "/runs/", ".env", "__pycache__/", ".*_cache/", ".hypothesis/", "*.egg-info/")
 """What of the working directory stays at home, in the form of .gitignore; the folder's own .gitignore counts too."""
@@ -35,9 +35,7 @@ _SECRET_NAME = re.compile(r"SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIAL|PRIVATE_KEY|
 _USER_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
 _NETWORK_ERRORS = (RuntimeError, OSError, requests.RequestException, aiohttp.ClientError)
 _PATIENCE = 120.0
-"""Seconds for which a cluster that was there may be silent before following is given up."""
-
-T = TypeVar("T")
+"""Seconds for which a cluster that was there may be silent before the job is no longer asked for."""
 
 
 def submit(command: list[str], address: str, working_dir: str | None, env: dict[str, str], follow: bool = True) -> str:
@@ -61,17 +59,33 @@ def submit(command: list[str], address: str, working_dir: str | None, env: dict[
     hint = f"ray job logs --address {_public(client.get_address())} --follow {job}"
     print(f"submitted {job}; its output: {hint}", flush=True)
     if not follow:
-        return str(_patiently(lambda: client.get_job_status(job), address).value)
+        return str(_status(client, job, address).value)
     try:
-        status = asyncio.run(_follow(client, job, address, secrets))
+        asyncio.run(_print_output(client, job, secrets))
     except KeyboardInterrupt:
         print(f"\nno longer following; the job goes on: {hint}", flush=True)
         raise
+    except _NETWORK_ERRORS as error:
+        print(f"the connection to the output broke ({type(error).__name__}): {hint}", flush=True)
+    status = _status(client, job, address)
+    while not status.is_terminal():
+        time.sleep(1)
+        status = _status(client, job, address)
     if status != JobStatus.SUCCEEDED:
-        message = _patiently(lambda: client.get_job_info(job).message, address) or "no reason given"
-        reason = _hidden(" ".join(message.split()), secrets)
-        raise InputError(f"job {job} ended as {status.value}: {reason}")
+        message = client.get_job_info(job).message or "no reason given"
+        raise InputError(f"job {job} ended as {status.value}: {_hidden(' '.join(message.split()), secrets)}")
     return str(status.value)
+
+
+def _status(client: JobSubmissionClient, job: str, address: str) -> JobStatus:
+    """Asked again while the cluster does not answer."""
+    return patiently(lambda: client.get_job_status(job), f"job {job} at {_public(address)}", _PATIENCE, _NETWORK_ERRORS)
+
+
+async def _print_output(client: JobSubmissionClient, job: str, secrets: list[str]) -> None:
+    async for chunk in client.tail_job_logs(job):
+        sys.stdout.write(_hidden(chunk, secrets))
+        sys.stdout.flush()
 
 
 def _connect(address: str) -> JobSubmissionClient:
@@ -93,44 +107,6 @@ def _connect(address: str) -> JobSubmissionClient:
         raise InputError(f"address {_public(address)!r}: no Ray dashboard answers there ({reason}); {takes}") from None
     with _refusals(f"address {_public(address)!r}: not a Ray dashboard that takes jobs"):
         return JobSubmissionClient(url)
-
-
-async def _follow(client: JobSubmissionClient, job: str, address: str, secrets: list[str]) -> JobStatus:
-    """Print the job's output until it ends. After a broken connection it goes on where it was."""
-    printed, last_answer = 0, time.monotonic()
-    while True:
-        try:
-            seen = 0
-            async for chunk in client.tail_job_logs(job):
-                last_answer = time.monotonic()
-                new = chunk[max(0, printed - seen) :]
-                seen += len(chunk)
-                printed = max(printed, seen)
-                sys.stdout.write(_hidden(new, secrets))
-                sys.stdout.flush()
-        except _NETWORK_ERRORS as error:
-            if time.monotonic() - last_answer > _PATIENCE:
-                raise _silent(address, error) from None
-        status = await asyncio.to_thread(_patiently, lambda: client.get_job_status(job), address)
-        if status.is_terminal():
-            return status
-        await asyncio.sleep(1)
-
-
-def _patiently(ask: Callable[[], T], address: str) -> T:
-    """The answer of `ask`, asked again while the cluster does not answer, for as long as `_PATIENCE`."""
-    deadline = time.monotonic() + _PATIENCE
-    while True:
-        try:
-            return ask()
-        except _NETWORK_ERRORS as error:
-            if time.monotonic() > deadline:
-                raise _silent(address, error) from None
-            time.sleep(2)
-
-
-def _silent(address: str, error: BaseException) -> InputError:
-    return InputError(f"{_public(address)}: the cluster no longer answers ({type(error).__name__}); the job may go on")
 
 
 @contextmanager

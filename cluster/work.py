@@ -12,7 +12,8 @@ from evaluation.evaluate import validate
 from evaluation.evaluation_config import RecommendConfig
 from evaluation.evaluator import EvaluationRun, evaluate_models
 from evaluation.model import Model
-from evaluation.recommend import RecommendationRun, recommend_users
+from evaluation.recommend import recommend_users
+from evaluation.results import Recommended
 from ingest.data.items import load_items
 from ingest.data.manifest import load_manifest
 from ingest.data.reader import Reader
@@ -31,7 +32,7 @@ def run_stages(arguments: dict[str, Any], worker: Worker) -> dict[str, Any]:
         if stage == "train":
             train_models(config, given, worker)
         elif stage == "recommend":
-            found[stage] = recommend_users(_recommendation(config), worker).model_dump(mode="json")
+            found[stage] = _recommend(config, worker).model_dump(mode="json")
         else:
             found[stage] = evaluate_models(_evaluation(config), worker).model_dump(mode="json")
         found["seconds"][stage] = time.perf_counter() - began
@@ -62,10 +63,9 @@ def _evaluation(config: Config) -> EvaluationRun:
     return EvaluationRun(config.data_folder, config.targets_folder, models, config.evaluate, train.seed, train.metric)
 
 
-def _recommendation(config: Config) -> RecommendationRun:
+def _recommend(config: Config, worker: Worker) -> Recommended:
     settings, name = config.recommend or RecommendConfig(), config.recommended
     assert name is not None
     filter_seen = config.evaluate.filter_seen if settings.filter_seen is None else settings.filter_seen
-    return RecommendationRun(
-        config.data_folder, config.recommendations_folder, _model(config, name), settings, filter_seen
-    )
+    model = _model(config, name)
+    return recommend_users(config.data_folder, model, settings, filter_seen, config.recommendations_folder, worker)

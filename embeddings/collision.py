@@ -91,8 +91,10 @@ class Collisions:
         torch.save(states, content)
         return content.getvalue()
 
-    def load(self, content: bytes) -> None:
-        """Go on from what `state` gave."""
+    def load(self, content: bytes | None) -> None:
+        """Go on from what `state` gave, None without a mapping."""
+        if content is None:
+            return
         states = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         for table, module in self.modules.items():
             state = states[table]

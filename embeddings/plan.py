@@ -1,7 +1,7 @@
-"""Which worker holds which rows, and in what memory: TorchRec's planner under the config's wishes, checked before
+"""Which worker holds which rows, and in what memory: TorchRec's planner within what the config says, checked before
 anything is allocated.
 
-The verdict is ours and not the planner's, so that a plan that the config forces is held to the same account:
+Memory is added up here and not by the planner, so that a plan that the config forces is checked alike:
 
     weights           rows x columns x bytes of the precision
     optimizer state   rows x 4 bytes for the row-wise Adagrad, and what the others take
@@ -104,18 +104,18 @@ def _parameters(plan: ShardingPlan) -> dict[str, ParameterSharding]:
 
 
 class _Planning:
-    """Tables, the config's wishes for them, and the bytes of the GPU's and the machine's memory of each worker."""
+    """Tables, what the config says of them, and the bytes of GPU and machine memory that each worker may take."""
 
     def __init__(
         self, tables: list[EmbeddingConfig], config: TableConfig, device: torch.device, lookups: Mapping[str, float]
     ) -> None:
         self.tables = {table.feature_names[0]: table for table in tables}
         self.config, self.device, self.lookups = config, device, lookups
-        self.local_workers = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        self.local_workers = min(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), dist.get_world_size())
         self.limits = gather_objects(self._limits())
 
     def _limits(self) -> tuple[int, int]:
-        """What this worker may take of the GPU's and of the machine's memory."""
+        """What this worker may take, in bytes of the GPU's memory and of the machine's."""
         config, hbm = self.config, 0.0
         if self.device.type == "cuda":
             total = torch.cuda.get_device_properties(self.device).total_memory

@@ -26,6 +26,7 @@ from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backwa
 
 from embeddings.plan import Planned, make_plan
 from embeddings.table_config import TableConfig, table_of
+from embeddings.workers import own_rows
 from ingest.errors import InputError
 
 BLOCK_ROWS = 65_536
@@ -112,14 +113,15 @@ def table_states(parallel: nn.Module) -> Iterator[tuple[str, Tensor | ShardedTen
             yield table, value
 
 
-def rows_in_slices(parallel: nn.Module, table: str, slices: list[tuple[int, int]]) -> Tensor | None:
-    """This worker's rows of `table` in place, without a copy, where worker r holds the rows slices[r] and nothing else.
+def rows_in_place(parallel: nn.Module, table: str, workers: int) -> Tensor | None:
+    """This worker's rows of `table` without a copy, where every worker holds its `own_rows` and nothing else.
 
-    None, on every worker alike, where the table is spread otherwise. Shape: [rows of the slice, dimension].
+    None, on every worker alike, where the table is sharded otherwise. Shape: [rows of the slice, dimension].
     """
     weight = dict(table_states(parallel))[table]
     if not isinstance(weight, ShardedTensor):
-        return weight.detach() if slices == [(0, weight.size(0))] else None
+        return weight.detach() if workers == 1 else None
+    slices = [own_rows(weight.size(0), rank, workers) for rank in range(workers)]
     held: list[tuple[int | None, int, int, int]] = []
     for shard in weight.metadata().shards_metadata:
         begin, column = shard.shard_offsets

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from ingest.settings import Settings
 
@@ -13,9 +13,9 @@ ITEM = "item"
 PREFIX = "table_"
 """What a table's name begins with inside torch modules, where a feature's own may be an attribute (`type`, `keys`)."""
 Sharding = Literal["data_parallel", "table_wise", "row_wise", "column_wise"]
+"""TorchRec has its other kinds for pooled EmbeddingBagCollections alone, and sequences need an EmbeddingCollection."""
 Kernel = Literal["fused", "fused_uvm", "fused_uvm_caching"]
 Optimizer = Literal["rowwise_adagrad", "rowwise_adam", "sgd", "adagrad", "adam"]
-_BAGS_ONLY = ("table_row_wise", "table_column_wise", "grid_shard")
 
 
 def table_of(parameter: str) -> str | None:
@@ -66,17 +66,6 @@ class TableConfig(Settings):
     """Memory of each GPU that tables may take; by default 85% of what it has."""
     ddr_gib: float | None = Field(default=None, gt=0)
     """Memory of the machine that each worker's tables may take; by default 85% of it, shared by its workers."""
-
-    @field_validator("sharding", mode="before")
-    @classmethod
-    def _of_collections(cls, value: object) -> object:
-        chosen = value.values() if isinstance(value, dict) else ()
-        if refused := [kind for kind in chosen if kind in _BAGS_ONLY]:
-            raise ValueError(
-                f"TorchRec has {refused[0]} for pooled EmbeddingBagCollections alone, and sequences need an "
-                "EmbeddingCollection: takes data_parallel, table_wise, row_wise or column_wise"
-            )
-        return value
 
     @model_validator(mode="after")
     def _check(self) -> TableConfig:

@@ -10,18 +10,17 @@ do not care about sequences, and the stride stays 1 on every worker however many
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchrec import EmbeddingCollection, EmbeddingConfig, JaggedTensor, KeyedJaggedTensor
+from torchrec import EmbeddingCollection, EmbeddingConfig, KeyedJaggedTensor
 from torchrec.modules.embedding_configs import DataType
 
 from embeddings.collision import Collisions
 from embeddings.spread import Spread
-from embeddings.table_config import ITEM, PREFIX
+from embeddings.table_config import ITEM, PREFIX, TableConfig
 from ingest.data.batch import Batch, Lists
 from ingest.data.manifest import Manifest
 
@@ -32,18 +31,11 @@ def expected_lookups(tables: list[EmbeddingConfig], tokens: int, candidates: int
     return {name: float(min(tokens + (candidates if name == ITEM else 0), size)) for name, size in rows.items()}
 
 
-@dataclass(frozen=True)
-class Lookup:
-    """The different rows to look up, and where each wanted one is among them."""
+def lookup_once(tables: list[EmbeddingConfig], wanted: list[Tensor]) -> tuple[KeyedJaggedTensor, list[Tensor]]:
+    """The different rows among the `wanted` ones of each table, int64 of any length, and where each is among them.
 
-    rows: KeyedJaggedTensor
-    """One sample for each table: its rows, ascending."""
-    places: list[Tensor]
-    """For each table the places of the wanted rows, [wanted]."""
-
-
-def lookup_once(tables: list[EmbeddingConfig], wanted: list[Tensor]) -> Lookup:
-    """Each row of `tables` once that is among the `wanted` rows of each, which are int64 of any length."""
+    A table's rows are one sample of the KeyedJaggedTensor, ascending.
+    """
     *begins, end = accumulate((table.num_embeddings for table in tables), initial=0)
     everything = torch.cat([part + begin for part, begin in zip(wanted, begins, strict=True)])
     row_U, place_N = torch.unique(everything, return_inverse=True)
@@ -54,7 +46,7 @@ def lookup_once(tables: list[EmbeddingConfig], wanted: list[Tensor]) -> Lookup:
     split = place_N.split([len(part) for part in wanted])
     places = [place - first for place, first in zip(split, firsts[:-1], strict=True)]
     keys = [table.feature_names[0] for table in tables]
-    return Lookup(KeyedJaggedTensor(keys=keys, values=row_U, lengths=count_F), places)
+    return KeyedJaggedTensor(keys=keys, values=row_U, lengths=count_F), places
 
 
 def mean_of_lists(rows_UD: Tensor, place_N: Tensor, lengths_T: Tensor) -> Tensor:
@@ -67,33 +59,26 @@ class Tables(nn.Module):
     """Holds the EmbeddingCollection of a model, on the meta device and without memory until `embeddings.sharding.shard`
     places it; TorchRec replaces `collection` by its sharded form.
 
-    `features`: whether the model reads category features besides the item. `precision`: of the rows.
+    `features`: whether the model reads category features besides the item. `seed`: of rows that evicted values had.
     """
 
-    def __init__(
-        self,
-        manifest: Manifest,
-        dimension: int,
-        features: bool = True,
-        precision: str = "fp32",
-        collisions: Collisions | None = None,
-    ) -> None:
+    def __init__(self, manifest: Manifest, config: TableConfig, features: bool, seed: int) -> None:
         super().__init__()
-        shared = {table: settings.size for table, settings in collisions.config.items()} if collisions else {}
+        self.collisions = Collisions(config.zch, config.dimension, config.initial_deviation, seed)
+        shared = {table: settings.size for table, settings in config.zch.items()}
         read = [feature for feature in manifest.features if features and not feature.is_number]
         rows = {ITEM: manifest.items} | {f.name: shared.get(f.name, f.size) for f in read}
         self.configs = [
             EmbeddingConfig(
                 name=PREFIX + name,
                 num_embeddings=size,
-                embedding_dim=dimension,
+                embedding_dim=config.dimension,
                 feature_names=[name],
-                data_type=DataType.FP16 if precision == "fp16" else DataType.FP32,
+                data_type=DataType.FP16 if config.precision == "fp16" else DataType.FP32,
             )
             for name, size in rows.items()
         ]
         self.collection = EmbeddingCollection(tables=self.configs, device=torch.device("meta"))
-        self.collisions = collisions
         self.names = list(rows)
         self.spreads = {name: Spread(size) for name, size in rows.items() if name not in shared}
         """Where values lie that have a row of their own, by table."""
@@ -102,38 +87,32 @@ class Tables(nn.Module):
 
     def forward(self, batch: Batch, candidates_C: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Vectors of the inputs, each [T, D], and the item table's rows of the candidates, [C, D]."""
-        values = [batch.item_T if name == ITEM else batch.features[name] for name in self.names]
-        index = [value.values if isinstance(value, Lists) else value for value in values]
-        index[0] = torch.cat([index[0], candidates_C])
-        embedded, places = self._look_up(dict(zip(self.names, index, strict=True)))
-        inputs_T, places_C = places[ITEM].split([batch.tokens, len(candidates_C)])
-        vectors = {}
-        for name, value in zip(self.names, values, strict=True):
-            rows_UD, place = embedded[name].values(), inputs_T if name == ITEM else places[name]
-            if isinstance(value, Lists):
-                vectors[name] = mean_of_lists(rows_UD, place, value.lengths)
-            else:
-                vectors[name] = rows_UD.index_select(0, place)
-        return vectors, embedded[ITEM].values().index_select(0, places_C)
-
-    def _look_up(self, index: dict[str, Tensor]) -> tuple[dict[str, JaggedTensor], dict[str, Tensor]]:
-        """The different rows of the values `index` of each table, and where each value's is among them."""
-        lookup = lookup_once(self.configs, [self._rows(name, index[name]) for name in self.names])
+        values = {name: batch.item_T if name == ITEM else batch.features[name] for name in self.names}
+        index = {name: value.values if isinstance(value, Lists) else value for name, value in values.items()}
+        index[ITEM] = torch.cat([index[ITEM], candidates_C])
+        rows, places = lookup_once(self.configs, [self._rows(name, index_N) for name, index_N in index.items()])
         if self.training:
-            for name, rows in zip(self.names, lookup.rows.length_per_key(), strict=True):
-                self.lookups[name] += rows
-        return self.collection(lookup.rows), dict(zip(self.names, lookup.places, strict=True))
+            for name, count in zip(self.names, rows.length_per_key(), strict=True):
+                self.lookups[name] += count
+        embedded, place_C = self.collection(rows), places[0][batch.tokens :]
+        places[0] = places[0][: batch.tokens]
+        vectors = {}
+        for (name, value), place_N in zip(values.items(), places, strict=True):
+            rows_UD = embedded[name].values()
+            if isinstance(value, Lists):
+                vectors[name] = mean_of_lists(rows_UD, place_N, value.lengths)
+            else:
+                vectors[name] = rows_UD.index_select(0, place_N)
+        return vectors, embedded[ITEM].values().index_select(0, place_C)
 
     def _rows(self, table: str, index_N: Tensor) -> Tensor:
         """The rows that hold the values `index_N`."""
-        if spread := self.spreads.get(table):
-            return spread.rows(index_N)
-        assert self.collisions is not None
-        return self.collisions.rows(table, index_N, self.training)
+        spread = self.spreads.get(table)
+        return spread.rows(index_N) if spread else self.collisions.rows(table, index_N, self.training)
 
     @torch.no_grad()
     def item_rows(self, index_C: Tensor) -> Tensor:
         """Rows of the items `index_C`, [C, D], wherever they are; every worker has to call it at the same time."""
         wanted = [self.spreads[ITEM].rows(index_C) if name == ITEM else index_C.new_empty(0) for name in self.names]
-        lookup = lookup_once(self.configs, wanted)
-        return self.collection(lookup.rows)[ITEM].values().detach().index_select(0, lookup.places[0])
+        rows, places = lookup_once(self.configs, wanted)
+        return self.collection(rows)[ITEM].values().detach().index_select(0, places[0])

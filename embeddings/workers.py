@@ -5,7 +5,6 @@ One process is a group of one: the same code runs with and without Ray.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -57,17 +56,10 @@ def single_process(device: torch.device) -> Iterator[None]:
     with tempfile.TemporaryDirectory() as folder:
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, init_method=f"file://{folder}/store", rank=0, world_size=1)
-        environment = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
-        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
         try:
             yield
         finally:
             dist.destroy_process_group()
-            for name, value in environment.items():
-                if value is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = value
 
 
 def total(value: Tensor) -> Tensor:
@@ -85,9 +77,9 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def gather_rows(rows_NX: Tensor, sizes: list[int] | None = None) -> tuple[Tensor, list[int]]:
-    """All workers' rows, those of rank 0 first, and how many each has; their numbers may differ.
+    """All workers' rows, those of rank 0 first, and how many each has: [N, ...] -> [sum of N over the workers, ...].
 
-    `sizes`: how many each has, where an earlier call has told. Shapes: [N, ...] -> [sum of N over the workers, ...].
+    `sizes`: how many each has, where an earlier call has returned them.
     """
     workers = dist.get_world_size()
     if workers == 1:

@@ -50,11 +50,12 @@ class Evaluation:
         return {name: weight / max(self.ranks.targets, 1) for name, weight in self.attention.items()}
 
     def count(self, batch: Batch, prediction: Prediction, ranks: Ints, hits: Hits, majority: dict[str, int]) -> None:
+        """Add a batch with its targets' ranks; `majority`: the label index that is most common, by intent."""
         self.ranks.update(ranks)
         self.unknown += int((batch.target_Q < FIRST_VALUE).sum())
         always = {name: torch.full_like(batch.target_Q, label) for name, label in majority.items()}
-        _add(self.hits, {name: _number(*found) for name, found in hits.items()})
-        _add(self.majority, {name: _number(*intent_hits(top, batch.labels[name])) for name, top in always.items()})
+        _add(self.hits, {name: _counted(*found) for name, found in hits.items()})
+        _add(self.majority, {name: _counted(*intent_hits(top, batch.labels[name])) for name, top in always.items()})
         if prediction.attention_QM is not None:
             weights = prediction.attention_QM.double().sum(dim=0).tolist()
             _add(self.attention, dict(zip(prediction.intents, weights, strict=True)))
@@ -70,7 +71,8 @@ class Evaluation:
         return merged
 
 
-def _number(hits_Q: Tensor, known_Q: Tensor) -> Ints:
+def _counted(hits_Q: Tensor, known_Q: Tensor) -> Ints:
+    """Hits among the targets with a label, and those targets: [2]."""
     return np.array([int((hits_Q & known_Q).sum()), int(known_Q.sum())])
 
 
@@ -125,7 +127,7 @@ def evaluate(
         }
         result.count(batch, prediction, ranks, hits, majority or {})
         if targets is not None and batch.rows:
-            targets.add_batch(batch, ranks, hits)
+            targets.add(batch, ranks, hits)
     return result.merged(worker)
 
 

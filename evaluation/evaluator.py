@@ -18,6 +18,7 @@ from evaluation.evaluation_config import EvaluateConfig
 from evaluation.example import example_of
 from evaluation.metrics import target_values
 from evaluation.model import Model
+from evaluation.parquet import part_writer
 from evaluation.ranking import NeuralScorer, Scorer
 from evaluation.results import Comparison, Curve, Evaluated, Example, ModelResults, Protocol
 from evaluation.significance import Differences, compare
@@ -26,8 +27,9 @@ from evaluation.vocabulary import values
 from ingest.data.items import load_items
 from ingest.data.manifest import load_manifest
 from ingest.data.reader import Reader
+from ingest.errors import InputError
 from ingest.features.feature import FIRST_VALUE
-from ingest.storage import remove
+from ingest.storage import join, remove
 from trainer.progress import Progress
 
 
@@ -64,13 +66,15 @@ class _Evaluator:
         """Row groups that were set aside in training or now: shard, row group, rows, reason."""
 
     def evaluated(self) -> Evaluated:
+        if not self.manifest.shards["test"]:
+            raise InputError(f"{self.run.data}: no user has a test target, so there is no accuracy to report")
         if self.worker.first:
             remove(self.run.targets)
         dist.barrier()
-        names = [model.name for model in self.run.models]
-        first, *others = map(self._evaluate, self.run.models)
-        results, evaluation = first
-        results = results.model_copy(update={"versus": self._compared(names)})
+        first, *others = self.run.models
+        results, evaluation = self._evaluate(first)
+        models = {first.name: results} | {model.name: self._evaluate(model)[0] for model in others}
+        models[first.name] = results.model_copy(update={"versus": self._compared(list(models))})
         return Evaluated(
             protocol=Protocol(
                 split=self.manifest.split["kind"],
@@ -81,7 +85,7 @@ class _Evaluator:
                 filtered_targets=evaluation.filtered,
                 validation_metric=self.run.validation_metric,
             ),
-            models=dict(zip(names, [results, *(other for other, _ in others)], strict=True)),
+            models=models,
             majority=accuracy(evaluation.majority),
             example=self.example,
             warnings=[f"{rows} rows were set aside: {reason}" for _, _, rows, reason in sorted(self.skipped)],
@@ -101,8 +105,8 @@ class _Evaluator:
             facts = _facts(scorer, progress)
             if self.example is None:
                 self.example = example_of(scorer, reader, self.worker, filter_seen)
-        user = reader.source.user_type()
-        with TargetWriter(self.run.targets, model.name, self.worker, self.manifest, user, self.ids) as targets:
+        with part_writer(join(self.run.targets, model.name), self.worker) as part:
+            targets = TargetWriter(part, self.manifest, reader.source.user_type(), self.ids)
             doing, majority = f"evaluate {model.name}", self.manifest.majority
             found = evaluate(scorer, reader, self.worker, filter_seen, doing, majority, targets)
         self.skipped.update(astuple(entry) for part in gather_objects(reader.skipped) for entry in part)
@@ -128,7 +132,7 @@ class _Evaluator:
                 for other in others:
                     own[other].add(value_N - target_values(ranks[other], metric), user_N)
                 if bar is not None:
-                    bar.update(int(user_N[-1]) + 1)
+                    bar.update(int(user_N.max(initial=-1)) + 1)
         parts = gather_objects(own)
         drawn = {}
         for other in others[worker.rank :: worker.workers]:

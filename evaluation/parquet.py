@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from types import TracebackType
-from typing import Self
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import pyarrow as pa
@@ -24,25 +23,14 @@ def part(url: str, rank: int) -> str:
 
 
 class PartWriter:
-    """This worker's file in the folder `url`; it appears when it is complete, and only where there are users."""
+    """Writes tables to the file `path`, which is open while `stack` is."""
 
-    def __init__(self, url: str, worker: Worker) -> None:
-        self.path = part(url, worker.rank)
+    def __init__(self, path: str, stack: ExitStack) -> None:
+        self.path, self.stack = path, stack
         self.users = 0
         """Written so far, or waiting to be."""
         self.tables: list[pa.Table] = []
-        self.stack = ExitStack()
         self.writer: pq.ParquetWriter | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if error is None:
-            self._write()
-        self.stack.__exit__(kind, error, traceback)
 
     def add(self, table: pa.Table, user_N: Ints, users: int) -> None:
         """Rows of the next `users` users; `user_N`: which of them each row is of, from 0, rising."""
@@ -54,9 +42,10 @@ class PartWriter:
             self.users += end - first
             first = end
             if self.users % ROW_GROUP == 0:
-                self._write()
+                self.write()
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Write what is waiting, as a row group."""
         if not self.tables:
             return
         whole = pa.concat_tables(self.tables)
@@ -65,3 +54,12 @@ class PartWriter:
             file = self.stack.enter_context(open_file(self.path, "wb"))
             self.writer = self.stack.enter_context(pq.ParquetWriter(file, whole.schema, compression="zstd"))
         self.writer.write_table(whole, row_group_size=max(whole.num_rows, 1))
+
+
+@contextmanager
+def part_writer(url: str, worker: Worker) -> Iterator[PartWriter]:
+    """This worker's file in the folder `url`; it appears when it is complete, and only where there are users."""
+    with ExitStack() as stack:
+        writer = PartWriter(part(url, worker.rank), stack)
+        yield writer
+        writer.write()

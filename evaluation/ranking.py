@@ -3,8 +3,8 @@ travel. The result is that of sorting all scores in one place, with ties counted
 
     Q  targets of this worker     A  targets of all workers     V  items     v  items of this worker's slice
 
-A scorer puts the items into an order of its own, in which slices are cut: an item's place. A neural model's is the row
-of its item table, so that rows are scored where they lie.
+A scorer has the items in rows of an order of its own, in which slices are cut. A neural model's rows are those of its
+item table, so that they are scored where they lie.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from embeddings.sharding import rows_in_slices
+from embeddings.sharding import rows_in_place
 from embeddings.table_config import ITEM
 from embeddings.workers import Worker, gather_rows, own_rows
 from evaluation.metrics import MISS
@@ -32,7 +32,7 @@ ROWS_CONVERTED = 2**16
 
 
 class Scorer(Protocol):
-    """Anything that scores items for the targets of a batch. Items have places in an order of its own."""
+    """Anything that scores items for the targets of a batch."""
 
     def predict(self, batch: Batch) -> Prediction:
         """Its `query_QD` is what is needed to score, one row a target: [Q, ...]. It travels to all workers."""
@@ -42,12 +42,12 @@ class Scorer(Protocol):
         """Scores of this worker's slice for any worker's queries: [A, ...] -> [A, v]."""
         ...
 
-    def places_of(self, item_N: Tensor) -> Tensor:
-        """The places of items; padding's and unknown's are their own."""
+    def item_to_row(self, item_N: Tensor) -> Tensor:
+        """The rows of items; padding and unknown are in rows 0 and 1."""
         ...
 
-    def items_at(self, place_N: Tensor) -> Tensor:
-        """The items at places."""
+    def row_to_item(self, row_N: Tensor) -> Tensor:
+        """The items in rows."""
         ...
 
 
@@ -59,10 +59,8 @@ class NeuralScorer:
 
     def __init__(self, step: Step, rows_at_once: int = 262_144) -> None:
         self.step, spread = step, step.spread
-        self.predict, self.places_of, self.items_at = step.predict, spread.rows, spread.indices
-        worker, items = step.worker, step.manifest.items
-        slices = [own_rows(items, rank, worker.workers) for rank in range(worker.workers)]
-        rows_vD = rows_in_slices(step.parallel, ITEM, slices)
+        self.predict, self.item_to_row, self.row_to_item = step.predict, spread.rows, spread.indices
+        rows_vD = rows_in_place(step.parallel, ITEM, step.worker.workers)
         self.rows_vD = self._fetched(rows_at_once) if rows_vD is None else rows_vD
 
     def _fetched(self, rows_at_once: int) -> Tensor:
@@ -71,10 +69,10 @@ class NeuralScorer:
         largest = -(-items // worker.workers)
         parts = []
         for offset in range(0, largest, rows_at_once):
-            place = torch.arange(
+            row_N = torch.arange(
                 min(begin + offset, end), min(begin + offset + rows_at_once, end), device=worker.device
             )
-            parts.append(self.step.recommender.tables.item_rows(self.items_at(place)))
+            parts.append(self.step.recommender.tables.item_rows(self.row_to_item(row_N)))
         return torch.cat(parts)
 
     def scores(self, queries: Tensor) -> Tensor:
@@ -112,7 +110,7 @@ class CatalogueRanker:
 
         Equal scores count as better than the target's. Raises `FloatingPointError` where a score is NaN.
         """
-        target_A, sizes = gather_rows(self.scorer.places_of(target_Q))
+        target_A, sizes = gather_rows(self.scorer.item_to_row(target_Q))
         better_A = torch.zeros(len(target_A), dtype=torch.int64, device=target_Q.device)
         missed_A = target_A < FIRST_VALUE
         for begin, scores_av in self._scored(queries, seen):
@@ -131,27 +129,24 @@ class CatalogueRanker:
     def top(self, queries: Tensor, seen: Lists | None, k: int) -> tuple[Tensor, Tensor]:
         """The K best items of each query and their scores, best first; every worker calls it: two [Q, K].
 
-        Fewer than K items: the rest has item 0 and score -inf. Of equal scores the lower place comes first.
+        Fewer than K items: the rest has item 0 and score -inf. Of equal scores the lower row comes first.
         """
         parts = [self._best(scores_av, k) for _, scores_av in self._scored(queries, seen)]
         sizes = gather_rows(queries)[1]
         if not parts:
             return queries.new_zeros(0, k, dtype=torch.int64), queries.new_zeros(0, k, dtype=torch.float32)
-        place_AK, score_AK = (torch.cat(columns).split(sizes)[self.worker.rank] for columns in zip(*parts, strict=True))
-        return self.scorer.items_at(place_AK), score_AK
+        row_AK, score_AK = (torch.cat(columns).split(sizes)[self.worker.rank] for columns in zip(*parts, strict=True))
+        return self.scorer.row_to_item(row_AK), score_AK
 
     def _best(self, scores_av: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The places and scores of the best K over all workers' slices of a chunk."""
+        """The rows and scores of the best K over all workers' slices of a chunk."""
         score_ak, column_ak = best_columns(scores_av, k)
         pad = k - score_ak.shape[1]
         score_ak = torch.nn.functional.pad(score_ak.float(), (0, pad), value=-torch.inf)
-        place_ak = torch.nn.functional.pad(column_ak + self.begin, (0, pad))
-        scores = [torch.empty_like(score_ak) for _ in range(self.worker.workers)]
-        places = [torch.empty_like(place_ak) for _ in range(self.worker.workers)]
-        dist.all_gather(scores, score_ak.contiguous())
-        dist.all_gather(places, place_ak.contiguous())
-        merged, order = torch.cat(scores, dim=1).sort(dim=1, descending=True, stable=True)
-        chosen = torch.cat(places, dim=1).gather(1, order)[:, :k]
+        row_ak = torch.nn.functional.pad(column_ak + self.begin, (0, pad))
+        scores_Ka, rows_Ka = (gather_rows(best_ak.T, [k] * self.worker.workers)[0] for best_ak in (score_ak, row_ak))
+        merged, order = scores_Ka.T.sort(dim=1, descending=True, stable=True)
+        chosen = rows_Ka.T.gather(1, order)[:, :k]
         return chosen.masked_fill(merged[:, :k] == -torch.inf, 0), merged[:, :k]
 
     def _scored(self, queries: Tensor, seen: Lists | None) -> Iterator[tuple[int, Tensor]]:
@@ -165,17 +160,16 @@ class CatalogueRanker:
                 raise FloatingPointError("a score is NaN: the model has diverged")
             scores_av[:, : max(FIRST_VALUE - self.begin, 0)] = -torch.inf
             if seen_rows is not None:
-                values_N, row_N = seen_rows
-                here = (row_N >= begin) & (row_N < begin + len(scores_av))
-                scores_av[row_N[here] - begin, values_N[here] - self.begin] = -torch.inf
+                row_N, query_N = seen_rows
+                here = (query_N >= begin) & (query_N < begin + len(scores_av))
+                scores_av[query_N[here] - begin, row_N[here] - self.begin] = -torch.inf
             yield begin, scores_av
 
     def _seen(self, seen: Lists | None, device: torch.device) -> tuple[Tensor, Tensor] | None:
-        """Places in this slice of items that any worker's users have seen, and the query each belongs to."""
+        """Rows in this slice of items that any worker's users have seen, and the query each belongs to."""
         if seen is None or not self.filter_seen:
             return None
         lengths_A, _ = gather_rows(seen.lengths)
-        values_N, _ = gather_rows(self.scorer.places_of(seen.values))
-        row_N = torch.repeat_interleave(lengths_A)
-        own = (values_N >= self.begin) & (values_N < self.end)
-        return values_N[own].to(device), row_N[own].to(device)
+        row_N, _ = gather_rows(self.scorer.item_to_row(seen.values))
+        own = (row_N >= self.begin) & (row_N < self.end)
+        return row_N[own].to(device), torch.repeat_interleave(lengths_A)[own].to(device)

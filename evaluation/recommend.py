@@ -15,7 +15,6 @@ Q  targets, one a user     K  items     L  labels of an intent     k  labels wri
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
@@ -26,7 +25,7 @@ from embeddings.workers import Worker, gather_objects
 from evaluation.evaluate import with_progress
 from evaluation.evaluation_config import RecommendConfig
 from evaluation.model import Model
-from evaluation.parquet import PartWriter
+from evaluation.parquet import part_writer
 from evaluation.ranking import CatalogueRanker, Scorer
 from evaluation.results import Recommended
 from evaluation.vocabulary import values
@@ -40,31 +39,20 @@ SPLITS: tuple[SplitName, ...] = ("test", "rest")
 """Together they hold every user once."""
 
 
-@dataclass(frozen=True)
-class RecommendationRun:
-    """What is recommended, and where to."""
-
-    data: str
-    """Folder of the prepared data set."""
-    folder: str
-    """Where the files go."""
-    model: Model
-    settings: RecommendConfig
-    filter_seen: bool
-
-
-def recommend_users(run: RecommendationRun, worker: Worker) -> Recommended:
-    """Write recommendations for every user; every worker calls it."""
-    manifest = load_manifest(run.data)
-    items = load_items(run.data, manifest, counts=False)
-    scorer, _ = run.model.restored(manifest, worker)
+def recommend_users(
+    data: str, model: Model, settings: RecommendConfig, filter_seen: bool, folder: str, worker: Worker
+) -> Recommended:
+    """Write what `model` recommends to every user of the prepared data set `data` to `folder`; all workers call it."""
+    manifest = load_manifest(data)
+    items = load_items(data, manifest, counts=False)
+    scorer, _ = model.restored(manifest, worker)
     readers = [
-        Reader(run.data, manifest, items, split, run.model.train.reader,
+        Reader(data, manifest, items, split, model.train.reader,
                rank=worker.rank, workers=worker.workers, after_last=True)
         for split in SPLITS
     ]  # fmt: skip
-    users = recommend(scorer, readers, worker, run.settings, run.filter_seen, run.folder)
-    return Recommended(users=sum(gather_objects(users)), model=run.model.name)
+    users = recommend(scorer, readers, worker, settings, filter_seen, folder)
+    return Recommended(users=sum(gather_objects(users)), model=model.name)
 
 
 def recommend(
@@ -74,7 +62,7 @@ def recommend(
 
     `readers` are made with `after_last`. A worker without users writes no file.
     """
-    with PartWriter(url, worker) as writer:
+    with part_writer(url, worker) as writer:
         for table in _tables(scorer, readers, worker, settings, filter_seen):
             writer.add(table, np.arange(len(table)), len(table))
         return writer.users
@@ -83,8 +71,8 @@ def recommend(
 def _tables(
     scorer: Scorer, readers: list[Reader], worker: Worker, settings: RecommendConfig, filter_seen: bool
 ) -> Iterator[pa.Table]:
-    source = readers[0].source
-    manifest, url, user = readers[0].manifest, source.url, source.user_type()
+    manifest, source = readers[0].manifest, next(reader.source for reader in readers if reader.source.shards)
+    url, user = source.url, source.user_type()
     ids = values(url, "item")
     names = {feature.name: values(url, feature.name) for feature in manifest.intents}
     ranker = CatalogueRanker(scorer, manifest.items, worker, filter_seen)

@@ -39,15 +39,14 @@ Hits: TypeAlias = dict[str, tuple[Tensor, Tensor]]
 """Of each intent whether the likeliest label is a true one, and whether there is a true one: two bools [Q]."""
 
 
-class TargetWriter(PartWriter):
-    """Writes one model's targets on this worker, as a context; `ids`: the log's own item ids, by index."""
+class TargetWriter:
+    """Writes one model's targets to `part`. `user`: the type of the log's user ids; `ids`: its item ids, by index."""
 
-    def __init__(self, url: str, model: str, worker: Worker, manifest: Manifest, user: pa.DataType, ids: pa.Array):
-        super().__init__(join(url, model), worker)
-        self.user, self.ids = user, ids
+    def __init__(self, part: PartWriter, manifest: Manifest, user: pa.DataType, ids: pa.Array) -> None:
+        self.part, self.user, self.ids = part, user, ids
         self.time = pa.timestamp("ms", "UTC") if manifest.time_unit == "time" else pa.int64()
 
-    def add_batch(self, batch: Batch, ranks: Ints, hits: Hits) -> None:
+    def add(self, batch: Batch, ranks: Ints, hits: Hits) -> None:
         """The targets of a batch and their ranks, int64 [Q]."""
         assert batch.target_time_Q is not None
         assert batch.target_place_Q is not None
@@ -64,7 +63,7 @@ class TargetWriter(PartWriter):
         for name, (hits_Q, known_Q) in hits.items():
             columns[f"hit_{name}"] = pa.array(hits_Q.cpu().numpy(), mask=~known_Q.cpu().numpy())
         order = np.lexsort((place, row))
-        self.add(pa.table(columns).take(pa.array(order)), row[order], batch.rows)
+        self.part.add(pa.table(columns).take(pa.array(order)), row[order], batch.rows)
 
 
 def paired(url: str, models: list[str], worker: Worker) -> Iterator[tuple[Ints, dict[str, Ints]]]:

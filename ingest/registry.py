@@ -28,6 +28,13 @@ class Registry(Generic[K]):
         return added
 
     @property
+    def extensions(self) -> tuple[str, ...]:
+        """The modules that registered what is not built in."""
+        return tuple(
+            sorted({type(value).__module__ for name, value in self.found.items() if name not in self.built_in})
+        )
+
+    @property
     def names(self) -> list[str]:
         return [*self.built_in, *(name for name in self.found if name not in self.built_in)]
 

@@ -112,7 +112,7 @@ def patiently(
             if isinstance(error, PermissionError) or any(word in reason for word in _PERMANENT):
                 raise InputError(f"{url}: may not be read: {reason}") from None
             if time.monotonic() + pause > deadline:
-                raise InputError(f"{url}: the storage has failed for {seconds:g} s, at last with: {reason}") from None
+                raise InputError(f"{url}: has not answered for {seconds:g} s, at last with: {reason}") from None
             time.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, 15.0)
 
@@ -206,11 +206,11 @@ def _walk_local(root: str) -> Listing:
     files: dict[str, str] = {}
     left_out: dict[str, str] = {}
     waiting, links = [("", root)], list[tuple[str, str]]()
-    seen = set[str]()
+    seen, top = set[str](), f"{os.path.realpath(root)}/"
     while waiting or links:
         name, path = waiting.pop() if waiting else links.pop()
         real = os.path.realpath(path)
-        above = f"{os.path.realpath(root)}/".startswith(f"{real.rstrip('/')}/")
+        above = top.startswith(f"{real.rstrip('/')}/")
         if real in seen or (above and name):
             left_out[name] = "a link to a folder above" if above else "a link to what is read already"
         elif os.path.isdir(path):
@@ -219,6 +219,8 @@ def _walk_local(root: str) -> Listing:
                 below = f"{name}/{entry.name}".lstrip("/")
                 if _is_hidden(entry.name):
                     left_out[below] = "hidden"
+                elif not below.isprintable() and "\\udc" in ascii(below):
+                    left_out[ascii(below)] = "a name that is not UTF-8"
                 else:
                     (links if entry.is_symlink() else waiting).append((below, entry.path))
         elif os.path.isfile(path):

@@ -167,7 +167,6 @@ def load(data: Data, folder: Path, worker: Worker, made_by: int, sharding: str) 
     """The same two places, coming from the checkpoint that `made_by` workers wrote."""
     tables = {"sharding": dict.fromkeys(ALL, sharding), "zch": ZCH}
     step = make_step(data.manifest, worker, seed=1, unknown_share=0, tables=tables)
-    assert step.recommender.tables.collisions is not None
     step.recommender.tables.collisions.seed = 0
     checkpoints = Checkpoints(str(folder / f"made-by-{made_by}"), 1, worker)
     checkpoints.load(step, checkpoints.latest() or "")

@@ -74,8 +74,7 @@ class Checkpoints(Markers):
             reason = str(error).strip().splitlines()[-1]
             raise InputError(f"{path}: does not fit this model's config, or is damaged: {reason}") from error
         step.parallel.load_state_dict(state["model"])
-        if step.recommender.tables.collisions is not None:
-            step.recommender.tables.collisions.load(state["zch"])
+        step.recommender.tables.collisions.load(state.get("zch"))
         for name_, values in state["dense"].items():
             parameter = step.dense[name_]
             step.optimizer.state[parameter].update({key: value.clone() for key, value in values.items()})
@@ -92,7 +91,7 @@ def _state(step: Step) -> dict[str, Any]:
             "exp_avg_sq": state.get("exp_avg_sq", torch.zeros_like(parameter)),
         }
     collisions = step.recommender.tables.collisions
-    return ({} if collisions is None else {"zch": collisions.state()}) | {
+    return ({"zch": collisions.state()} if collisions.modules else {}) | {
         "model": step.parallel.state_dict(),
         "fused": step.parallel.fused_optimizer.state_dict()["state"],
         "dense": dense,

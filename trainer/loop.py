@@ -1,4 +1,4 @@
-"""The training of one neural model: epochs of steps, validation, checkpoints, early stop; it goes on where it stood.
+"""The training of one neural model: epochs of steps, validation, checkpoints, early stop, resume.
 
 All workers take the same number of steps: one that has run out of data goes on with empty batches until all have.
 """
@@ -109,22 +109,18 @@ class Trainer:
         return self.progress
 
     def _epoch(self) -> None:
-        began = time.perf_counter()
-        before, epoch = self.progress.seconds, self.progress.epoch
         self.monitor.reset()
-        since = self.progress.sums if self.progress.position else {}
-        self._losses: dict[str, float] = dict(since.get("losses", {}))
-        self._weights: list[float] = list(since.get("weights", [0.0, 0.0]))
+        began = time.perf_counter() - self.progress.seconds
         users = sum(shard.rows for shard in self.manifest.shards["train"])
         empty = self.reader.builder.empty().to(self.worker.device), Remaining()
         with self.worker.progress(users, self._caption()) as bar:
             for (batch, left), sums in lockstep_batches(self._batches(), empty, self.worker, self._counts):
                 self._train_step(batch, sums, bar)
-                self.progress.seconds = before + time.perf_counter() - began
+                self.progress.seconds = time.perf_counter() - began
                 every = self.config.checkpoint_steps
                 if every and self.progress.step % every == 0:
-                    self._checkpoint(epoch, left)
-        self._end_epoch(epoch, began, before)
+                    self._checkpoint(left)
+        self._end_epoch(began)
 
     def _batches(self) -> Iterator[tuple[Batch, Remaining]]:
         """This worker's batches with what is left of the epoch after each."""
@@ -147,11 +143,10 @@ class Trainer:
         weights = weights_of(batch)
         return torch.cat([weights, weights.new_tensor([batch.tokens if batch.rows else 0, batch.rows])])
 
-    def _checkpoint(self, epoch: int, left: Remaining) -> None:
+    def _checkpoint(self, left: Remaining) -> None:
         """One inside an epoch, of which this worker has `left` still to come."""
-        self.progress.position = Position(epoch, tuple(gather_objects(left.blocks()))).to_json()
+        self.progress.position = Position(self.progress.epoch, tuple(gather_objects(left.blocks()))).to_json()
         self._gather_skipped()
-        self.progress.sums = {"losses": dict(self._losses), "weights": list(self._weights)}
         self.checkpoints.save(self.step, self.progress, self.identity)
         self.monitor.reset()
 
@@ -170,8 +165,9 @@ class Trainer:
                 f"at step {self.progress.step} of epoch {self.progress.epoch}, so training stops before anything is "
                 "saved: try a lower train.learning_rate or train.tables.learning_rate"
             )
-        self._losses = {name: self._losses.get(name, 0.0) + value for name, value in zip(names, values, strict=True)}
-        self._weights = [sum(pair) for pair in zip(self._weights, weights, strict=True)]
+        progress = self.progress
+        progress.losses = {name: progress.losses.get(name, 0.0) + v for name, v in zip(names, values, strict=True)}
+        progress.weights = [sum(pair) for pair in zip(progress.weights, weights, strict=True)]
         if bar is not None:
             bar.update(int(users))
         if self.progress.step % self.config.log_steps == 0:
@@ -179,15 +175,16 @@ class Trainer:
 
     def _log(self, norm: float, bar: Any) -> None:
         """A point of the curve: the mean losses since the one before."""
-        item_weight, weight = (max(value, 1e-12) for value in self._weights)
-        item, *intents = self._losses.values()
-        loss = self.step.mean(item, sum(intents), self._weights)
-        parts = {name: value / (item_weight if name == "item" else weight) for name, value in self._losses.items()}
+        progress = self.progress
+        item_weight, weight = (max(value, 1e-12) for value in progress.weights)
+        item, *intents = progress.losses.values()
+        loss = self.step.mean(item, sum(intents), progress.weights)
+        parts = {name: value / (item_weight if name == "item" else weight) for name, value in progress.losses.items()}
         learning_rate = self.step.optimizer.param_groups[0]["lr"]
-        self.monitor.scalars(self.progress.step, self._lookup_shares())
-        throughput = self.monitor.point(self.progress.step, loss, parts, norm, learning_rate)
-        self.progress.train_curve.append((self.progress.step, loss))
-        self._losses, self._weights = {}, [0.0, 0.0]
+        self.monitor.scalars(progress.step, self._lookup_shares())
+        throughput = self.monitor.point(progress.step, loss, parts, norm, learning_rate)
+        progress.train_curve.append((progress.step, loss))
+        progress.losses, progress.weights = {}, [0.0, 0.0]
         if bar is not None:
             bar.set_description(self._caption(loss, throughput))
 
@@ -218,7 +215,7 @@ class Trainer:
         counts = {"data/skipped_row_groups": len(found), "data/skipped_rows": sum(entry[2] for entry in found)}
         self.monitor.scalars(progress.step, counts)
 
-    def _end_epoch(self, epoch: int, began: float, before: float) -> None:
+    def _end_epoch(self, began: float) -> None:
         progress = self.progress
         self._gather_skipped()
         if not progress.step:
@@ -228,12 +225,13 @@ class Trainer:
             )
         validation = self.validate(self.step)
         value = validation.metrics[self.config.metric]
-        progress.seconds = before + time.perf_counter() - began
-        progress.epoch, progress.position, progress.sums = epoch + 1, None, {}
-        progress.validation_curve.append((epoch + 1, value))
+        progress.seconds = time.perf_counter() - began
+        progress.epoch, progress.position = progress.epoch + 1, None
+        progress.losses, progress.weights = {}, [0.0, 0.0]
+        progress.validation_curve.append((progress.epoch, value))
         better = progress.best is None or value > progress.best
         if better:
-            progress.best, progress.best_epoch = value, epoch + 1
+            progress.best, progress.best_epoch = value, progress.epoch
         progress.since_best = 0 if better else progress.since_best + 1
         progress.finished = progress.is_finished(self.config)
         self.checkpoints.save(self.step, progress, self.identity, best=better)
@@ -242,4 +240,4 @@ class Trainer:
         scalars |= {f"intent_attention/{name}": number for name, number in validation.attention.items()}
         self.monitor.scalars(progress.step, scalars)
         self.monitor.flush()
-        self.worker.report({"model": self.run.name, "epoch": epoch + 1, **validation.metrics})
+        self.worker.report({"model": self.run.name, "epoch": progress.epoch, **validation.metrics})

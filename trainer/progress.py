@@ -1,4 +1,4 @@
-"""Where a training run stands, as the markers of its checkpoints say: JSON alone, so reading it imports no torch.
+"""How far a training run is, as the markers of its checkpoints say: JSON alone, so reading it imports no torch.
 
 <folder>/step-0000001200/complete.json    written last: progress, and the config that it was trained with
 <folder>/best.json                        the name of the best complete checkpoint
@@ -27,7 +27,7 @@ PLACEMENT = {"sharding", "kernel", "cache_load_factor", "communication", "hbm_gi
 
 @dataclass
 class Progress:
-    """Where a training run stands; part of every checkpoint's marker."""
+    """How far a training run is; part of every checkpoint's marker."""
 
     step: int = 0
     """Steps taken."""
@@ -42,8 +42,10 @@ class Progress:
     """Epochs since the best one."""
     finished: bool = False
     seconds: float = 0.0
-    sums: dict[str, Any] = field(default_factory=dict)
-    """Losses and weight since the curve's last point, within an epoch."""
+    losses: dict[str, float] = field(default_factory=dict)
+    """Sums of the item losses and of each intent's since the curve's last point, within an epoch."""
+    weights: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    """What the item losses and the intents' among them weigh."""
     skipped: list[tuple[str, int, int, str]] = field(default_factory=list)
     """Row groups of the training data that were set aside: shard, row group, rows, reason."""
     train_curve: list[tuple[int, float]] = field(default_factory=list)
@@ -121,7 +123,7 @@ class Markers:
         return marker
 
     def resume_point(self, ours: dict[str, Any], config: TrainConfig) -> tuple[str | None, Progress]:
-        """The newest complete checkpoint, if there is one, and where a run of `config` stands with it.
+        """The newest complete checkpoint, if there is one, and how far a run of `config` is with it.
 
         Raises `InputError` where it was trained with another config or on other data than `ours`, an `identity`.
         """

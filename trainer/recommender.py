@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from embeddings.collision import Collisions
 from embeddings.tables import Tables
 from ingest.data.batch import Batch
 from ingest.data.manifest import Manifest
@@ -66,7 +65,4 @@ def build(model: NeuralConfig, train: TrainConfig, manifest: Manifest) -> Recomm
         torch.manual_seed(train.seed)
         network = model.network(manifest, dimension, length)
     numbers = [feature.name for feature in manifest.features if feature.is_number] if model.reads_features else []
-    settings = train.tables
-    collisions = Collisions(settings.zch, dimension, settings.initial_deviation, train.seed) if settings.zch else None
-    tables = Tables(manifest, dimension, model.reads_features, settings.precision, collisions)
-    return Recommender(network, tables, numbers)
+    return Recommender(network, Tables(manifest, train.tables, model.reads_features, train.seed), numbers)

@@ -1,4 +1,4 @@
-"""torch, torchrec and fbgemm belong together: a mismatch is told at start in one sentence, not by a crash later."""
+"""torch, torchrec and fbgemm belong together: a mismatch is one sentence at the start, not a crash later."""
 
 from __future__ import annotations
 

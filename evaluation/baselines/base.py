@@ -43,8 +43,8 @@ class BaselineScorer:
         queries = self.queries(batch)
         return Prediction(queries, queries[:0], {}, None)
 
-    def places_of(self, item_N: Tensor) -> Tensor:
+    def item_to_row(self, item_N: Tensor) -> Tensor:
         return item_N
 
-    def items_at(self, place_N: Tensor) -> Tensor:
-        return place_N
+    def row_to_item(self, row_N: Tensor) -> Tensor:
+        return row_N

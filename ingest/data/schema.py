@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from ingest.durations import parse_duration
 from ingest.features.feature import Feature, kind_of
 from ingest.settings import SettingError, Settings
+from ingest.storage import absolute
 
 
 class Split(Settings):
@@ -82,6 +83,12 @@ class DataConfig(Settings):
     """Where preparing spills to, a folder that all machines see; by default in the folder of the prepared data."""
     shard_interactions: int = Field(default=2_000_000, ge=1)
     row_group_interactions: int = Field(default=32_768, ge=1)
+
+    @field_validator("events", "items", "work")
+    @classmethod
+    def _anywhere(cls, value: str | None) -> str | None:
+        """The same place in every process, whatever folder that runs in."""
+        return None if value is None else absolute(value)
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:

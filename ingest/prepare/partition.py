@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ingest.data.schema import DataConfig
+from ingest.prepare.hashing import hash_ids
 from ingest.prepare.log import cast_columns, event_columns, event_sources, events_of
 from ingest.prepare.survey import Part, type_of
 from ingest.raw.columns import RawFile
@@ -26,7 +27,6 @@ from ingest.storage import arrow_filesystem, is_remote, join, open_file
 MOST_WORDS = 4096
 """A column of strings with up to so many different ones in a file is written as a dictionary."""
 _BATCH = 262_144
-_HASH_SEED = 0x9E3779B97F4A7C15
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,7 @@ def _until(config: DataConfig, events: pl.DataFrame) -> pl.DataFrame:
 
 def partition_of(users: pl.Series, partitions: int) -> NDArray[np.uint16]:
     """The partition of each user: by a hash of its id, the same for integers of any width. [N] -> [N]."""
-    plain = users.cast(pl.Int64) if users.dtype.is_integer() and users.dtype != pl.UInt64 else users
-    return (plain.hash(_HASH_SEED).to_numpy() % partitions).astype(np.uint16)
+    return (hash_ids(users) % np.uint64(partitions)).astype(np.uint16)
 
 
 def _spill(frame: pl.DataFrame, job: Job, url: str) -> None:

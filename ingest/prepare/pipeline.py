@@ -24,7 +24,7 @@ from typing import Any
 from ingest.data.manifest import Manifest, Shard, SplitName, load_manifest, save_manifest
 from ingest.data.schema import DataConfig
 from ingest.errors import InputError
-from ingest.features.feature import FIRST_VALUE, PreparedFeature, kind_of
+from ingest.features.feature import PreparedFeature, kind_of
 from ingest.features.number import Moments
 from ingest.prepare.encode import count_ages, encode_partition, is_counted, sum_labels
 from ingest.prepare.fit import fit_feature, fit_items, keep_base, merge_counts, publish_vocabulary
@@ -121,20 +121,22 @@ class _Pipeline:
         config = self.config
         spilled = self._partition(self._survey(event_files, before))
         histories = self._histories([name for piece in spilled for name in piece["files"]])
-        names = [feature.name for feature in event_features(config)]
-        catalogue, found = self._fit(names)
+        self.log("building vocabularies from the training events")
+        (catalogue,) = self._stage("catalogue", fit_items, [self._counts([ITEM], "items")[ITEM]], "item vocabulary")
         counts = count(config, spilled, histories, catalogue)
-        first_time = min(piece["first_time"] for piece in spilled if piece["events"])
-        refuse_empty_split(self.job, counts, first_time)
-        if catalogue["size"] == FIRST_VALUE:
+        refuse_empty_split(self.job, counts, min(piece["first_time"] for piece in spilled if piece["events"]))
+        if not counts["items"]:
             raise InputError(f"no item has {config.min_item_count} training events (data.min_item_count)")
-        items = self._items(item_files)
+        found = self._fit([feature.name for feature in event_features(config)], "features")
+        if item_files:
+            self.log(f"reading {len(item_files)} files of items from {config.items}")
+        (items,) = self._stage("items", build_items, [item_files], "item table")
         counts["unknown_item_events"] = items["unknown_item_events"]
         found |= items["features"] | self._fit_ages()
         features = {feature.name: PreparedFeature.model_validate(found[feature.name]) for feature in config.features}
-        mean_duration = self._mean_duration(histories)
         refuse_intents_without_label(features)
-        shards, labels = self._encode(found, items["ranges"], counts)
+        mean_duration = self._mean_duration(histories)
+        shards, labels = self._encode(features, items["ranges"], counts)
         warnings = warnings_of(config, counts, labels["different"])
         for warning in warnings:
             self.log(f"warning: {warning}")
@@ -202,15 +204,9 @@ class _Pipeline:
             raise InputError(f"{self.config.events}: no user has {least} events (data.min_user_events)")
         return found
 
-    def _fit(self, names: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The items' vocabulary, and the features `names` as the manifest has them."""
-        self.log("building vocabularies from the training events")
-        (catalogue,) = self._stage("catalogue", fit_items, [self._counts([ITEM], "items")[ITEM]], "item vocabulary")
-        return catalogue, self._fit_features(names, "features")
-
-    def _fit_features(self, names: list[str], stage: str) -> dict[str, Any]:
-        learning = [f.name for f in self.config.features if f.name in names and kind_of(f).learns(f)]
-        files = self._counts(learning, stage)
+    def _fit(self, names: list[str], stage: str) -> dict[str, Any]:
+        """The features `names`, which are counted where they learn, as the manifest has them."""
+        files = self._counts([f.name for f in self.config.features if f.name in names and kind_of(f).learns(f)], stage)
         tasks = [(name, files.get(name, [])) for name in names]
         fitted = self._stage(f"fit/{stage}", fit_feature, tasks, "features fitted")
         return dict(zip(names, fitted, strict=True))
@@ -228,12 +224,6 @@ class _Pipeline:
         self._stage(f"merge/{stage}", merge_counts, tasks, "counts merged")
         return {name: [target for found, _, target in tasks if found == name] for name in names}
 
-    def _items(self, files: list[str]) -> dict[str, Any]:
-        if files:
-            self.log(f"reading {len(files)} files of items from {self.config.items}")
-        (items,) = self._stage("items", build_items, [files], "item table")
-        return items
-
     def _fit_ages(self) -> dict[str, Any]:
         """The item features that depend on the time of events: counted over these where there is something to learn."""
         ages = [feature for feature in self.config.features if feature.of == "item" and kind_of(feature).of_time]
@@ -241,7 +231,7 @@ class _Pipeline:
         if learning:
             tasks = [(number, learning) for number in range(self.job.partitions)]
             self._stage("ages", count_ages, tasks, "ages counted")
-        return self._fit_features([feature.name for feature in ages], "ages")
+        return self._fit([feature.name for feature in ages], "ages")
 
     def _mean_duration(self, histories: Results) -> float:
         if self.config.duration is None:
@@ -252,23 +242,23 @@ class _Pipeline:
         return moments.mean
 
     def _encode(
-        self, features: dict[str, Any], ranges: list[int], counts: Counts
+        self, features: dict[str, PreparedFeature], ranges: list[int], counts: Counts
     ) -> tuple[dict[SplitName, list[Shard]], dict[str, Any]]:
         """Write shards, vocabularies, items and transitions; gives the shards, and what is known of the labels."""
         job = self.job
         self._clear()
         for name in SPLITS:
             self.log(f"writing {name}: {counts[f'{name}_rows']:,} users, {counts[f'{name}_targets']:,} targets")
-        tasks = [(number, features, ranges) for number in range(job.partitions)]
+        described = {name: feature.model_dump() for name, feature in features.items()}
+        tasks = [(number, described, ranges) for number in range(job.partitions)]
         encoded = self._stage("encode", encode_partition, tasks, "partitions written")
         for name in SPLITS:
             counts[f"unknown_targets_{name}"] = sum(part["unknown_targets"][name] for part in encoded)
         self._stage("transitions", merge_transitions, range(job.partitions), "transitions counted")
-        prepared = {name: PreparedFeature.model_validate(found) for name, found in features.items()}
-        counted = {name: features[name] for name, feature in prepared.items() if is_counted(feature)}
+        counted = {name: described[name] for name, feature in features.items() if is_counted(feature)}
         (labels,) = self._stage("labels", sum_labels, [counted], "labels counted")
         self.log(f"writing vocabularies: {counts['items']:,} items")
-        indexed = [name for name, feature in prepared.items() if not feature.is_number]
+        indexed = [name for name, feature in features.items() if not feature.is_number]
         names = [(name, labels["bins"].get(name)) for name in (ITEM, *indexed)]
         self._stage("publish", publish_vocabulary, names, "vocabularies written")
         copy(join(job.work, ITEMS), join(job.destination, ITEMS))

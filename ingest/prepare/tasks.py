@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any, Protocol
 
+from ingest.features.feature import KINDS
 from ingest.storage import join, list_names, read_text, write_text
 
 _THREADS = 8
@@ -35,8 +37,12 @@ class Call:
     function: Task
     arguments: tuple[Any, ...]
     result: str
+    modules: tuple[str, ...] = field(default_factory=lambda: KINDS.extensions)
+    """Imported first, in whatever process: they register kinds of feature of one's own."""
 
     def __call__(self) -> None:
+        for module in self.modules:
+            import_module(module)
         write_text(self.result, json.dumps(self.function(*self.arguments)))
 
 

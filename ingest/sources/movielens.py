@@ -10,10 +10,11 @@ from __future__ import annotations
 import re
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import IO, Any, ClassVar, Literal
+from functools import partial
+from typing import IO, Annotated, Any, Literal
 
 import numpy as np
 import polars as pl
@@ -21,12 +22,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
-from pydantic import field_validator
+from pydantic import AfterValidator
 from tqdm import tqdm
 
 from ingest import storage
 from ingest.errors import InputError
-from ingest.sources.source import SOURCES, Source
+from ingest.sources.registry import Source, register
 
 LIKED_FROM = 4
 BLOCK_BYTES = 16 << 20
@@ -37,77 +38,72 @@ GENRE_FLAGS = (
 )  # fmt: skip
 NO_GENRES = ("unknown", "(no genres listed)")
 
-Files = dict[str, Callable[[], AbstractContextManager[IO[bytes]]]]
+Opener = Callable[[], AbstractContextManager[IO[bytes]]]
+Files = dict[str, Opener]
 
 
-@SOURCES.add("movielens")
+@register
 class MovieLens(Source):
-    """The `import` section: a data set as GroupLens ships it."""
+    """The data as GroupLens ships them."""
 
     kind: Literal["movielens"] = "movielens"
-    source: str
+    source: Annotated[str, AfterValidator(storage.absolute)]
     """A folder or a .zip."""
     interactions: str = "interactions.parquet"
     """Which file, where the source is a folder of Parquet."""
-    events_path: ClassVar[str] = "events.parquet"
-    items_path: ClassVar[str] = "items.parquet"
-
-    _anywhere = field_validator("source")(storage.absolute)
 
     def make(self, destination: str) -> dict[str, Any]:
-        return import_movielens(self.source, destination, self.interactions)
+        """Write `destination`/events.parquet and items.parquet.
+
+        events: user_id, item_id (int64), timestamp[ms] or, where the source has only an order, position (int32); where
+        it has ratings also rating (float32) and liked ("liked" from a rating of 4 on, else "not liked"). Rows keep the
+        log's order. items: item_id, title, genres list<string>, release_date (date32, null if unknown; 1 January where
+        only the year is known) and what else the source has.
+
+        Returns paths and counts (users, items, events, seconds). Raises `InputError` for what cannot be read as such.
+        """
+        begun = time.monotonic()
+        events_path, items_path = (storage.join(destination, name) for name in (self.events_path, self.items_path))
+        with _open_source(self.source) as files:
+            layout = _find_layout(self.source, files, self.interactions)
+            items = _finish_items(layout.read_items(files[layout.items]), layout.items)
+            with storage.open_file(events_path, "wb") as file, files[layout.log]() as log:
+                users, events = _write_log(layout, log, file, pa.array(items["item_id"]))
+            with storage.open_file(items_path, "wb") as file:
+                pq.write_table(_to_arrow(items), file, compression="zstd")
+        return {
+            "events_path": events_path,
+            "items_path": items_path,
+            "users": users,
+            "items": items.height,
+            "events": events,
+            "seconds": round(time.monotonic() - begun, 3),
+        }
 
 
-def import_movielens(source: str, destination: str, interactions: str = "interactions.parquet") -> dict[str, Any]:
-    """Write `destination`/events.parquet and items.parquet from the MovieLens data at `source`, a .zip or a folder.
-
-    events: user_id, item_id (int64), timestamp[ms] or, where the source has only an order, position (int32); where it
-    has ratings also rating (float32) and liked ("liked" from a rating of 4 on, else "not liked"). Rows keep the
-    log's order. items: item_id, title, genres list<string>, release_date (date32, null if unknown; 1 January where
-    only the year is known) and what else the source has. `interactions` names the log of a Parquet source.
-
-    Returns paths and counts (users, items, events, seconds). Raises `InputError` for what cannot be read as such.
-    """
-    begun = time.monotonic()
-    events_path, items_path = storage.join(destination, "events.parquet"), storage.join(destination, "items.parquet")
-    with _open_source(source) as files:
-        layout = _find_layout(source, files, interactions)
-        items = _finish_items(layout.read_items(files[layout.items], layout.items), layout.items)
-        known = pa.array(items["item_id"])
-        users, events = np.zeros(0, np.int64), 0
-        with storage.open_file(events_path, "wb") as file, files[layout.log]() as log:
-            writer: pq.ParquetWriter | None = None
-            for batch in tqdm(layout.read_log(log, layout.log), desc="import", unit="batch", delay=1):
-                table = _finish_events(batch, layout, known)
-                writer = writer or pq.ParquetWriter(file, table.schema, compression="zstd")
-                writer.write_table(table)
-                users = np.union1d(users, table["user_id"].to_numpy())
-                events += table.num_rows
-            if writer is None or not events:
-                raise InputError(f"{layout.log}: holds no events; takes at least one")
-            writer.close()
-        with storage.open_file(items_path, "wb") as file:
-            pq.write_table(_to_arrow(items), file, compression="zstd")
-    return {
-        "events_path": events_path,
-        "items_path": items_path,
-        "users": len(users),
-        "items": items.height,
-        "events": events,
-        "seconds": round(time.monotonic() - begun, 3),
-    }
+def _write_log(layout: Layout, log: IO[bytes], file: IO[bytes], known_items: pa.Array) -> tuple[int, int]:
+    """Write the events, a batch at a time; gives the numbers of users and events."""
+    users, events = np.zeros(0, np.int64), 0
+    writer: pq.ParquetWriter | None = None
+    for batch in tqdm(layout.read_log(log), desc="import", unit="batch", delay=1):
+        table = _finish_events(batch, layout, known_items)
+        writer = writer or pq.ParquetWriter(file, table.schema, compression="zstd")
+        writer.write_table(table)
+        users = np.union1d(users, table["user_id"].to_numpy())
+        events += table.num_rows
+    if writer is None or not events:
+        raise InputError(f"{layout.log}: holds no events; takes at least one")
+    writer.close()
+    return len(users), events
 
 
 @contextmanager
 def _open_source(source: str) -> Iterator[Files]:
     """The files at `source` or in one folder below it, by name."""
-    if not source.endswith(".zip"):
-        paths = storage.list_files(source)
-        names = [path[len(source.rstrip("/")) :].strip("/") for path in paths]
-        yield _by_name(source, dict(zip(names, (_opener(path) for path in paths), strict=True)))
+    names = storage.walk(source).files
+    if "" not in names:
+        yield _by_name(source, {name: partial(storage.open_file, storage.join(source, name)) for name in names})
         return
-    if not storage.exists(source):
-        raise InputError(f"{source}: no such file")
     with storage.open_file(source) as file:
         try:
             archive = zipfile.ZipFile(file)
@@ -115,15 +111,7 @@ def _open_source(source: str) -> Iterator[Files]:
             raise InputError(f"{source}: not a zip file that can be read: {error}") from None
         with archive:
             members = [name for name in archive.namelist() if not name.endswith("/") and "__MACOSX" not in name]
-            yield _by_name(source, {name: _member(archive, name) for name in members})
-
-
-def _opener(path: str) -> Callable[[], AbstractContextManager[IO[bytes]]]:
-    return lambda: storage.open_file(path)
-
-
-def _member(archive: zipfile.ZipFile, name: str) -> Callable[[], AbstractContextManager[IO[bytes]]]:
-    return lambda: archive.open(name)
+            yield _by_name(source, {name: partial(archive.open, name) for name in members})
 
 
 def _by_name(source: str, files: Files) -> Files:
@@ -132,23 +120,111 @@ def _by_name(source: str, files: Files) -> Files:
         name = path.rsplit("/", 1)[-1]
         if path.count("/") <= 1 and name not in found:
             found[name] = files[path]
-        elif path.count("/") == 1 and files.get(name) is not found.get(name) and name in _LAYOUT_FILES:
+        elif path.count("/") == 1 and files.get(name) is not found.get(name) and name in _NAMES:
             raise InputError(f"{source}: holds {name} in more than one folder; takes one data set")
     return found
 
 
 @dataclass(frozen=True)
-class _Layout:
-    """How one form of MovieLens is read."""
+class Text:
+    """A form of MovieLens in text: log and items, each with its delimiter and, in this order, its own columns."""
 
     log: str
+    log_delimiter: str
+    log_columns: tuple[str, ...]
     items: str
-    read_log: Callable[[IO[bytes], str], Iterator[pa.RecordBatch]]
-    read_items: Callable[[Callable[[], AbstractContextManager[IO[bytes]]], str], pl.DataFrame]
+    item_delimiter: str
+    item_columns: tuple[str, ...]
+    header: bool = False
+    """Whether the files begin with the columns' names, and quote titles."""
+
+    def read_log(self, file: IO[bytes]) -> Iterator[pa.RecordBatch]:
+        """Batches of user_id, item_id, rating and seconds."""
+        delimiter, columns = self.log_delimiter, self.log_columns
+        names = list(columns)
+        if len(delimiter) > 1:  # between two colons there is a column of nothing
+            names = [name for column in columns for name in (column, f"{column}:")][:-1]
+        types = dict(zip(columns, (pa.int64(), pa.int64(), pa.float32(), pa.int64()), strict=True))
+        try:
+            for batch in pyarrow.csv.open_csv(
+                file,
+                pyarrow.csv.ReadOptions(block_size=BLOCK_BYTES, column_names=None if self.header else names),
+                pyarrow.csv.ParseOptions(delimiter=delimiter[0], quote_char=False),
+                pyarrow.csv.ConvertOptions(column_types=types, include_columns=columns),
+            ):
+                yield batch.rename_columns(["user_id", "item_id", "rating", "seconds"])
+        except (pa.ArrowInvalid, pa.ArrowKeyError, KeyError) as error:
+            raise _refusal(self.log, error, delimiter, columns, names) from None
+
+    def read_items(self, opener: Opener) -> pl.DataFrame:
+        """The list of films, UTF-8 or Latin-1."""
+        delimiter, columns = self.item_delimiter, self.item_columns
+        with opener() as file:
+            content = file.read()
+        try:
+            text = content.decode("utf-8")
+        except UnicodeDecodeError:
+            text = content.decode("latin-1")
+        separator = delimiter if len(delimiter) == 1 else "\x1f"
+        types = {column: pa.string() for column in columns} | {columns[0]: pa.int64()}
+        try:
+            table = pyarrow.csv.read_csv(
+                pa.BufferReader(text.replace(delimiter, separator).encode()),
+                pyarrow.csv.ReadOptions(column_names=None if self.header else columns),
+                pyarrow.csv.ParseOptions(delimiter=separator, quote_char='"' if self.header else False),
+                pyarrow.csv.ConvertOptions(column_types=types, include_columns=columns),
+            )
+        except (pa.ArrowInvalid, pa.ArrowKeyError, KeyError) as error:
+            raise _refusal(self.items, error, delimiter, columns, columns) from None
+        frame = pl.DataFrame(table.rename_columns(["item_id", "title", *columns[2:]]))
+        return frame.with_columns(pl.col("genres").str.split("|")) if "genres" in frame.columns else _from_flags(frame)
 
 
-def _find_layout(source: str, files: Files, interactions: str) -> _Layout:
-    layouts = (_Layout(interactions, "items.parquet", _log_of_parquet, _items_of_parquet), *_TEXT_LAYOUTS)
+@dataclass(frozen=True)
+class Parquet:
+    """The form in Parquet, whose columns have the names of the contract."""
+
+    log: str
+    items: str = "items.parquet"
+
+    def read_log(self, file: IO[bytes]) -> Iterator[pa.RecordBatch]:
+        parquet = self._open(file, self.log)
+        has = parquet.schema_arrow.names
+        times = [column for column in ("timestamp", "position") if column in has]
+        missing = [column for column in ("user_id", "item_id") if column not in has] or ([] if times else ["timestamp"])
+        if missing:
+            takes = "user_id, item_id, and timestamp or position"
+            raise InputError(f"{self.log}: has no column {missing[0]}; takes {takes}, got {', '.join(has)}")
+        columns = ["user_id", "item_id", times[0], *(["rating"] if "rating" in has else [])]
+        yield from parquet.iter_batches(batch_size=1 << 19, columns=columns)
+
+    def read_items(self, opener: Opener) -> pl.DataFrame:
+        with opener() as file:
+            frame = pl.DataFrame(self._open(file, self.items).read())
+        takes: dict[str, pl.DataType] = {"item_id": pl.Int64(), "title": pl.String(), "genres": pl.List(pl.String)}
+        for column, kind in takes.items():
+            if column not in frame.columns:
+                has = ", ".join(frame.columns)
+                raise InputError(f"{self.items}: has no column {column}; takes {', '.join(takes)}, got {has}")
+            try:
+                frame = frame.with_columns(pl.col(column).cast(kind))
+            except pl.exceptions.PolarsError:
+                got = frame[column].dtype
+                raise InputError(f"{self.items}: column {column} is of the type {got}; takes {kind}") from None
+        return frame
+
+    def _open(self, file: IO[bytes], name: str) -> pq.ParquetFile:
+        try:
+            return pq.ParquetFile(file, coerce_int96_timestamp_unit="ms")  # nanoseconds would overflow after 2262
+        except pa.ArrowInvalid as error:
+            raise InputError(f"{name}: not a Parquet file that can be read: {error}") from None
+
+
+Layout = Text | Parquet
+
+
+def _find_layout(source: str, files: Files, interactions: str) -> Layout:
+    layouts = (Parquet(interactions), *TEXTS)
     for layout in layouts:
         if layout.log in files:
             if layout.items not in files:
@@ -159,32 +235,8 @@ def _find_layout(source: str, files: Files, interactions: str) -> _Layout:
     raise InputError(f"{source}: no MovieLens log there; takes one of {logs}, got {has}")
 
 
-def _log_of_text(delimiter: str, columns: tuple[str, ...], header: bool = False) -> Any:
-    """A reader of a delimited log; `columns` are its own names for user, item, rating and seconds, in this order."""
-    separate = columns if len(delimiter) == 1 else tuple(f"{name}{filler}" for name in columns for filler in ("", ":"))
-    names = separate if len(delimiter) == 1 else separate[:-1]
-    types = dict(zip(columns, (pa.int64(), pa.int64(), pa.float32(), pa.int64()), strict=True))
-
-    def read(file: IO[bytes], name: str) -> Iterator[pa.RecordBatch]:
-        try:
-            yield from pyarrow.csv.open_csv(
-                file,
-                pyarrow.csv.ReadOptions(block_size=BLOCK_BYTES, column_names=None if header else names),
-                pyarrow.csv.ParseOptions(delimiter=delimiter[0], quote_char=False),
-                pyarrow.csv.ConvertOptions(column_types=types, include_columns=columns),
-            )
-        except (pa.ArrowInvalid, pa.ArrowKeyError, KeyError) as error:
-            raise _refusal(name, error, delimiter, columns, names) from None
-
-    return lambda file, name: (
-        batch.rename_columns(["user_id", "item_id", "rating", "seconds"]) for batch in read(file, name)
-    )
-
-
-def _refusal(
-    file: str, error: Exception, delimiter: str, columns: tuple[str, ...], names: tuple[str, ...]
-) -> InputError:
-    takes = f"takes the fields {delimiter.join(columns)}".replace("\t", "<tab>").replace("\x1f", "::")
+def _refusal(file: str, error: Exception, delimiter: str, columns: Sequence[str], names: Sequence[str]) -> InputError:
+    takes = f"takes the fields {delimiter.join(columns)}".replace("\t", "<tab>")
     text = " ".join(str(error).split())
     if "Empty CSV" in text:
         return InputError(f"{file}: is empty; {takes}")
@@ -197,24 +249,7 @@ def _refusal(
     return InputError(f"{file}: {text}; {takes}")
 
 
-def _log_of_parquet(file: IO[bytes], name: str) -> Iterator[pa.RecordBatch]:
-    try:
-        parquet = pq.ParquetFile(file)
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{name}: not a Parquet file that can be read: {error}") from None
-    has = parquet.schema_arrow.names
-    times = [column for column in ("timestamp", "position") if column in has]
-    missing = [column for column in ("user_id", "item_id") if column not in has] or ([] if times else ["timestamp"])
-    if missing:
-        raise InputError(
-            f"{name}: has no column {missing[0]}; takes user_id, item_id, and timestamp or position, "
-            f"got {', '.join(has)}"
-        )
-    columns = ["user_id", "item_id", times[0], *(["rating"] if "rating" in has else [])]
-    yield from parquet.iter_batches(batch_size=1 << 19, columns=columns)
-
-
-def _finish_events(batch: pa.RecordBatch, layout: _Layout, known_items: pa.Array) -> pa.Table:
+def _finish_events(batch: pa.RecordBatch, layout: Layout, known_items: pa.Array) -> pa.Table:
     """The events of the contract; refuses a missing value, an item that is not known and a rating that is none."""
     columns: dict[str, pa.Array] = {}
     takes = {"user_id": pa.int64(), "item_id": pa.int64(), "position": pa.int32(), "rating": pa.float32()}
@@ -244,36 +279,6 @@ def _finish_events(batch: pa.RecordBatch, layout: _Layout, known_items: pa.Array
     return pa.table(columns)
 
 
-def _items_of_text(delimiter: str, columns: tuple[str, ...], header: bool = False, quoted: bool = False) -> Any:
-    """A reader of a delimited list of films, UTF-8 or Latin-1, with `columns` in this order."""
-
-    def read(opener: Callable[[], AbstractContextManager[IO[bytes]]], name: str) -> pl.DataFrame:
-        with opener() as file:
-            content = file.read()
-        try:
-            text = content.decode("utf-8")
-        except UnicodeDecodeError:
-            text = content.decode("latin-1")
-        separator = delimiter if len(delimiter) == 1 else "\x1f"
-        data = text.replace(delimiter, separator).encode()
-        try:
-            table = pyarrow.csv.read_csv(
-                pa.BufferReader(data),
-                pyarrow.csv.ReadOptions(column_names=None if header else columns),
-                pyarrow.csv.ParseOptions(delimiter=separator, quote_char='"' if quoted else False),
-                pyarrow.csv.ConvertOptions(
-                    column_types={column: pa.string() for column in columns} | {columns[0]: pa.int64()},
-                    include_columns=columns,
-                ),
-            )
-        except (pa.ArrowInvalid, pa.ArrowKeyError, KeyError) as error:
-            raise _refusal(name, error, delimiter, columns, columns) from None
-        frame = pl.DataFrame(table.rename_columns(["item_id", "title", *columns[2:]]))
-        return frame.with_columns(pl.col("genres").str.split("|")) if "genres" in frame.columns else _from_flags(frame)
-
-    return read
-
-
 def _from_flags(frame: pl.DataFrame) -> pl.DataFrame:
     """u.item's nineteen genre flags as a list, and its dates such as 01-Jan-1995 as dates."""
     set_genres = pl.concat_list(pl.when(pl.col(genre) == "1").then(pl.lit(genre)) for genre in GENRE_FLAGS)
@@ -284,25 +289,6 @@ def _from_flags(frame: pl.DataFrame) -> pl.DataFrame:
         release_date=pl.col("release_date").str.to_date("%d-%b-%Y", strict=False),
         imdb_url="imdb_url",
     )
-
-
-def _items_of_parquet(opener: Callable[[], AbstractContextManager[IO[bytes]]], name: str) -> pl.DataFrame:
-    with opener() as file:
-        try:
-            frame = pl.DataFrame(pq.read_table(file))
-        except pa.ArrowInvalid as error:
-            raise InputError(f"{name}: not a Parquet file that can be read: {error}") from None
-    takes: dict[str, pl.DataType] = {"item_id": pl.Int64(), "title": pl.String(), "genres": pl.List(pl.String)}
-    for column, kind in takes.items():
-        if column not in frame.columns:
-            raise InputError(
-                f"{name}: has no column {column}; takes {', '.join(takes)}, got {', '.join(frame.columns)}"
-            )
-        try:
-            frame = frame.with_columns(pl.col(column).cast(kind))
-        except pl.exceptions.PolarsError:
-            raise InputError(f"{name}: column {column} is of the type {frame[column].dtype}; takes {kind}") from None
-    return frame
 
 
 def _finish_items(frame: pl.DataFrame, name: str) -> pl.DataFrame:
@@ -332,27 +318,31 @@ def _to_arrow(frame: pl.DataFrame) -> pa.Table:
     return table.cast(pa.schema([(field.name, plain.get(field.type, field.type)) for field in table.schema]))
 
 
-_TEXT_LAYOUTS = (
-    _Layout(
+TEXTS = (
+    Text(
         "u.data",
+        "\t",
+        ("user", "item", "rating", "timestamp"),
         "u.item",
-        _log_of_text("\t", ("user", "item", "rating", "timestamp")),
-        _items_of_text("|", ("item", "title", "release_date", "video_release_date", "imdb_url", *GENRE_FLAGS)),
+        "|",
+        ("item", "title", "release_date", "video_release_date", "imdb_url", *GENRE_FLAGS),
     ),
-    _Layout(
+    Text(
         "ratings.dat",
+        "::",
+        ("UserID", "MovieID", "Rating", "Timestamp"),
         "movies.dat",
-        _log_of_text("::", ("UserID", "MovieID", "Rating", "Timestamp")),
-        _items_of_text("::", ("MovieID", "Title", "genres")),
+        "::",
+        ("MovieID", "Title", "genres"),
     ),
-    _Layout(
+    Text(
         "ratings.csv",
+        ",",
+        ("userId", "movieId", "rating", "timestamp"),
         "movies.csv",
-        _log_of_text(",", ("userId", "movieId", "rating", "timestamp"), header=True),
-        _items_of_text(",", ("movieId", "title", "genres"), header=True, quoted=True),
+        ",",
+        ("movieId", "title", "genres"),
+        header=True,
     ),
 )
-_LAYOUT_FILES = {name for layout in _TEXT_LAYOUTS for name in (layout.log, layout.items)} | {
-    "interactions.parquet",
-    "items.parquet",
-}
+_NAMES = {name for layout in (*TEXTS, Parquet("interactions.parquet")) for name in (layout.log, layout.items)}

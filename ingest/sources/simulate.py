@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +34,7 @@ from ingest import storage
 from ingest.errors import InputError
 from ingest.sources import simulate_rule as rule_module
 from ingest.sources import simulate_world as world_module
+from ingest.sources.registry import Source, register
 from ingest.sources.simulate_rule import (
     ACTIONS,
     AGES,
@@ -47,7 +48,6 @@ from ingest.sources.simulate_rule import (
     States,
 )
 from ingest.sources.simulate_world import DEVICES, CatalogueSettings, Timeline, Users, UserSettings
-from ingest.sources.source import SOURCES, Source
 
 Array = NDArray[Any]
 
@@ -55,11 +55,13 @@ BLOCK_USERS = 2_000
 SESSIONS_A_USER = 100_000  # session_id = user_id * this + the session's number
 
 
-@SOURCES.add("simulate")
+@register
 class SimulateConfig(Source):
     """What `simulate` makes. The same values give the same bytes, whatever `processes` is."""
 
     kind: Literal["simulate"] = "simulate"
+    events_path: ClassVar[str] = "events"
+    items_path: ClassVar[str] = "items"
     users: int = Field(default=20_000, ge=1)
     items: int = Field(default=5_000, ge=20)
     days: int = Field(default=90, ge=1, le=3_650)
@@ -74,46 +76,42 @@ class SimulateConfig(Source):
         default=None, ge=1, description="default: one for each core that this process may use"
     )
 
-    def make(self, destination: str) -> dict[str, Any]:
-        return simulate(self, destination)
-
     @property
     def first_day(self) -> int:
         """Days from 1970 to the start."""
         return (self.start - datetime.date(1970, 1, 1)).days
 
+    def make(self, destination: str) -> dict[str, Any]:
+        """Write a made log below `destination` (a folder or s3://...) and return what was made.
 
-def simulate(config: SimulateConfig, destination: str) -> dict[str, Any]:
-    """Write a made log below `destination` (a folder or s3://...) and return what was made.
-
-    events/part-*.parquet and items/items.parquet are the log; truth/ holds what is hidden from it (see
-    docs/simulation.md). A log that was made here before is replaced. Returns paths and counts (users, items,
-    events, bytes, seconds). Raises `InputError` where `destination` holds events that were not made here.
-    """
-    begun = time.monotonic()
-    _clear(destination)
-    _write_rule(config, destination)
-    sizes = _write_items(config, destination)
-    events = 0
-    with storage.open_file(storage.join(destination, "truth", "users.parquet"), "wb") as file:
-        writer: pq.ParquetWriter | None = None
-        for made in _progress(config, _blocks(config, destination)):
-            events += made.events
-            sizes += made.bytes
-            writer = writer or pq.ParquetWriter(file, made.users.schema, compression="zstd")
-            writer.write_table(made.users)
-        assert writer is not None
-        writer.close()
-    return {
-        "events_path": storage.join(destination, "events"),
-        "items_path": storage.join(destination, "items"),
-        "truth_path": storage.join(destination, "truth"),
-        "users": config.users,
-        "items": config.items,
-        "events": events,
-        "bytes": sizes,
-        "seconds": round(time.monotonic() - begun, 3),
-    }
+        events/part-*.parquet and items/items.parquet are the log; truth/ holds what is hidden from it (see
+        docs/simulation.md). A log that was made here before is replaced. Returns paths and counts (users, items,
+        events, bytes, seconds). Raises `InputError` where `destination` holds events that were not made here.
+        """
+        begun = time.monotonic()
+        _clear(destination)
+        _write_rule(self, destination)
+        sizes = _write_items(self, destination)
+        events = 0
+        with storage.open_file(storage.join(destination, "truth", "users.parquet"), "wb") as file:
+            writer: pq.ParquetWriter | None = None
+            for made in _progress(self, _blocks(self, destination)):
+                events += made.events
+                sizes += made.bytes
+                writer = writer or pq.ParquetWriter(file, made.users.schema, compression="zstd")
+                writer.write_table(made.users)
+            assert writer is not None
+            writer.close()
+        return {
+            "events_path": storage.join(destination, self.events_path),
+            "items_path": storage.join(destination, self.items_path),
+            "truth_path": storage.join(destination, "truth"),
+            "users": self.users,
+            "items": self.items,
+            "events": events,
+            "bytes": sizes,
+            "seconds": round(time.monotonic() - begun, 3),
+        }
 
 
 @dataclass(frozen=True)
@@ -140,12 +138,9 @@ def _blocks(config: SimulateConfig, destination: str) -> Iterator[Made]:
 
 
 def _progress(config: SimulateConfig, blocks: Iterator[Made]) -> Iterator[Made]:
-    begun, events = time.monotonic(), 0
-    with tqdm(total=-(-config.users // BLOCK_USERS), desc="simulate", unit="block", delay=1) as bar:
+    with tqdm(total=config.users, desc="simulate", unit="user", delay=1) as bar:
         for made in blocks:
-            events += made.events
-            bar.set_postfix_str(f"{events / (time.monotonic() - begun):,.0f} events/s", refresh=False)
-            bar.update()
+            bar.update(made.users.num_rows)
             yield made
 
 
@@ -345,7 +340,7 @@ def _write_items(config: SimulateConfig, destination: str) -> int:
 
 def _write_rule(config: SimulateConfig, destination: str) -> None:
     rule = {
-        "config": config.model_dump(mode="json", exclude={"processes"}),
+        "config": config.model_dump(mode="json", exclude={"kind", "processes"}),
         "actions": ACTIONS,
         "genres": GENRES,
         "content_types": CONTENT_TYPES,

@@ -96,8 +96,6 @@ def test_a_run_that_goes_on_is_the_run_that_never_stopped(eviction: str, data: D
         take(step, data, number)
         take(again, data, number)
         same(weights(again), weights(step))
-    assert step.recommender.tables.collisions is not None
-    assert again.recommender.tables.collisions is not None
     ids = torch.arange(8)
     rows = [s.recommender.tables.collisions.rows("genres", ids, False) for s in (step, again)]
     assert torch.equal(*rows)
@@ -111,7 +109,6 @@ def test_a_row_that_changes_hands_is_fresh_and_without_optimizer_state(data: Dat
     for number in range(3):
         take(step, data, number)
     collisions = step.recommender.tables.collisions
-    assert collisions is not None
     fresh = torch.full((1, 8), 0.25)
     collisions.reset("genres", torch.tensor([3]), fresh)
     assert torch.equal(weights(step)["genres"][3], fresh[0])

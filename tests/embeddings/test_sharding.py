@@ -53,7 +53,7 @@ def test_rows_are_drawn_from_a_normal_distribution_and_no_two_are_alike(data: Da
 
 @pytest.mark.parametrize("kind", ["table_row_wise", "grid_shard", "table_column_wise"])
 def test_a_sharding_that_sequences_have_not_is_refused_by_name(kind: str) -> None:
-    with pytest.raises(InputError, match=rf"tables.sharding: TorchRec has {kind} for pooled .* takes data_parallel"):
+    with pytest.raises(InputError, match=rf"tables.sharding.item: .*'data_parallel', .* 'column_wise', got '{kind}'"):
         build_settings(TrainConfig, {"tables": {"sharding": {"item": kind}}}, "config")
 
 

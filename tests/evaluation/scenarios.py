@@ -123,7 +123,7 @@ def neural(data: Data, folder: Path, worker: Worker, sharding: str = "table_wise
     """This worker's item rows, fetched in pieces, those of all places, and the validation of the model as it begins."""
     step = make_step(data.manifest, worker, tables={"sharding": {"item": sharding}})
     scorer = NeuralScorer(step, rows_at_once=7)
-    table = weights(step)["item"][scorer.items_at(torch.arange(data.manifest.items))]
+    table = weights(step)["item"][scorer.row_to_item(torch.arange(data.manifest.items))]
     reader = data.reader("validation", worker, evaluate=True)
     validation = validate(step, reader, worker, filter_seen=True)
     return scorer.rows_vD.numpy(), table.numpy(), validation

@@ -5,22 +5,27 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from embeddings.workers import Worker
+from evaluation.evaluation_config import RecommendConfig
 from evaluation.metrics import METRICS
 from evaluation.ranking import CatalogueRanker, NeuralScorer
+from evaluation.recommend import recommend
 from evaluation.report import format_table, write_report
 from evaluation.results import Evaluated, Results
 from evaluation.targets import paired
 from ingest.data.batch import Lists
+from ingest.data.manifest import save_manifest
 from ingest.errors import InputError
 from tests.evaluation.scenarios import READERS, evaluated
 from tests.scenarios import TwoWorkers
@@ -171,24 +176,67 @@ def test_an_evaluation_that_is_repeated_replaces_the_targets(in_time: Data, tmp_
     assert [path.name for path in stale.parent.iterdir()] == ["part-00000.parquet"]
 
 
-@pytest.mark.parametrize("change", ["a target less", "a row group less", "another user"])
-def test_other_targets_are_refused(tmp_path: Path, in_time: Data, found: Evaluated, change: str) -> None:
-    evaluated(in_time, tmp_path, Worker())
-    path = tmp_path / "targets-1" / "popularity" / "part-00000.parquet"
+@pytest.fixture
+def nobody_tested(in_time: Data, tmp_path: Path) -> Data:
+    """A data set none of whose users has a test target."""
+    shutil.copytree(in_time.url, tmp_path / "data")
+    manifest = in_time.manifest
+    save_manifest(manifest.model_copy(update={"shards": manifest.shards | {"test": []}}), str(tmp_path / "data"))
+    return Data(str(tmp_path / "data"))
+
+
+def test_an_empty_test_split_is_told_and_others_still_get_recommendations(
+    nobody_tested: Data, found: Evaluated
+) -> None:
+    folder = Path(nobody_tested.url).parent
+    with pytest.raises(InputError, match="data: no user has a test target"):
+        evaluated(nobody_tested, folder, Worker())
+    readers = [nobody_tested.reader(split, after_last=True) for split in ("test", "rest")]
+    scorer = NeuralScorer(make_step(nobody_tested.manifest))
+    users = recommend(scorer, readers, Worker(), RecommendConfig(), False, str(folder / "recommended"))
+    assert users == sum(shard.rows for shard in nobody_tested.manifest.shards["rest"]) > 0
+
+
+def change_targets(folder: Path, change: Callable[[list[pa.Table]], None]) -> str:
+    """Changes the row groups of one model's file; the folder of all models' targets."""
+    path = folder / "targets-1" / "popularity" / "part-00000.parquet"
     whole = pq.ParquetFile(path)
     groups = [whole.read_row_group(group) for group in range(whole.num_row_groups)]
     assert len(groups) > 1
-    if change == "a target less":
-        groups[0] = groups[0].slice(1)
-    elif change == "another user":
-        groups[0] = groups[0].set_column(0, "user", [[-1, *groups[0]["user"].to_pylist()[1:]]])
-    else:
-        groups.pop()
+    change(groups)
     with pq.ParquetWriter(path, whole.schema_arrow) as writer:
         for group in groups:
             writer.write_table(group.cast(whole.schema_arrow))
+    return str(folder / "targets-1")
+
+
+def test_rows_in_another_order_are_paired_by_user_and_place(in_time: Data, tmp_path: Path, found: Evaluated) -> None:
+    def turn_round(groups: list[pa.Table]) -> None:
+        groups[:] = [group.take(np.arange(len(group))[::-1]) for group in groups]
+
+    evaluated(in_time, tmp_path, Worker())
+    before = list(paired(str(tmp_path / "targets-1"), MODELS, Worker()))
+    after = list(paired(change_targets(tmp_path, turn_round), MODELS, Worker()))
+    for (users, ranks), (same_users, same_ranks) in zip(before, after, strict=True):
+        np.testing.assert_array_equal(users, same_users)
+        for model in MODELS:
+            np.testing.assert_array_equal(ranks[model], same_ranks[model])
+
+
+@pytest.mark.parametrize("change", ["a target less", "a row group less", "another user"])
+def test_other_targets_are_refused(in_time: Data, tmp_path: Path, found: Evaluated, change: str) -> None:
+    def change_groups(groups: list[pa.Table]) -> None:
+        if change == "a target less":
+            groups[0] = groups[0].slice(1)
+        elif change == "another user":
+            groups[0] = groups[0].set_column(0, "user", [[-1, *groups[0]["user"].to_pylist()[1:]]])
+        else:
+            groups.pop()
+
+    evaluated(in_time, tmp_path, Worker())
+    url = change_targets(tmp_path, change_groups)
     with pytest.raises(InputError, match=r"popularity/part-00000.parquet: holds other targets"):
-        list(paired(str(tmp_path / "targets-1"), MODELS, Worker()))
+        list(paired(url, MODELS, Worker()))
 
 
 def test_a_metric_of_ones_own_is_counted_shown_and_compared_by(in_time: Data, tmp_path: Path, found: Evaluated) -> None:

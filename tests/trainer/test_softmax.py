@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from embeddings.workers import Worker, own_rows
 from tests.scenarios import SPLITS, TwoWorkers
 from tests.small import softmax_case
+from tests.threads import on_threads
 from trainer.negatives import Negatives, NegativeSampler
 from trainer.softmax import full_softmax, sampled_softmax
 from trainer.train_config import LossConfig
@@ -82,6 +84,22 @@ def test_full_softmax_over_two_slices_is_cross_entropys(case: Case, scores: int,
         grad_query, grad_items = torch.autograd.grad(3 * expected, (query, items))
         torch.testing.assert_close(torch.cat(queries), grad_query[rows])
         torch.testing.assert_close(torch.cat(slices), grad_items[2:])
+
+
+@pytest.mark.parametrize(("items", "workers"), [(9, 4), (9, 8), (3, 4), (20, 3)])
+def test_workers_without_items_of_their_own_share_the_full_softmax(items: int, workers: int) -> None:
+    """Nine rows on four workers, 3, 3, 3 and none; a slice of nothing but padding and unknown, too."""
+    generator = torch.Generator().manual_seed(2)
+    query, table = (torch.randn(n, D, generator=generator, dtype=torch.float64) for n in (workers, items))
+    target, weight = torch.arange(workers) % (items - 2) + 2, torch.arange(1.0, workers + 1, dtype=torch.float64)
+
+    def share(worker: Worker) -> Tensor:
+        begin, end = own_rows(items, worker.rank, worker.workers)
+        first, own = min(max(begin, 2), end), slice(worker.rank, worker.rank + 1)
+        return full_softmax(query[own], table[first:end], target[own], weight[own], first, 30)
+
+    losses = on_threads(workers, share)
+    torch.testing.assert_close(sum(losses), dense_full(query, table, target, weight))
 
 
 @pytest.mark.parametrize("scores", [1, 30, 10_000])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,9 @@ from ingest.data.reader_config import ReaderConfig
 from ingest.data.schema import DataConfig
 from ingest.features.category import Category
 from ingest.features.feature import Base, Feature, Fitted, Kind, LookUp, PreparedFeature, prepared, register
+from ingest.prepare import pipeline
 from ingest.prepare.pipeline import prepare
+from ingest.prepare.tasks import Call
 from ingest.raw import columns as raw
 
 START, HOUR = 1_600_000_000_000, 3_600_000
@@ -135,6 +139,24 @@ def test_a_kind_of_ones_own_goes_from_the_config_to_a_batch(tmp_path: Path, log:
     trained = pq.read_table(f"{out}/vocab/change.parquet").to_pylist()
     assert sum(row["count"] for row in trained) == manifest.counts["training_events"]
     assert set(manifest.majority) == {"opened", "trend"}
+
+
+class InAnotherProcess:
+    """Runs calls in a process that has imported nothing, as a cluster's workers have not."""
+
+    def __init__(self, pool: ProcessPoolExecutor) -> None:
+        self.pool = pool
+
+    def run(self, calls: Sequence[Call], description: str) -> None:
+        list(self.pool.map(Call.__call__, calls))
+
+
+def test_other_processes_know_kinds_of_ones_own(tmp_path: Path, log: DataConfig, monkeypatch: Any) -> None:
+    monkeypatch.setattr(pipeline, "FEWEST_PARTITIONS", 1)
+    monkeypatch.setattr(pipeline, "PARTITIONS_A_TASK", 2)
+    here = prepare(log, str(tmp_path / "here"), lambda _: None)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        assert prepare(log, str(tmp_path / "there"), lambda _: None, InAnotherProcess(pool)) == here
 
 
 def test_a_kind_refuses_the_keys_that_it_does_not_take() -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,7 +12,6 @@ import pytest
 from ingest.data.schema import DataConfig
 from ingest.errors import InputError
 from ingest.prepare import pipeline
-from ingest.prepare.partition import partition_of
 from ingest.prepare.pipeline import prepare
 from ingest.prepare.tasks import Call
 from tests.ingest.prepare.prepare_reference import Row, config_for, random_log, write_log
@@ -188,10 +185,3 @@ def test_a_data_set_with_other_features_does_not_grow(log: Path, tmp_path: Path)
     fewer = config.model_copy(update={"features": config.features[:3]})
     with pytest.raises(InputError, match=r"data\.grow"):
         prepare(fewer, str(tmp_path / "out"), lambda _: None)
-
-
-def test_a_users_partition_depends_on_its_id_alone() -> None:
-    narrow, wide = pl.Series([1, 2, 3], dtype=pl.Int32), pl.Series([1, 2, 3], dtype=pl.Int64)
-    assert partition_of(narrow, 97).tolist() == partition_of(wide, 97).tolist()
-    counts = np.bincount(partition_of(pl.Series(range(100_000)), 10))
-    assert counts.min() > 9_000

@@ -18,7 +18,7 @@ from ingest.data.schema import DataConfig
 from ingest.errors import InputError
 from ingest.prepare.pipeline import prepare
 from ingest.raw.files import find_files, folder_values
-from ingest.storage import open_file, remove
+from ingest.storage import open_file, remove, walk
 from tests.s3 import ObjectStore
 
 START = 1_600_000_000
@@ -84,10 +84,13 @@ def test_what_is_no_parquet_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     write(tmp_path / "_temporary" / "0" / "d.parquet")
     os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "\udcff.parquet").touch()
     files, said = listed(tmp_path)
     assert files == ["a.parquet"]
-    for what in ("b.parquet.gz (no", "c.parquet.tmp (no", "_temporary (hidden)", "empty (no", "pipe (", "1 more"):
+    for what in ("b.parquet.gz (no", "c.parquet.tmp (no", "_temporary (hidden)", "2 more"):
         assert what in said
+    assert walk(str(tmp_path)).left_out["pipe"] == "no file that can be read"
+    assert walk(str(tmp_path)).left_out["'\\udcff.parquet'"] == "a name that is not UTF-8"
     (tmp_path / "a.parquet").unlink()
     with pytest.raises(InputError, match=r"no Parquet files there, but .*b\.parquet\.gz \(no Parquet file\)"):
         listed(tmp_path)
@@ -302,6 +305,7 @@ def test_odd_characters_in_every_folder(name: str, tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     relative = f"./{name}"
     config = DataConfig(events=f"{relative}/{name}", time_unit="s", work=f"{relative}/work")
+    assert config.work == f"{tmp_path}/{name}/work"
     manifest = prepare(config, f"{relative}/out", lambda _: None)
     assert manifest.counts["users"] == USERS
     assert sorted(path.name for path in (tmp_path / name / "out").iterdir())[:2] == ["items.parquet", "manifest.json"]

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ingest.errors import InputError
-from ingest.sources.movielens import import_movielens
+from ingest.sources.movielens import MovieLens
 
 DATA = Path(os.environ.get("INTENTREC_DATA", Path(__file__).resolve().parents[4] / "shared" / "data"))
 RATINGS = [(7, 2, 3, 978300760), (1, 1, 4, 978300700), (7, 1, 5, 978300760)]
@@ -72,7 +72,7 @@ def test_reads_each_layout(tmp_path: Path, name: str, form: str) -> None:
         pack(source, name, LAYOUTS[name])
     else:
         write_layout(source, LAYOUTS[name])
-    made = import_movielens(str(source.parent if form == "parent folder" else source), str(tmp_path / "out"))
+    made = MovieLens(source=str(source.parent if form == "parent folder" else source)).make(str(tmp_path / "out"))
     assert (made["users"], made["items"], made["events"]) == (2, 3, 3)
 
     events = pl.read_parquet(made["events_path"])
@@ -101,7 +101,7 @@ def parquet_source(folder: Path, log: dict[str, Any], name: str = "interactions.
 
 def test_reads_a_parquet_log_that_has_only_positions(tmp_path: Path) -> None:
     source = parquet_source(tmp_path / "in", {"user_id": [5, 5], "item_id": [2, 1], "position": [0, 1]})
-    made = import_movielens(str(source), str(tmp_path / "out"))
+    made = MovieLens(source=str(source)).make(str(tmp_path / "out"))
     assert pl.read_parquet(made["events_path"]).rows() == [(5, 2, 0), (5, 1, 1)]
     items = pl.read_parquet(made["items_path"])
     assert items["release_date"].to_list() == [datetime.date(1990, 1, 1), datetime.date(2001, 1, 1)]
@@ -110,7 +110,7 @@ def test_reads_a_parquet_log_that_has_only_positions(tmp_path: Path) -> None:
 def test_reads_the_named_parquet_log(tmp_path: Path) -> None:
     log = {"user_id": [5], "item_id": [2], "rating": [3], "timestamp": [datetime.datetime(2000, 1, 1)]}
     source = parquet_source(tmp_path / "in", log, "liked.parquet")
-    made = import_movielens(str(source), str(tmp_path / "out"), interactions="liked.parquet")
+    made = MovieLens(source=str(source), interactions="liked.parquet").make(str(tmp_path / "out"))
     assert pl.read_parquet(made["events_path"]).rows() == [(5, 2, datetime.datetime(2000, 1, 1), 3.0, "not liked")]
 
 
@@ -137,7 +137,7 @@ def test_refuses_a_bad_file_in_one_sentence(
 ) -> None:
     source = write_layout(tmp_path / "in", LAYOUTS[layout] | {file: content})
     with pytest.raises(InputError) as refused:
-        import_movielens(str(source), str(tmp_path / "out"))
+        MovieLens(source=str(source)).make(str(tmp_path / "out"))
     assert "\n" not in str(refused.value)
     for name in names:
         assert name in str(refused.value)
@@ -147,28 +147,28 @@ def test_refuses_a_bad_file_in_one_sentence(
 def test_refuses_a_source_that_is_none(tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     with pytest.raises(InputError, match=r"missing"):
-        import_movielens(str(tmp_path / "missing"), out)
+        MovieLens(source=str(tmp_path / "missing")).make(out)
     with pytest.raises(InputError, match=r"missing\.zip: no such file"):
-        import_movielens(str(tmp_path / "missing.zip"), out)
+        MovieLens(source=str(tmp_path / "missing.zip")).make(out)
     (tmp_path / "bad.zip").write_bytes(b"no zip")
     with pytest.raises(InputError, match=r"bad\.zip: not a zip file"):
-        import_movielens(str(tmp_path / "bad.zip"), out)
+        MovieLens(source=str(tmp_path / "bad.zip")).make(out)
     other = write_layout(tmp_path / "other", {"readme.txt": b"x"})
     with pytest.raises(InputError, match=r"takes one of .*ratings\.csv.* got readme\.txt"):
-        import_movielens(str(other), out)
+        MovieLens(source=str(other)).make(out)
     half = write_layout(tmp_path / "half", {"u.data": b"1\t1\t1\t1\n"})
     with pytest.raises(InputError, match=r"has u\.data but not u\.item"):
-        import_movielens(str(half), out)
+        MovieLens(source=str(half)).make(out)
 
 
 def test_refuses_two_data_sets_and_a_parquet_log_without_time(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_layout(tmp_path / "two" / name, LAYOUTS["ml-100k"])
     with pytest.raises(InputError, match=r"more than one folder"):
-        import_movielens(str(tmp_path / "two"), str(tmp_path / "out"))
+        MovieLens(source=str(tmp_path / "two")).make(str(tmp_path / "out"))
     source = parquet_source(tmp_path / "in", {"user_id": [5], "item_id": [2]})
     with pytest.raises(InputError, match=r"interactions\.parquet: has no column timestamp"):
-        import_movielens(str(source), str(tmp_path / "out"))
+        MovieLens(source=str(source)).make(str(tmp_path / "out"))
 
 
 @pytest.mark.skipif(not (DATA / "ml-100k").is_dir(), reason=f"no MovieLens at {DATA} (set INTENTREC_DATA)")
@@ -181,7 +181,7 @@ def test_refuses_two_data_sets_and_a_parquet_log_without_time(tmp_path: Path) ->
     ],
 )
 def test_real_data_keep_their_order(tmp_path: Path, name: str, log: str, counts: tuple[int, int, int]) -> None:
-    made = import_movielens(str(DATA / name), str(tmp_path), interactions=log)
+    made = MovieLens(source=str(DATA / name), interactions=log).make(str(tmp_path))
     assert (made["users"], made["items"], made["events"]) == counts
     events, source = pl.read_parquet(made["events_path"]), pl.read_parquet(DATA / name / log)
     for column in source.columns:

@@ -14,7 +14,7 @@ import pytest
 from ingest.errors import InputError
 from ingest.settings import build_settings, load_settings
 from ingest.sources import simulate as module
-from ingest.sources.simulate import SimulateConfig, make_world, simulate, simulate_block
+from ingest.sources.simulate import SimulateConfig, make_world, simulate_block
 from ingest.sources.simulate_rule import (
     ACTIONS,
     CONTINUE,
@@ -40,7 +40,7 @@ CONFIG = SimulateConfig(users=2_300, items=600, days=40, seed=5, user={"sessions
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return simulate(CONFIG, str(tmp_path_factory.mktemp("log")))
+    return CONFIG.make(str(tmp_path_factory.mktemp("log")))
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def test_same_bytes_on_any_number_of_processes(made: dict[str, Any], tmp_path: Path) -> None:
-    again = simulate(CONFIG.model_copy(update={"processes": 2}), str(tmp_path))
+    again = CONFIG.model_copy(update={"processes": 2}).make(str(tmp_path))
     assert digests(tmp_path) == digests(Path(made["events_path"]).parent)
     assert {"events/part-00000.parquet", "events/part-00001.parquet", "items/items.parquet"} <= set(digests(tmp_path))
     assert again["events"] == made["events"]
@@ -65,8 +65,8 @@ def test_same_bytes_on_any_number_of_processes(made: dict[str, Any], tmp_path: P
 
 def test_another_seed_makes_another_log(tmp_path: Path) -> None:
     one, two = (CONFIG.model_copy(update={"users": 50, "seed": seed}) for seed in (1, 2))
-    simulate(one, str(tmp_path / "1"))
-    simulate(two, str(tmp_path / "2"))
+    one.make(str(tmp_path / "1"))
+    two.make(str(tmp_path / "2"))
     first, second = digests(tmp_path / "1"), digests(tmp_path / "2")
     assert all(first[name] != second[name] for name in first)
 
@@ -279,9 +279,9 @@ def test_a_log_made_here_is_replaced_and_no_other(tmp_path: Path) -> None:
     (tmp_path / "log" / "events").mkdir(parents=True)
     (tmp_path / "log" / "events" / "mine.parquet").write_bytes(b"")
     with pytest.raises(InputError, match=r"log/events: is there and was not made by simulate"):
-        simulate(small, str(tmp_path / "log"))
-    simulate(CONFIG.model_copy(update={"users": 2_001, "user": CONFIG.user}), str(tmp_path / "other"))
-    simulate(small, str(tmp_path / "other"))
+        small.make(str(tmp_path / "log"))
+    CONFIG.model_copy(update={"users": 2_001, "user": CONFIG.user}).make(str(tmp_path / "other"))
+    small.make(str(tmp_path / "other"))
     assert [path.name for path in (tmp_path / "other" / "events").iterdir()] == ["part-00000.parquet"]
 
 
