@@ -37,10 +37,8 @@ from ingest.storage import join
 
 ROOT = Path(__file__).resolve().parents[1]
 DIMENSION, LENGTH, NEGATIVES = 64, 200, 256
-TURNS = 4
-"""Of an epoch."""
-WARM_UP = 3
-"""Steps of either side that count for nothing."""
+TURNS = 4  # of an epoch
+WARM_UP = 3  # steps of either side that count for nothing
 OVERRIDES = [
     "models.sasrec={kind: sasrec, layers: 2, heads: 2, dropout: 0.2, expansion: 1}",
     f"train.loss={{kind: sampled, negatives: {NEGATIVES}}}",

@@ -55,10 +55,8 @@ CONFIG = ["configs/demo.yaml", "name=run"]
 def timed(command: list[str]) -> dict[str, float]:
     """Seconds and peak memory of a command."""
     found = watch(command)
-    took = {"peak_memory_gib": round(found.gib, 2)}
-    if found.status:
-        return {"failed_with_status": found.status, "after_seconds": round(found.seconds, 1)} | took
-    return {"seconds": round(found.seconds, 1)} | took
+    name = "failed_after_seconds" if found.status else "seconds"
+    return {name: round(found.seconds, 1), "peak_memory_gib": round(found.gib, 2)}
 
 
 def measure(log: Path, folder: Path, ray_data: bool) -> dict[str, Any]:
