@@ -79,7 +79,9 @@ class Step:
         tables.collisions.place(worker.device, functools.partial(reset_rows, self.parallel))
         fused = set(self.parallel.fused_optimizer.params)
         self.dense = {name: p for name, p in self.parallel.named_parameters() if name not in fused and p.numel()}
-        self.optimizer = torch.optim.AdamW(self.dense.values(), lr=config.learning_rate, weight_decay=0.0, fused=True)
+        self.optimizer = torch.optim.AdamW(
+            self.dense.values(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
         self.sampler = NegativeSampler(config.loss, manifest.items, config.seed, counts)
         self.intent_weight = model.weight_of_intents
         self.attributes = {feature.name for feature in manifest.features if feature.of == "item"}

@@ -38,6 +38,7 @@ class TrainConfig(Settings):
     epochs: int = Field(default=10, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
     """Of AdamW for the dense part; the tables have their own."""
+    weight_decay: float = Field(default=0.0, ge=0)
     warmup_steps: int = Field(default=0, ge=0)
     """Steps over which the dense learning rate rises from 0."""
     clip_norm: float = Field(default=1.0, gt=0)
