@@ -1,8 +1,8 @@
-"""All checks that need a GPU. Prints JSON and keeps it, check by check as it is found; status 1 where one failed.
+"""All checks that need a GPU, each of which can be run alone. Prints JSON; status 1 where one failed.
 
-    python -m benchmarks.gpu --out FOLDER                 on the first GPU
-    python -m benchmarks.gpu --device cpu                 the same checks in small sizes, to try the script itself
-    python -m benchmarks.gpu --only attention tables      some of them
+    for check in attention precision tables full_softmax memory throughput; do      # one that crashes ends alone
+        timeout 200 python -m benchmarks.gpu --out FOLDER --only $check; done
+    python -m benchmarks.gpu --out FOLDER --device cpu      the same checks in small sizes, to try the script itself
 
     attention     the kernels against the CPU in fp32, forward and gradients
     precision     a bf16 step against the fp32 step
@@ -11,9 +11,8 @@
     memory        a step's time and memory with 10 thousand, 10 million and 100 million items
     throughput    tokens a second and share of the best bf16 matrix product (MFU)
 
-Every check is a process of its own: one that crashes or hangs is reported, and the others go on. It leaves out what it
-has no time for, and has what it found until then in FOLDER/<check>.json. Accuracy on a GPU: `benchmarks.main_job` with
-`cluster.gpus=true train.precision=bf16`.
+What a check finds is in FOLDER/<check>.json as it goes, and it leaves out what it has no time for. The data are made in
+FOLDER once. Accuracy on a GPU: `benchmarks.main_job` with `cluster.gpus=true train.precision=bf16`.
 """
 
 from __future__ import annotations
@@ -24,14 +23,11 @@ import json
 import logging
 import os
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import replace
+from contextlib import suppress
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -45,6 +41,7 @@ from embeddings.workers import Worker, single_process
 from ingest.data.batch import Batch
 
 GIB = 2**30
+WARM_UP = 3
 
 
 def timed(bench: Bench, call: Callable[[], Any]) -> dict[str, Any]:
@@ -53,12 +50,12 @@ def timed(bench: Bench, call: Callable[[], Any]) -> dict[str, Any]:
     found = []
     if cuda:
         torch.cuda.reset_peak_memory_stats(bench.device)
-    for number in range(bench.sizes.warmup + bench.sizes.steps):
+    for number in range(WARM_UP + bench.sizes.steps):
         began = time.perf_counter()
         call()
         if cuda:
             torch.cuda.synchronize(bench.device)
-        if number >= bench.sizes.warmup:
+        if number >= WARM_UP:
             found.append(time.perf_counter() - began)
         if bench.late and found:
             break
@@ -72,14 +69,14 @@ def steps_over(case: Case, batch: Batch, device: torch.device) -> Training:
 
 def throughput(bench: Bench) -> dict[str, Any]:
     """Tokens a second and MFU of whole steps by model and dimension."""
-    size = bench.sizes.matmul
+    size = bench.sizes.tokens // 8
     a, b = (torch.randn(size, size, device=bench.device, dtype=torch.bfloat16) for _ in range(2))
     best = 2 * size**3 / timed(bench, lambda: torch.matmul(a, b))["step_ms"] * 1e3
     result: dict[str, Any] = {"best_bf16_matmul_tflops": round(best / 1e12, 3), "cases": []}
     for model in ("sasrec", "intentrec"):
         for dimension in bench.sizes.dimensions:
             flops = 0.0
-            for compiled in (False, True) if bench.sizes.compile else (False,):
+            for compiled in (False, True) if bench.device.type == "cuda" else (False,):
                 case = bench.case(model, dimension, dropout=0.1, precision="bf16", compile=compiled)
                 found: dict[str, Any] = {"model": model, "dimension": dimension, "compile": compiled}
                 result["cases"].append(found)
@@ -130,7 +127,6 @@ def full_softmax(bench: Bench) -> dict[str, Any]:
     for scores in bench.sizes.scores:
         losses[f"full, {scores} scores at once"] = {"kind": "full", "scores_at_once": scores}
     found: dict[str, Any] = {}
-    short = replace(bench, sizes=replace(bench.sizes, warmup=1, steps=min(bench.sizes.steps, 4)))
     for name, loss in losses.items():
         if bench.late:
             found[name] = {"skipped": "no time left"}
@@ -138,7 +134,7 @@ def full_softmax(bench: Bench) -> dict[str, Any]:
         case = bench.case("sasrec", bench.sizes.dimensions[0], precision="bf16", loss=loss)
         with single_process(bench.device):
             case, batch = moved(case, bench.sizes.full_items, case.batches(1, Worker())[0])
-            found[name] = timed(short, steps_over(case, batch, bench.device).take)
+            found[name] = timed(bench, steps_over(case, batch, bench.device).take)
         bench.note({"losses": found})
     return {"items": bench.sizes.full_items, "losses": found}
 
@@ -168,42 +164,9 @@ def checked(name: str, bench: Bench) -> dict[str, Any]:
     except Exception:
         found, status = {"traceback": traceback.format_exc()}, "failed"
     free(bench.device)
-    return {"status": status, "seconds": round(time.perf_counter() - began, 1), **found}
-
-
-def in_own_process(name: str, data: str, options: argparse.Namespace, path: Path) -> dict[str, Any]:
-    """The same, in a new process, which may take a minute more than its time to start and end."""
-    command = [sys.executable, "-m", "benchmarks.gpu", "--device", options.device, "--only", name, "--in-process"]
-    command += ["--data", data, "--out", str(path.parent), "--seconds", str(options.seconds)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=options.seconds + 60, check=False)
-        reason = f"status {done.returncode}: {done.stderr[-4000:]}"
-    except subprocess.TimeoutExpired:
-        reason = f"ended after {options.seconds + 60:.0f} seconds"
-    found = dict(json.loads(path.read_text())) if path.exists() else {}
-    return found if "status" in found else {"status": "failed", "traceback": reason, **found}
-
-
-def run(options: argparse.Namespace, data: str, sizes: Sizes) -> dict[str, Any]:
-    """The checks that are asked for, each into its file."""
-    device = torch.device("cuda", 0) if options.device == "cuda" else torch.device("cpu")
-    checks = {}
-    for name in options.only or CHECKS:
-        path = options.out / f"{name}.json"
-
-        def note(found: dict[str, Any], path: Path = path) -> None:
-            path.write_text(json.dumps(found, indent=1))
-
-        print(f"{name} ...", file=sys.stderr, flush=True)
-        path.unlink(missing_ok=True)
-        if options.in_process:
-            checks[name] = checked(name, Bench(data, device, sizes, time.perf_counter() + options.seconds, note))
-        else:
-            checks[name] = in_own_process(name, data, options, path)
-        note(checks[name])
-        print(f"{name}: {checks[name]['status']}", file=sys.stderr, flush=True)
-    cuda = device.type == "cuda"
-    return {"device": torch.cuda.get_device_name(device) if cuda else "CPU", "checks": checks}
+    result = {"status": status, "seconds": round(time.perf_counter() - began, 1), **found}
+    bench.note(result)
+    return result
 
 
 def main(arguments: Sequence[str] | None = None, sizes: Sizes | None = None) -> int:
@@ -211,11 +174,9 @@ def main(arguments: Sequence[str] | None = None, sizes: Sizes | None = None) -> 
         prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--only", nargs="+", choices=list(CHECKS), metavar="CHECK")
-    parser.add_argument("--out", type=Path, help="a folder for what is found")
-    parser.add_argument("--data", help="a prepared data set; by default the demo's is made")
+    parser.add_argument("--only", nargs="+", choices=list(CHECKS), default=list(CHECKS), metavar="CHECK")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--seconds", type=float, default=150, help="of each check, about")
-    parser.add_argument("--in-process", action="store_true", help="all checks in this process")
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         print("benchmarks.gpu needs a CUDA GPU; --device cpu tries the script in small sizes", file=sys.stderr)
@@ -223,13 +184,19 @@ def main(arguments: Sequence[str] | None = None, sizes: Sizes | None = None) -> 
     logging.disable(logging.WARNING)
     sizes = sizes or (Sizes() if options.device == "cuda" else SMALL)
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-    with ExitStack() as stack:
-        options.out = options.out or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        options.out.mkdir(parents=True, exist_ok=True)
-        data = options.data or stack.enter_context(prepared("configs/demo.yaml", sizes.log)).data_folder
-        found = run(options, data, sizes)
+    device = torch.device("cuda", 0) if options.device == "cuda" else torch.device("cpu")
+    options.out.mkdir(parents=True, exist_ok=True)
+    with prepared("configs/demo.yaml", [*sizes.log, f"storage={options.out}"]) as config:
+        data = config.data_folder
+    checks = {}
+    for name in options.only:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        bench = Bench(data, device, sizes, time.perf_counter() + options.seconds, options.out / f"{name}.json")
+        checks[name] = checked(name, bench)
+        print(f"{name}: {checks[name]['status']}", file=sys.stderr, flush=True)
+    found = {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU", "checks": checks}
     print(json.dumps(header("gpu") | found, indent=1))
-    return int(any(check["status"] == "failed" for check in found["checks"].values()))
+    return int(any(check["status"] == "failed" for check in checks.values()))
 
 
 if __name__ == "__main__":

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 
-from benchmarks.training import Case
+from benchmarks.training import Case, header
 from embeddings.sharding import table_states
 from embeddings.table_config import table_of
 from embeddings.workers import Worker, single_process
@@ -36,11 +38,8 @@ class Sizes:
     """Overrides of configs/demo.yaml."""
     tokens: int = 65_536
     dimensions: tuple[int, ...] = (64, 128, 256)
-    warmup: int = 4
     steps: int = 10
-    """Timed, after the warm-up."""
-    matmul: int = 8192
-    negatives: int = 8192
+    """Timed, after a warm-up."""
     rows: tuple[int, ...] = (10_000, 10_000_000, 100_000_000)
     """Of the item table, in the check of memory."""
     full_items: int = 1_000_000
@@ -48,26 +47,19 @@ class Sizes:
     """Scores at once of the full softmax: few make it go twice over tiles, as a sharded catalogue does."""
     compared: int = 8192
     """Tokens of a batch whose step is also taken by the CPU or in fp32."""
-    sequences: int = 64
     longest: int = 200
-    compile: bool = True
 
 
 SMALL = Sizes(
     log=("simulate.users=150", "simulate.items=200", "simulate.days=20"),
     tokens=256,
     dimensions=(16,),
-    warmup=1,
     steps=2,
-    matmul=256,
-    negatives=32,
     rows=(1_000, 5_000),
     full_items=2_000,
     scores=(2**12, 2**20),
     compared=256,
-    sequences=6,
     longest=12,
-    compile=False,
 )
 
 
@@ -79,21 +71,24 @@ class Bench:
     device: torch.device
     sizes: Sizes
     deadline: float
-    note: Callable[[dict[str, Any]], None] = field(default=lambda found: None)
-    """Keeps what a check has found so far, should it be ended."""
+    path: Path
 
     def case(self, model: str, dimension: int, dropout: float = 0.0, tokens: int | None = None, **train: Any) -> Case:
         """A model and how it is trained; `train`: the section's values, those of `tables` and `loss` laid over ours."""
         base: dict[str, Any] = {
             "reader": {"tokens": tokens or self.sizes.tokens, "max_length": 200},
             "tables": {"dimension": dimension} | train.pop("tables", {}),
-            "loss": {"kind": "sampled", "negatives": self.sizes.negatives} | train.pop("loss", {}),
+            "loss": {"kind": "sampled", "negatives": self.sizes.tokens // 8} | train.pop("loss", {}),
         }
         config = TrainConfig.model_validate(base | train)
         settings: NeuralConfig = SASRecConfig(heads=4, layers=4, dropout=dropout)
         if model == "intentrec":
             settings = IntentRecConfig(heads=4, window="1d", intent_layers=2, item_layers=2, dropout=dropout)
         return Case(settings, config, self.data, load_manifest(self.data))
+
+    def note(self, found: dict[str, Any]) -> None:
+        """Keep what a check has found so far, should it be ended."""
+        self.path.write_text(json.dumps(header("gpu") | found, indent=1))
 
     @property
     def late(self) -> bool:
@@ -131,7 +126,7 @@ def attention(bench: Bench) -> dict[str, Any]:
 
 def _compare_attention(found: Comparison, bench: Bench, dimension: int) -> None:
     generator = torch.Generator().manual_seed(dimension)
-    lengths_B = torch.randint(1, bench.sizes.longest + 1, (bench.sizes.sequences,), generator=generator).sort().values
+    lengths_B = torch.randint(1, bench.sizes.longest + 1, (64,), generator=generator).sort().values
     x_TD, gradient_TD = (torch.randn(int(lengths_B.sum()), dimension, generator=generator) for _ in range(2))
     time_T = torch.cat([torch.arange(int(length)) * 1000 for length in lengths_B])
     torch.manual_seed(0)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -17,39 +17,20 @@ import torch.distributed as dist
 
 from embeddings.workers import Worker
 
+Ask = Callable[..., list[Future[Any]]]
+"""Has every worker make its call with some arguments."""
 _made: dict[str, Callable[..., Any]] = {}
-"""In a group's process: what it was made to hold."""
+"""In a group's process: what it holds."""
 
 
-class Group:
+@contextmanager
+def group(workers: int, make: Callable[..., Callable[..., Any]], **arguments: Any) -> Iterator[Ask]:
     """`workers` processes of one thread, each of which holds what `make(worker, **arguments)` gives: a call."""
-
-    def __init__(self, workers: int, make: Callable[..., Callable[..., Any]], **arguments: Any) -> None:
-        self.folder = tempfile.TemporaryDirectory()
-        context = multiprocessing.get_context("spawn")
-        self.pools = [ProcessPoolExecutor(1, context) for _ in range(workers)]
-        results(
-            [
-                pool.submit(_start, rank, workers, self.folder.name, make, arguments)
-                for rank, pool in enumerate(self.pools)
-            ]
-        )
-
-    def ask(self, **arguments: Any) -> list[Future[Any]]:
-        """Have every worker make its call."""
-        return [pool.submit(_call, arguments) for pool in self.pools]
-
-    def call(self, **arguments: Any) -> list[Any]:
-        """What every worker's call gives, by rank."""
-        return results(self.ask(**arguments))
-
-    def __enter__(self) -> Group:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for pool in self.pools:
-            pool.shutdown()
-        self.folder.cleanup()
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        pools = [stack.enter_context(ProcessPoolExecutor(1, context)) for _ in range(workers)]
+        results([pool.submit(_start, rank, workers, folder, make, arguments) for rank, pool in enumerate(pools)])
+        yield lambda **arguments: [pool.submit(_call, arguments) for pool in pools]
 
 
 def results(futures: list[Future[Any]]) -> list[Any]:

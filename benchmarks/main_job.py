@@ -2,6 +2,7 @@
 
     python -m benchmarks.main_job configs/demo.yaml
     python -m benchmarks.main_job configs/globo.yaml data.events=... data.items=...
+    python -m benchmarks.main_job --sections A.json B.json      # docs/results.md of what it printed before
 
 The run is a process of its own, in a folder that is new and removed at the end, or in `storage=...` to keep it.
 Memory is the sum over all its processes, Ray's included, each page that they share counted once (PSS).
@@ -14,12 +15,15 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from benchmarks.memory import watch
 from benchmarks.training import header
 
+METRICS = ("HR@10", "NDCG@10", "MRR")
 
-def measure(config: str, overrides: list[str]) -> dict[str, object]:
+
+def measure(config: str, overrides: list[str]) -> dict[str, Any]:
     """Run `config` and say what it took."""
     with tempfile.TemporaryDirectory() as temporary:
         storage = next((word.partition("=")[2] for word in overrides if word.startswith("storage=")), temporary)
@@ -30,28 +34,56 @@ def measure(config: str, overrides: list[str]) -> dict[str, object]:
         (path,) = Path(storage).glob("*/results.json")
         results = json.loads(path.read_text())
     return header("main_job") | {
-        "seconds": {"all": round(found.seconds, 1)}
-        | {name: round(value, 1) for name, value in results["seconds"].items()},
+        "seconds": {"all": found.seconds} | results["seconds"],
         "peak_memory_gib": round(found.gib, 2),
-        "processes": found.processes,
         "data": {name: results["data"][name] for name in ("users", "items", "events")},
         "targets": results["protocol"]["targets"],
         "unknown_targets": results["protocol"]["unknown_targets"],
         "models": {
-            name: {
-                "metrics": {metric: round(model["metrics"][metric], 4) for metric in ("HR@10", "NDCG@10", "MRR")},
-                "intents": {intent: round(value, 4) for intent, value in model["intents"].items()},
-                "training_seconds": model["seconds"] and round(model["seconds"], 1),
-            }
+            name: {"metrics": {metric: model["metrics"][metric] for metric in METRICS}, "intents": model["intents"]}
             for name, model in results["models"].items()
         },
         "versus": results["models"][next(iter(results["models"]))]["versus"],
     }
 
 
+def section(run: dict[str, Any]) -> str:
+    """One run as Markdown."""
+    data, seconds, words = run["data"], run["seconds"], run["command"].split()
+    words = [word for word in words if "/" not in word.partition("=")[2]]
+    first, *_ = run["models"]
+    lines = [
+        f"## {Path(words[3]).stem}",
+        "",
+        f"{data['events']:,} events of {data['users']:,} users and {data['items']:,} items; {run['targets']:,} targets"
+        f", of which {run['unknown_targets']:,} are items that training never saw. From the log to the report "
+        f"{seconds['all'] / 60:.1f} minutes (training {seconds['train']:.0f} s, evaluation {seconds['evaluate']:.0f} s)"
+        f" and {run['peak_memory_gib']:.1f} GiB over all processes.",
+        "",
+        f"`{' '.join(words)}`, {run['date'][:10]}, {run['machine']}, torch {run['versions']['torch']}.",
+        "",
+        f"| model | {' | '.join(METRICS)} | {first} against it (MRR or NDCG@10) | p |",
+        f"|---|{'---|' * len(METRICS)}---|---|",
+    ]
+    for model, found in run["models"].items():
+        values = " | ".join(f"{found['metrics'][metric]:.4f}" for metric in METRICS)
+        pair = "| |"
+        if versus := run["versus"].get(model):
+            p = "< 0.001" if versus["p"] < 0.001 else f"{versus['p']:.3f}"
+            pair = f"| {versus['difference']:+.4f} {versus['metric']} | {p} |"
+        lines.append(f"| {model} | {values} {pair}")
+    if intents := run["models"][first]["intents"]:
+        accuracy = ", ".join(f"{intent} {value:.3f}" for intent, value in intents.items())
+        lines += ["", f"Intent accuracy of {first}: {accuracy}."]
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("config")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
-    options = parser.parse_args()
-    print(json.dumps(measure(options.config, options.overrides), indent=1))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="+", metavar="CONFIG | key.sub=value", help="a config, and what is laid over it")
+    parser.add_argument("--sections", action="store_true", help="the words are files with what was printed before")
+    options = parser.parse_intermixed_args()
+    if options.sections:
+        print("\n\n".join(section(json.loads(Path(path).read_text())) for path in options.words))
+    else:
+        print(json.dumps(measure(options.words[0], options.words[1:]), indent=1))

@@ -21,22 +21,19 @@ class Watched:
     status: int
     seconds: float
     gib: float
-    processes: int
-    """How many there were at the peak."""
 
 
 def watch(command: list[str]) -> Watched:
     """Run `command` to its end; what it prints goes to stderr."""
     began, ended = time.perf_counter(), threading.Event()
-    found: list[tuple[float, int]] = [(0.0, 0)]
+    sizes = [0]
     process = subprocess.Popen(command, stdout=sys.stderr)
 
     def look() -> None:
         while not ended.wait(SECONDS_BETWEEN_LOOKS):
             with contextlib.suppress(psutil.NoSuchProcess):
                 first = psutil.Process(process.pid)
-                sizes = [_proportional(each) for each in (first, *first.children(recursive=True))]
-                found.append((sum(sizes) / 2**30, len(sizes)))
+                sizes.append(sum(map(_proportional, (first, *first.children(recursive=True)))))
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
@@ -44,7 +41,7 @@ def watch(command: list[str]) -> Watched:
     seconds = time.perf_counter() - began
     ended.set()
     thread.join()
-    return Watched(status, seconds, *max(found))
+    return Watched(status, seconds, max(sizes) / 2**30)
 
 
 def _proportional(process: psutil.Process) -> int:

@@ -25,10 +25,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet as pq
+import polars as pl
 import torch
 
 from benchmarks.training import Case, Training, header, prepared, ratio_of
@@ -40,8 +37,8 @@ from ingest.storage import join
 
 ROOT = Path(__file__).resolve().parents[1]
 DIMENSION, LENGTH, NEGATIVES = 64, 200, 256
-WARM_UP = 3
-"""Steps of either side that count for nothing."""
+TURNS = 4  # of an epoch
+WARM_UP = 3  # steps of either side that count for nothing
 OVERRIDES = [
     "models.sasrec={kind: sasrec, layers: 2, heads: 2, dropout: 0.2, expansion: 1}",
     f"train.loss={{kind: sampled, negatives: {NEGATIVES}}}",
@@ -54,17 +51,15 @@ Turn = Callable[[int | None], dict[str, Any]]
 
 
 @contextmanager
-def rectools(python: Path, folder: Path, threads: int, epochs: int) -> Iterator[tuple[int, Turn]]:
+def rectools(folder: Path, threads: int, epochs: int) -> Iterator[tuple[int, Turn]]:
     """Steps of an epoch, and turns of RecTools on the data in `folder`, where what it writes of itself goes, too."""
     arguments = {"data": folder, "threads": threads, "epochs": epochs}
     arguments |= {"dimension": DIMENSION, "length": LENGTH, "negatives": NEGATIVES, "warm-up": WARM_UP}
     words = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
-    command = [str(python.absolute()), "-W", "ignore", "-m", "benchmarks.peer_rectools", *words]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd=folder, env=environment, stdin=pipe, stdout=pipe, text=True) as process:
+    command = [str(ROOT / ".venv-peers/bin/python"), "-W", "ignore", "-m", "benchmarks.peer_rectools", *words]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, **pipes) as process:
         assert process.stdin is not None
-        assert process.stdout is not None
 
         def line() -> dict[str, Any]:
             text = process.stdout.readline()  # type: ignore[union-attr]
@@ -126,48 +121,43 @@ def validation_losses(step: Any, reader: Any) -> dict[str, float]:
 def export(data: str, folder: Path) -> None:
     """The prepared data set's training histories and held-out items as CSV: users, item indices, places."""
 
-    def read(split: SplitName) -> pa.Table:
+    def read(split: SplitName) -> pl.DataFrame:
         shards = load_manifest(data).shards[split]
-        return pa.concat_tables(pq.read_table(join(data, shard.path), columns=["user", "item"]) for shard in shards)
+        return pl.concat([pl.read_parquet(join(data, shard.path), columns=["user", "item"]) for shard in shards])
 
-    train, held_out = read("train"), read("validation")
-    item = train["item"].combine_chunks()
-    parents = pc.list_parent_indices(item)
-    position = pc.subtract(pa.array(range(len(parents))), item.offsets.cast(pa.int64()).take(parents))
-    flat = pa.table({"user": train["user"].take(parents), "item": pc.list_flatten(item), "position": position})
-    pyarrow.csv.write_csv(flat, folder / "train.csv")
-    lists = held_out["item"].combine_chunks()
-    last = lists.values.take(pc.subtract(lists.offsets[1:], 1))
-    known = pa.table({"user": held_out["user"], "item": last})
-    pyarrow.csv.write_csv(known.filter(pc.greater_equal(known["item"], FIRST_VALUE)), folder / "validation.csv")
+    position = pl.int_range(pl.len()).over("user").alias("position")
+    read("train").explode("item").with_columns(position).write_csv(folder / "train.csv")
+    held_out = read("validation").with_columns(pl.col("item").list.last())
+    held_out.filter(pl.col("item") >= FIRST_VALUE).write_csv(folder / "validation.csv")
 
 
 @contextmanager
-def subset(source: str, users: int | None) -> Iterator[str]:
+def subset(source: Path, users: int | None) -> Iterator[Path]:
     """The source of the import, or a copy of it that has only the users with the `users` lowest ids."""
     if users is None:
         yield source
         return
     with tempfile.TemporaryDirectory() as folder:
-        for path in Path(source).glob("*.parquet"):
-            table = pq.read_table(path)
+        for path in source.glob("*.parquet"):
+            table = pl.read_parquet(path)
             if path.name == "interactions.parquet":
-                chosen = pc.unique(table["user_id"]).sort()[:users]
-                table = table.filter(pc.is_in(table["user_id"], chosen))
-            pq.write_table(table, Path(folder, path.name))
-        yield folder
+                table = table.filter(pl.col("user_id").is_in(table["user_id"].unique().sort()[:users].to_list()))
+            table.write_parquet(Path(folder, path.name))
+        yield Path(folder)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     with ExitStack() as stack:
         source = stack.enter_context(subset(options.source, options.users))
-        config = stack.enter_context(prepared(options.config, [f"import.source={source}", *OVERRIDES, *options.words]))
+        config = stack.enter_context(
+            prepared("configs/ml-1m.yaml", [f"import.source={source}", *OVERRIDES, *options.words])
+        )
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         export(config.data_folder, folder)
         case = Case.of(config, "sasrec")
         sides = {
             "ours": stack.enter_context(ours(case)),
-            "rectools": stack.enter_context(rectools(options.python, folder, options.threads, options.epochs)),
+            "rectools": stack.enter_context(rectools(folder, options.threads, options.epochs)),
         }
         found = _compared(sides, options)
     tables = case.train.tables
@@ -184,10 +174,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def _compared(sides: dict[str, tuple[int, Turn]], options: argparse.Namespace) -> dict[str, Any]:
     rates: dict[str, list[float]] = {name: [] for name in sides}
     losses: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
-    for number in range(options.epochs * options.turns):
-        ends_epoch = (number + 1) % options.turns == 0
+    for number in range(options.epochs * TURNS):
+        ends_epoch = (number + 1) % TURNS == 0
         for name, (steps, turn) in sides.items():
-            found = turn(None if ends_epoch else max(1, steps // options.turns))
+            found = turn(None if ends_epoch else max(1, steps // TURNS))
             rates[name].append(found["targets"] / max(found["seconds"], 1e-9))
             if "losses" in found:
                 losses[name].append(found["losses"])
@@ -214,12 +204,12 @@ def main() -> None:
         prog="python -m benchmarks.peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("words", nargs="*", metavar="key=value", help="laid over the config")
-    parser.add_argument("--config", default="configs/ml-1m.yaml")
-    parser.add_argument("--source", default="data/ml-1m", help="MovieLens 1M: see the head of configs/ml-1m.yaml")
+    parser.add_argument(
+        "--source", type=Path, default=Path("data/ml-1m"), help="MovieLens 1M: see the head of configs/ml-1m.yaml"
+    )
     parser.add_argument("--python", type=Path, default=Path(".venv-peers/bin/python"), help="of the peers' environment")
     parser.add_argument("--users", type=int, help="only so many")
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--turns", type=int, default=4, help="of an epoch")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_intermixed_args()
     torch.set_num_threads(options.threads)

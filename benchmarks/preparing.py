@@ -1,7 +1,6 @@
 """`intentrec prepare` against the bare sort by user and time of the same files with DuckDB and Polars. Prints JSON.
 
-    python -m benchmarks.preparing --users 100000 --items 1000000        # simulates some 10 million events first
-    python -m benchmarks.preparing --log FOLDER                          # a log that `simulate` made
+    python -m benchmarks.preparing --users 100000 --items 1000000        # some 10 million simulated events
 
 Each side is a process of its own, one after the other; memory is that of all its processes together. The bare sort
 reads the log's columns, sorts and writes Parquet: no vocabularies, no split, no lists. DuckDB takes part where it is
@@ -56,10 +55,8 @@ CONFIG = ["configs/demo.yaml", "name=run"]
 def timed(command: list[str]) -> dict[str, float]:
     """Seconds and peak memory of a command."""
     found = watch(command)
-    took = {"peak_memory_gib": round(found.gib, 2)}
-    if found.status:
-        return {"failed_with_status": found.status, "after_seconds": round(found.seconds, 1)} | took
-    return {"seconds": round(found.seconds, 1)} | took
+    name = "failed_after_seconds" if found.status else "seconds"
+    return {name: round(found.seconds, 1), "peak_memory_gib": round(found.gib, 2)}
 
 
 def measure(log: Path, folder: Path, ray_data: bool) -> dict[str, Any]:
@@ -87,16 +84,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--users", type=int, default=100_000)
     parser.add_argument("--items", type=int, default=100_000)
-    parser.add_argument("--log", type=Path, help="a simulated log; by default one is made")
     parser.add_argument("--ray-data", action="store_true", help="also the sort of Ray Data")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        log = options.log or Path(name, "run", "log")
-        if options.log is None:
-            made = ["simulate={user: {sessions: 25.2}}", f"simulate.users={options.users}"]
-            made += [f"simulate.items={options.items}", f"storage={name}"]
-            subprocess.run([*STAGE, "simulate", *CONFIG, *made], check=True, stdout=sys.stderr)
-        print(json.dumps(header("preparing") | measure(log, Path(name), options.ray_data), indent=1))
+        made = [f"storage={name}", "simulate={user: {sessions: 25.2}}"]
+        made += [f"simulate.users={options.users}", f"simulate.items={options.items}"]
+        subprocess.run([*STAGE, "simulate", *CONFIG, *made], check=True, stdout=sys.stderr)
+        found = measure(Path(name, "run", "log"), Path(name), options.ray_data)
+    print(json.dumps(header("preparing") | found, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """How fast shards become batches, against bare reads of the same files and against other loaders. Prints JSON.
 
     python -m benchmarks.reading                # 5 million simulated events, local disk and an S3 server
-    python -m benchmarks.reading --events 2e6 --peers      # also a DataLoader and Ray Data: slow
+    python -m benchmarks.reading --events 2e6 --ray-data      # also Ray Data's loader: slow
 
 All sides read the same columns of the same training shards on two threads, in turns in one run; a figure is the median
 over the rounds. Ratios are of interactions per second, ours over theirs. Ours are batches as the trainer takes them:
@@ -16,7 +16,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
@@ -68,43 +68,6 @@ def decoded(made: Reader) -> int:
         return sum(pool.map(read, *zip(*product(range(len(made.shards)), range(THREADS)), strict=True)))
 
 
-def fetched(made: Reader) -> int:
-    """A read of the same objects' bytes, nothing decoded."""
-
-    def read(number: int) -> int:
-        filesystem, path = arrow_filesystem(made.source.path(number))
-        with filesystem.open_input_file(path) as file:
-            file.read()
-        return made.shards[number].interactions
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        return sum(pool.map(read, range(len(made.shards))))
-
-
-class _Rows(torch.utils.data.IterableDataset[dict[str, Any]]):
-    """What one writes first: a DataLoader over pyarrow, a user's lists as tensors."""
-
-    def __init__(self, made: Reader) -> None:
-        self.paths, self.columns = [made.source.path(number) for number in range(len(made.shards))], made.columns
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        worker = torch.utils.data.get_worker_info()
-        assert worker is not None
-        for path in self.paths[worker.id :: worker.num_workers]:
-            for batch in pq.ParquetFile(path).iter_batches(columns=self.columns):
-                yield from batch.to_pylist()
-
-
-def _collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    names = [name for name, value in rows[0].items() if isinstance(value, list)]
-    return {name: torch.cat([torch.as_tensor(row[name]) for row in rows]) for name in names}
-
-
-def data_loader(made: Reader) -> int:
-    loader = torch.utils.data.DataLoader(_Rows(made), batch_size=96, num_workers=THREADS, collate_fn=_collate)
-    return sum(len(batch["item"]) for batch in loader)
-
-
 def ray_data(made: Reader) -> int:
     import ray.data
 
@@ -139,40 +102,41 @@ def start_up(url: str, rounds: int) -> dict[str, float]:
     The manifest of many names each real shard many times: nothing is read of those that are not needed.
     """
     manifest = load_manifest(url)
-    found = {}
+    shards, seconds = manifest.shards["train"], dict[str, list[float]]()
+
+    def timed(name: str, call: Callable[[], Any]) -> Any:
+        began = time.perf_counter()
+        result = call()
+        seconds.setdefault(name, []).append(time.perf_counter() - began)
+        return result
+
     for count in (10, 10_000):
-        shards = [manifest.shards["train"][number % len(manifest.shards["train"])] for number in range(count)]
-        save_manifest(manifest.model_copy(update={"shards": manifest.shards | {"train": shards}}), url)
-        manifest_seconds, seconds = [], []
+        repeated = {"train": [shards[number % len(shards)] for number in range(count)]}
+        save_manifest(manifest.model_copy(update={"shards": manifest.shards | repeated}), url)
         for _ in range(rounds):
-            began = time.perf_counter()
-            many = load_manifest(url)
-            manifest_seconds.append(time.perf_counter() - began)
-            began = time.perf_counter()
-            next(iter(reader(url, manifest=many, shuffle_buffer=100_000).epoch(0)))
-            seconds.append(time.perf_counter() - began)
-        found[f"{count} shards"] = round(statistics.median(seconds), 3)
-        found[f"{count} shards, reading the manifest"] = round(statistics.median(manifest_seconds), 3)
+            many = timed(f"{count} shards, reading the manifest", lambda: load_manifest(url))
+            made = reader(url, manifest=many, shuffle_buffer=100_000)
+            timed(f"{count} shards, to the first batch", lambda: next(iter(made.epoch(0))))  # noqa: B023
     save_manifest(manifest, url)
-    return found
+    return {name: round(statistics.median(found), 3) for name, found in seconds.items()}
 
 
-def measure(url: str, folder: Path, rounds: int, peers: bool) -> dict[str, Any]:
+def measure(url: str, folder: Path, rounds: int, with_ray: bool) -> dict[str, Any]:
     """All comparisons on the prepared data set `url`, which is put into a server whose data are in `folder`."""
     result: dict[str, Any] = {
         "events": load_manifest(url).counts["events"],
         "local, all columns (IntentRec)": compared(reader(url), rounds, pyarrow=decoded),
         "local, items and times (SASRec)": compared(reader(url, features=False), rounds, pyarrow=decoded),
     }
-    if peers:
-        result["other loaders"] = compared(reader(url), 3, DataLoader=data_loader, RayData=ray_data)
+    if with_ray:
+        result["Ray Data"] = compared(reader(url), 3, ray_data=ray_data)
     store = ObjectStore(folder)
     store.start()
     try:
         os.environ.update(store.environment)
         store.make_bucket("ingest")
         store.filesystem().put(url, "ingest/data", recursive=True)
-        result["S3"] = compared(reader("s3://ingest/data"), rounds, pyarrow=decoded, bytes_alone=fetched)
+        result["S3"] = compared(reader("s3://ingest/data"), rounds, pyarrow=decoded)
         result["start_up"] = start_up("s3://ingest/data", rounds)
     finally:
         store.stop()
@@ -183,13 +147,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--events", type=float, default=5e6)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--peers", action="store_true", help="also Ray Data and a DataLoader (slow)")
+    parser.add_argument("--ray-data", action="store_true", help="also Ray Data's loader (slow)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     users = max(int(options.events) // 88, 100)
     log = [f"simulate.users={users}", "simulate.items=50000"]
     with prepared("configs/demo.yaml", log) as config, tempfile.TemporaryDirectory() as folder:
-        found = measure(config.data_folder, Path(folder), options.rounds, options.peers)
+        found = measure(config.data_folder, Path(folder), options.rounds, options.ray_data)
     print(json.dumps(header("reading") | found, indent=1))
 
 

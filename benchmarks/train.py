@@ -26,7 +26,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from benchmarks.groups import Group, results
+from benchmarks.groups import Ask, group, results
 from benchmarks.training import Case, Training, counted_flops, header, in_turns, prepared, ratio_of, targets_of
 from benchmarks.vocabulary import measure_vocabulary
 from cluster.config import Config
@@ -128,36 +128,25 @@ def _seconds(call: Callable[[], Any]) -> float:
 
 def measure_workers(options: argparse.Namespace) -> dict[str, Any]:
     """Targets a second of 2 workers with one thread each over those of 1 worker with one thread."""
-    found = {}
-    with prepared(options.config, [*LONGER, *options.overrides]) as config:
-        for loss in options.losses:
-            content = config.model_dump(mode="json", by_alias=True)
-            content["train"]["loss"]["kind"] = loss
-            found[loss] = _workers_with(content, options)
-    return {
-        "model": options.models[0],
-        "threads_a_worker": 1,
-        "tokens_a_worker": config.train_config(options.models[0]).reader.tokens,
-        "apart": "2 groups of one worker each at the same time, which exchange nothing: what the machine allows",
-        "losses": found,
-    }
+    with prepared(options.config, [*LONGER, *options.overrides]) as config, ExitStack() as stack:
+        arguments = {"config": config.model_dump(mode="json", by_alias=True), "model": options.models[0]}
+        one, other, pair = (
+            stack.enter_context(group(count, _train, **arguments, batches=options.batches)) for count in (1, 1, 2)
+        )
 
-
-def _workers_with(content: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
-    arguments = {"config": content, "model": options.models[0], "batches": options.batches}
-    with ExitStack() as stack:
-        one, other, pair = (stack.enter_context(Group(count, _train, **arguments)) for count in (1, 1, 2))
-
-        def rate(*groups: Group) -> float:
+        def rate(*groups: Ask) -> float:
             """Targets a second of groups that work at the same time."""
-            asked = [group.ask(steps=options.batches) for group in groups]
-            found = [results(futures) for futures in asked]
+            found = [results(futures) for futures in [ask(steps=options.batches) for ask in groups]]
             return sum(sum(targets for _, targets in ranks) / ranks[0][0] for ranks in found)
 
         rates = in_turns(
             options.rounds, {"one": lambda: rate(one), "two": lambda: rate(pair), "apart": lambda: rate(one, other)}
         )
     return {
+        "model": options.models[0],
+        "loss": config.train.loss.model_dump(include={"kind", "negatives", "sampling"}),
+        "tokens_a_worker": config.train.reader.tokens,
+        "apart": "2 groups of one worker each at the same time, which exchange nothing: what the machine allows",
         "targets_per_second": {name: round(statistics.median(values)) for name, values in rates.items()},
         "two_over_one": ratio_of(rates["two"], rates["one"]),
         "apart_over_one": ratio_of(rates["apart"], rates["one"]),
@@ -202,7 +191,6 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", type=int, default=6, help="of a round")
-    parser.add_argument("--losses", nargs="+", default=["sampled", "full"], choices=["sampled", "full"], help="workers")
     parser.add_argument("--items", type=int, nargs=3, default=[10_000, 10_000_000, 20_000_000], help="vocabulary")
     parser.add_argument("--steps", type=int, default=64, help="vocabulary: with the most items")
     options = parser.parse_intermixed_args()

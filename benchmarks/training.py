@@ -76,24 +76,15 @@ class Case:
 
     @classmethod
     def of(cls, config: Config, name: str) -> Case:
-        model = config.models[name]
-        if not isinstance(model, NeuralConfig):
-            sys.exit(f"{name} is not trained")
-        return cls(model, config.train_config(name), config.data_folder, load_manifest(config.data_folder))
+        return cls(
+            config.neural[name], config.train_config(name), config.data_folder, load_manifest(config.data_folder)
+        )
 
     def reader(self, worker: Worker, split: Any = "train", evaluate: bool = False) -> Reader:
-        return Reader(
-            self.data,
-            self.manifest,
-            load_items(self.data, self.manifest),
-            split,
-            self.train.reader,
-            rank=worker.rank,
-            workers=worker.workers,
-            seed=self.train.seed,
-            evaluate=evaluate,
-            features=self.model.reads_features,
-        )
+        place: dict[str, Any] = {"rank": worker.rank, "workers": worker.workers, "seed": self.train.seed}
+        what = {"evaluate": evaluate, "features": self.model.reads_features}
+        items = load_items(self.data, self.manifest)
+        return Reader(self.data, self.manifest, items, split, self.train.reader, **place, **what)
 
     def batches(self, count: int, worker: Worker) -> list[Batch]:
         """The first `count` batches of training, made beforehand."""

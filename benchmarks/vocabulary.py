@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.groups import Group, peak_memory
+from benchmarks.groups import group, peak_memory, results
 from benchmarks.training import Training, in_turns, ratio_of
 from embeddings.workers import Worker
 from ingest.arrays.jagged import offsets_of
@@ -34,28 +34,23 @@ def measure_vocabulary(options: argparse.Namespace) -> dict[str, Any]:
     """A step and the memory with 10 million items against 10 thousand; 20 million items train."""
     few, many, most = options.items
     with ExitStack() as stack:
-        groups = {items: stack.enter_context(Group(WORKERS, _over, items=items)) for items in (few, many)}
+        groups = {items: stack.enter_context(group(WORKERS, _over, items=items)) for items in (few, many)}
 
         def median(items: int, draw: str) -> float:
-            return statistics.median(groups[items].call(steps=BATCHES, draw=draw)[0]["seconds"])
+            return statistics.median(results(groups[items](steps=BATCHES, draw=draw))[0]["seconds"])
 
         sides = {(items, draw): lambda i=items, d=draw: median(i, d) for draw in DRAWS for items in groups}
         seconds = in_turns(options.rounds, sides)  # type: ignore[arg-type,type-var]
-        memory = {items: sum(found["peak"] for found in group.call(steps=1)) for items, group in groups.items()}
+        memory = {items: sum(found["peak"] for found in results(ask(steps=1))) for items, ask in groups.items()}
     table = many * (DIMENSION + 1) * 4
     return {
-        "workers": WORKERS,
-        "threads_a_worker": 1,
-        "dimension": DIMENSION,
-        "tokens": TOKENS,
-        "negatives": NEGATIVES,
+        "setting": {"workers": WORKERS, "dimension": DIMENSION, "tokens": TOKENS, "negatives": NEGATIVES},
         "step_ms": {f"{key[0]} {key[1]}": round(1000 * statistics.median(found), 1) for key, found in seconds.items()},
         "many_over_few": {draw: ratio_of(seconds[many, draw], seconds[few, draw]) for draw in DRAWS},
         "memory": {
             "peak_gib": {str(items): round(size / 2**30, 3) for items, size in memory.items()},
             "table_and_optimizer_gib": round(table / 2**30, 3),
             "over_table_and_few": round(memory[many] / (table + memory[few]), 3),
-            "counts": "sum of the workers' peaks, each in its whole life (start included), shared pages in both",
         },
         "most": _most(most, options.steps),
     }
@@ -64,35 +59,33 @@ def measure_vocabulary(options: argparse.Namespace) -> dict[str, Any]:
 def _most(items: int, steps: int) -> dict[str, Any]:
     """Steps over the largest vocabulary: the losses of the first and the last, and what they take."""
     began = time.perf_counter()
-    with Group(WORKERS, _over, items=items) as group:
+    with group(WORKERS, _over, items=items) as ask:
         ready = time.perf_counter() - began
-        results = group.call(steps=steps)
-    losses = results[0]["losses"]
+        ranks = results(ask(steps=steps))
+    losses = ranks[0]["losses"]
     return {
         "items": items,
         "steps": steps,
         "seconds_to_start": round(ready, 1),
-        "step_ms": round(1000 * statistics.median(results[0]["seconds"]), 1),
+        "step_ms": round(1000 * statistics.median(ranks[0]["seconds"]), 1),
         "loss_first": round(statistics.mean(losses[:BATCHES]), 4),
         "loss_last": round(statistics.mean(losses[-BATCHES:]), 4),
-        "peak_gib": round(sum(found["peak"] for found in results) / 2**30, 3),
+        "peak_gib": round(sum(found["peak"] for found in ranks) / 2**30, 3),
     }
 
 
 def _over(worker: Worker, items: int) -> Callable[..., dict[str, Any]]:
     """Steps over made batches of `items` items: histories of 2 to 201, items by popularity (Zipf) or uniform."""
-    manifest = Manifest(
-        items=items + FIRST_VALUE,
-        features=[],
-        time_unit="position",
-        first_time=0,
-        last_time=200,
-        has_duration=False,
-        split={},
-        counts={},
-        fingerprint="",
-        shards={},
-    )
+    content: dict[str, Any] = {"time_unit": "position", "first_time": 0, "last_time": 200, "has_duration": False}
+    content |= {
+        "items": items + FIRST_VALUE,
+        "features": [],
+        "split": {},
+        "counts": {},
+        "fingerprint": "",
+        "shards": {},
+    }
+    manifest = Manifest.model_validate(content)
     loss = {"kind": "sampled", "negatives": NEGATIVES}
     config = {"reader": {"tokens": TOKENS}, "tables": {"dimension": DIMENSION}, "loss": loss}
     step = Step(SASRecConfig(), TrainConfig.model_validate(config), manifest, worker)

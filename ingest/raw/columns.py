@@ -210,7 +210,8 @@ class Column:
         return series.fill_null([]).list.drop_nulls().list.unique(maintain_order=True)
 
     def text(self) -> pl.Series:
-        return self._plain(lambda kind: _is_text(kind) or pa.types.is_null(kind), "a string").cast(pl.String)
+        allowed = _is_id if self.of_folder else lambda kind: _is_text(kind) or pa.types.is_null(kind)
+        return self._plain(allowed, "a string").cast(pl.String)
 
     def _series(self) -> pl.Series:
         return _to_polars(self.data)
@@ -243,21 +244,16 @@ class Column:
     def _milliseconds(self, unit: str, earliest: int, latest: int, problem: str) -> pl.Series:
         kind = self.data.type
         if pa.types.is_date32(kind):
-            raw, per_second = _to_polars(self.data.cast(pa.int32())).cast(pl.Int64) * 86_400, 1
-        elif pa.types.is_date64(kind):
-            raw, per_second = _to_polars(self.data.cast(pa.int64())), 1_000
-        elif pa.types.is_timestamp(kind):
-            raw, per_second = _to_polars(self.data.cast(pa.int64())), _PER_SECOND[kind.unit]
+            raw, unit = _to_polars(self.data.cast(pa.int32())).cast(pl.Int64) * 86_400, "s"
+        elif _is_integer(kind):
+            raw = self._int64(self._series())
         else:
-            raw, per_second = self._int64(self._series()), _PER_SECOND[unit]
-        if per_second == 1:
-            earliest, latest, step = earliest // 1_000, latest // 1_000, 1
-        else:
-            step = per_second // 1_000
-        coarse = raw // step
-        bad = (coarse < earliest) | (coarse > latest) | (raw == NOT_A_TIME)
+            raw, unit = _to_polars(self.data.cast(pa.int64())), "ms" if pa.types.is_date64(kind) else kind.unit
+        scale = 1_000 if unit == "s" else 1
+        coarse = raw // max(_PER_SECOND[unit] // 1_000, 1)
+        bad = (coarse < earliest // scale) | (coarse > latest // scale) | (raw == NOT_A_TIME)
         self._refuse(bad.fill_null(False), problem, value_first=True)
-        return coarse * 1_000 if per_second == 1 else coarse
+        return coarse * scale
 
     def _require(self, allowed: Callable[[pa.DataType], bool], description: str) -> None:
         if not allowed(self.data.type):

@@ -319,30 +319,11 @@ def _to_arrow(frame: pl.DataFrame) -> pa.Table:
 
 
 TEXTS = (
-    Text(
-        "u.data",
-        "\t",
-        ("user", "item", "rating", "timestamp"),
-        "u.item",
-        "|",
-        ("item", "title", "release_date", "video_release_date", "imdb_url", *GENRE_FLAGS),
-    ),
-    Text(
-        "ratings.dat",
-        "::",
-        ("UserID", "MovieID", "Rating", "Timestamp"),
-        "movies.dat",
-        "::",
-        ("MovieID", "Title", "genres"),
-    ),
-    Text(
-        "ratings.csv",
-        ",",
-        ("userId", "movieId", "rating", "timestamp"),
-        "movies.csv",
-        ",",
-        ("movieId", "title", "genres"),
-        header=True,
-    ),
-)
+    Text("u.data", "\t", ("user", "item", "rating", "timestamp"),
+         "u.item", "|", ("item", "title", "release_date", "video_release_date", "imdb_url", *GENRE_FLAGS)),
+    Text("ratings.dat", "::", ("UserID", "MovieID", "Rating", "Timestamp"),
+         "movies.dat", "::", ("MovieID", "Title", "genres")),
+    Text("ratings.csv", ",", ("userId", "movieId", "rating", "timestamp"),
+         "movies.csv", ",", ("movieId", "title", "genres"), header=True),
+)  # fmt: skip
 _NAMES = {name for layout in (*TEXTS, Parquet("interactions.parquet")) for name in (layout.log, layout.items)}

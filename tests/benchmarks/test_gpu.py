@@ -33,7 +33,7 @@ def test_all_checks_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on
         raise RuntimeError("no such kernel")
 
     monkeypatch.setitem(gpu.CHECKS, "precision", broken)
-    assert gpu.main(["--device", "cpu", "--in-process", "--out", str(tmp_path)], TINY) == 1
+    assert gpu.main(["--device", "cpu", "--out", str(tmp_path)], TINY) == 1
     checks = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
     assert "RuntimeError: no such kernel" in checks["precision"]["traceback"]
     statuses = {name: check["status"] for name, check in checks.items()}
@@ -43,9 +43,11 @@ def test_all_checks_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on
     assert {case["model"] for case in checks["throughput"]["cases"]} == {"sasrec", "intentrec"}
 
 
-def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_gpu_it_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert gpu.main([]) == 2
+    assert gpu.main(["--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err == "benchmarks.gpu needs a CUDA GPU; --device cpu tries the script in small sizes\n"
 
 
