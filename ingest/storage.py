@@ -54,7 +54,8 @@ def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     try:
         kind = fsspec.get_filesystem_class(_scheme(url))
         url = absolute(url)
-        return kind(**kind._get_kwargs_from_urls(url)), kind._strip_protocol(url)
+        # no cache of listings: other processes write, and s3fs takes what is not in one for missing
+        return kind(use_listings_cache=False, **kind._get_kwargs_from_urls(url)), kind._strip_protocol(url)
     except (ValueError, ImportError) as error:
         raise InputError(f"{url}: not a path that can be opened: {error}") from None
 
@@ -154,7 +155,6 @@ def exists(url: str) -> bool:
 def _asked(url: str) -> Iterator[tuple[fsspec.AbstractFileSystem, str]]:
     """The file system of `url` and the path in it, which are asked anew."""
     filesystem, path = open_filesystem(url)
-    filesystem.invalidate_cache()
     with storage_errors(url):
         yield filesystem, path
 
@@ -267,7 +267,6 @@ def make_folder(url: str) -> None:
 def remove(url: str) -> None:
     """Remove the file or the folder `url` with all in it; nothing happens where it is not there."""
     filesystem, path = open_filesystem(url)
-    filesystem.invalidate_cache()
     with storage_errors(url, writing=True):
         if not filesystem.exists(path):
             return

@@ -254,9 +254,9 @@ class _Pipeline:
         encoded = self._stage("encode", encode_partition, tasks, "partitions written")
         for name in SPLITS:
             counts[f"unknown_targets_{name}"] = sum(part["unknown_targets"][name] for part in encoded)
-        self._stage("transitions", merge_transitions, range(job.partitions), "transitions counted")
+        self._stage("merge/transitions", merge_transitions, range(job.partitions), "transitions counted")
         counted = {name: described[name] for name, feature in features.items() if is_counted(feature)}
-        (labels,) = self._stage("labels", sum_labels, [counted], "labels counted")
+        (labels,) = self._stage("merge/labels", sum_labels, [counted], "labels counted")
         self.log(f"writing vocabularies: {counts['items']:,} items")
         indexed = [name for name, feature in features.items() if not feature.is_number]
         names = [(name, labels["bins"].get(name)) for name in (ITEM, *indexed)]

@@ -13,9 +13,11 @@ from ingest.data.schema import DataConfig
 from ingest.errors import InputError
 from ingest.prepare import pipeline
 from ingest.prepare.pipeline import prepare
-from ingest.prepare.tasks import Call
+from ingest.prepare.tasks import Call, run_stage
+from ingest.storage import arrow_filesystem
 from tests.ingest.prepare.prepare_reference import Row, config_for, random_log, write_log
 from tests.ingest.prepare.test_prepare import PARTITIONS, contents, read_rows, read_vocabulary
+from tests.s3 import ObjectStore
 
 
 class Interrupted(Exception):  # noqa: N818
@@ -185,3 +187,29 @@ def test_a_data_set_with_other_features_does_not_grow(log: Path, tmp_path: Path)
     fewer = config.model_copy(update={"features": config.features[:3]})
     with pytest.raises(InputError, match=r"data\.grow"):
         prepare(fewer, str(tmp_path / "out"), lambda _: None)
+
+
+def write_elsewhere(url: str) -> dict[str, int]:
+    """A task whose process is another one: what it writes is not known to this process's client."""
+    filesystem, path = arrow_filesystem(url)
+    with filesystem.open_output_stream(path) as file:
+        file.write(b'{"number": 7}')
+    return {}
+
+
+class Elsewhere:
+    """Runs calls as other processes do."""
+
+    def run(self, calls: Sequence[Call], description: str) -> None:
+        for call in calls:
+            write_elsewhere(call.result)
+
+
+def test_results_of_other_processes_are_found_beside_older_ones(s3: ObjectStore) -> None:
+    """A client that keeps listings would take what was not there when the stage began for missing."""
+    s3.make_bucket("stages")
+    work = "s3://stages/work"
+    for results in ([7], [7, 7, 7]):
+        tasks = list(range(len(results)))
+        found = run_stage(Elsewhere(), work, "stage", write_elsewhere, (), tasks, "")
+        assert [result["number"] for result in found] == results
