@@ -58,18 +58,23 @@ def read_items(config: DataConfig, urls: list[str], like: pl.DataType) -> pl.Dat
     declared = [feature for feature in item_features(config) if kind_of(feature).columns(feature)]
     names = [config.item] + ([config.title] if config.title else [])
     names += [name for feature in declared for name in kind_of(feature).columns(feature)]
-    frames = []
+    sources = {"item": config.item, "title": config.title or ""} | {f.name: f.source for f in declared}
+    frames, files = [], []
     for url in urls:
         columns = read_columns(url, names)
+        of_folders = [name for name, source in sources.items() if source in columns and columns[source].of_folder]
         frame = {"item": columns[config.item].ids()}
-        _same_family(url, config, frame["item"].dtype, like)
+        if "item" not in of_folders or like != pl.String:
+            _same_family(url, config, frame["item"].dtype, like)
         if config.title:
             frame["title"] = columns[config.title].text()
         for feature in declared:
             frame[feature.name] = kind_of(feature).read(feature, columns, config.time_unit)
         frames.append(pl.DataFrame(frame))
-    sources = {"item": config.item, "title": config.title or ""}
-    items = _concat(frames, urls, sources | {feature.name: feature.source for feature in declared})
+        files.append(_types_of(url, frames[-1], of_folders))
+    types = common_types(files, sources)
+    parts = [cast_columns(frame, types, url, sources) for url, frame in zip(urls, frames, strict=True)]
+    items = pl.concat(parts, rechunk=True)
     twice = items.filter(pl.col("item").is_duplicated())["item"]
     if len(twice):
         count = int((twice == twice[0]).sum())
@@ -83,18 +88,6 @@ def _same_family(url: str, config: DataConfig, got: pl.DataType, like: pl.DataTy
         raise InputError(f"{url}: column {config.item!r} has {have}, but the log {config.events} has {want}")
 
 
-def _concat(frames: list[pl.DataFrame], urls: list[str], sources: Mapping[str, str]) -> pl.DataFrame:
-    """All files' frames as one, in the types that they have in common."""
-    files = []
-    for url, frame in zip(urls, frames, strict=True):
-        numbers = [column for column in frame if column.dtype.is_integer() and column.count()]
-        ranges = {column.name: (int(column.min()), int(column.max())) for column in numbers}  # type: ignore[arg-type]
-        files.append(FileTypes(url, dict(zip(frame.columns, frame.dtypes, strict=True)), ranges))
-    types = common_types(files, sources)
-    parts = [cast_columns(frame, types, url, sources) for url, frame in zip(urls, frames, strict=True)]
-    return pl.concat(parts, rechunk=True)
-
-
 class FileTypes(NamedTuple):
     """What is known of a file's columns, by the names that they have in frames."""
 
@@ -102,8 +95,14 @@ class FileTypes(NamedTuple):
     types: Mapping[str, pl.DataType]
     ranges: Mapping[str, tuple[int, int]]
     """Smallest and largest value of columns of integers, where they are known."""
-    of_folders: Collection[str] = ()
+    of_folders: Collection[str]
     """Columns that the names of folders give."""
+
+
+def _types_of(url: str, frame: pl.DataFrame, of_folders: Collection[str]) -> FileTypes:
+    numbers = [column for column in frame if column.dtype.is_integer() and column.count()]
+    ranges = {column.name: (int(column.min()), int(column.max())) for column in numbers}  # type: ignore[arg-type]
+    return FileTypes(url, dict(zip(frame.columns, frame.dtypes, strict=True)), ranges, of_folders)
 
 
 def common_types(files: Sequence[FileTypes], sources: Mapping[str, str]) -> dict[str, pl.DataType]:

@@ -52,32 +52,28 @@ class Job:
 def partition_piece(job: Job, task: tuple[int, list[Part]]) -> dict[str, Any]:
     """Spill a piece of the log. Gives the names of the files, the number of events and their first and last time."""
     number, parts = task
-    found: dict[str, Any] = {"files": [], "events": 0, "left_out": 0, "first_time": None, "last_time": None}
+    found: dict[str, Any] = {"files": [], "events": 0, "left_out": 0}
+    times: list[Any] = []
     for frame in _chunks(job, parts, found):
         name = f"pieces/{number:06d}-{len(found['files']):03d}.arrow"
         _spill(frame, job, join(job.work, name))
         found["files"].append(name)
         found["events"] += frame.height
-        times = frame["time"]
-        found["first_time"] = min(filter(_there, (found["first_time"], times.min())))
-        found["last_time"] = max(filter(_there, (found["last_time"], times.max())))
-    return found
-
-
-def _there(value: object) -> bool:
-    return value is not None
+        times += [frame["time"].min(), frame["time"].max()]
+    return found | {"first_time": min(times, default=None), "last_time": max(times, default=None)}
 
 
 def _chunks(job: Job, parts: list[Part], found: dict[str, Any]) -> Iterator[pl.DataFrame]:
     """The piece's events, `partition_events` of them at a time, without those that `data.until` leaves out."""
     types = {name: type_of(kind) for name, kind in (job.types or {}).items()}
+    sources, until = event_sources(job.config), job.config.until_milliseconds
     waiting: list[pl.DataFrame] = []
     height = 0
     for url, first, last, before in parts:
         with RawFile(url, event_columns(job.config)) as file:
             for columns in file.batches(first, last, before, _BATCH):
-                frame = cast_columns(events_of(job.config, columns), types, url, event_sources(job.config))
-                kept = _until(job.config, frame)
+                frame = cast_columns(events_of(job.config, columns), types, url, sources)
+                kept = frame if until is None else frame.filter(pl.col("time") < until)
                 found["left_out"] += frame.height - kept.height
                 waiting.append(kept)
                 height += kept.height
@@ -88,14 +84,9 @@ def _chunks(job: Job, parts: list[Part], found: dict[str, Any]) -> Iterator[pl.D
         yield pl.concat(waiting, rechunk=True)
 
 
-def _until(config: DataConfig, events: pl.DataFrame) -> pl.DataFrame:
-    end = config.until_milliseconds
-    return events if end is None else events.filter(pl.col("time") < end)
-
-
-def partition_of(users: pl.Series, partitions: int) -> NDArray[np.uint16]:
+def partition_of(users: pl.Series, partitions: int) -> NDArray[np.integer]:
     """The partition of each user: by a hash of its id, the same for integers of any width. [N] -> [N]."""
-    return (hash_ids(users) % np.uint64(partitions)).astype(np.uint16)
+    return (hash_ids(users) % np.uint64(partitions)).astype(np.min_scalar_type(partitions - 1))
 
 
 def _spill(frame: pl.DataFrame, job: Job, url: str) -> None:

@@ -210,7 +210,8 @@ class Column:
         return series.fill_null([]).list.drop_nulls().list.unique(maintain_order=True)
 
     def text(self) -> pl.Series:
-        return self._plain(lambda kind: _is_text(kind) or pa.types.is_null(kind), "a string").cast(pl.String)
+        allowed = _is_id if self.of_folder else lambda kind: _is_text(kind) or pa.types.is_null(kind)
+        return self._plain(allowed, "a string").cast(pl.String)
 
     def _series(self) -> pl.Series:
         return _to_polars(self.data)

@@ -17,7 +17,7 @@ from cluster.cli import main
 from tests.cluster.conftest import shop_config, shop_log
 
 Table = dict[str, list]
-QUICK = ["train.epochs=1", "models={intentrec: {kind: intentrec, window: 1h}}", "evaluate.resamples=50", "--no-ray"]
+QUICK = ["train.epochs=1", "models={intentrec: {kind: intentrec, window: 1h}}", "evaluate.resamples=100", "--no-ray"]
 
 
 def shop_with(tmp_path: Path, change: Callable[[Table], Table]) -> Path:

@@ -167,6 +167,34 @@ def test_values_of_folders_are_one_type(tmp_path: Path) -> None:
     assert found == dict.fromkeys(["1", "007", "-3", "x", "12345678901234567890"], 3)
 
 
+def test_items_of_folders(tmp_path: Path) -> None:
+    """Ids that are text in the log; a title and a category that are a number in some folders only."""
+    write(
+        tmp_path / "log" / "a.parquet",
+        log_table(item_id=[str((place + place // 5) % ITEMS) for place in range(5 * USERS)]),
+    )
+    for item in range(ITEMS):
+        named = f"title={item if item % 2 else 'x'}/shelf={item if item % 2 else 'y'}"
+        write(tmp_path / "items" / f"item_id={item}" / named / "a.parquet", pa.table({"price": [1.0]}))
+    features = [{"name": "shelf", "of": "item"}]
+    found = prepared(tmp_path, items=str(tmp_path / "items"), title="title", features=features)
+    assert counts(found["shelf"]).keys() == {"1", "3", "y"}
+    title = pl.read_parquet(tmp_path / "out" / "items.parquet")["title"]
+    expected = {str(item): str(item) if item % 2 else "x" for item in range(ITEMS)}
+    assert dict(zip(found["item"]["value"][2:], title[2:], strict=True)) == expected
+
+
+def test_the_time_of_folders(tmp_path: Path) -> None:
+    for day in range(1, 6):
+        table = pa.table({"user_id": list(range(USERS)), "item_id": [day] * USERS})
+        write(tmp_path / "log" / f"day=2024-02-0{day}" / "a.parquet", table)
+    config = DataConfig(events=str(tmp_path / "log"), time="day")
+    manifest = prepare(config, str(tmp_path / "out"), lambda _: None)
+    # of training: the last two days are validation and test
+    assert manifest.first_time == datetime(2024, 2, 1, tzinfo=UTC).timestamp() * 1000
+    assert manifest.last_time == datetime(2024, 2, 3, tzinfo=UTC).timestamp() * 1000
+
+
 @pytest.mark.parametrize(
     ("feature", "value"),
     [({"kind": "number"}, "many"), ({"kind": "elapsed", "bins": ["7d"]}, "yesterday"), ({"first_of": {"a": "v"}}, "m")],
