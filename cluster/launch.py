@@ -103,7 +103,7 @@ def run_here(work: str, arguments: dict[str, Any], config: ClusterConfig) -> Any
 def run_on_workers(work: str, arguments: dict[str, Any], config: ClusterConfig, storage: str, name: str) -> Any:
     """Run `work` in `config.workers` Ray Train workers; its files and Ray Train's own lie below `storage`/`name`."""
     with ray_cluster(config, storage):
-        from cluster.progress import drawn
+        from cluster.remote_bar import drawn
 
         with drawn() as board:
             return _fit(work, arguments, config, storage, name, board)
@@ -166,7 +166,7 @@ def _in_worker(work: str, config: dict[str, Any]) -> None:
     import ray.train.torch
     import torch
 
-    from cluster.progress import RemoteBar
+    from cluster.remote_bar import RemoteBar
     from embeddings.workers import Worker
 
     _quiet()

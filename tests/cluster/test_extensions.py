@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,12 +13,12 @@ import polars as pl
 import pytest
 import yaml
 
-from cluster.cli import main
-from tests.evaluation import log_rank
+from tests.cluster.readme import ROOT
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
 
+METRIC = "mean reciprocal log rank"
 CONFIG = """
 name: own
 extensions: [tests.trainer.mean_model, tests.cluster.own_weekday, tests.cluster.own_library, tests.evaluation.log_rank]
@@ -30,7 +32,7 @@ models:
   ours: {kind: mean}
   intentrec: {kind: intentrec, window: 1d}
 evaluate: {metric: METRIC, resamples: 100}
-""".replace("METRIC", log_rank.NAME)
+""".replace("METRIC", METRIC)
 
 
 def check(folder: Path, printed: str) -> None:
@@ -38,35 +40,39 @@ def check(folder: Path, printed: str) -> None:
     results = json.loads((folder / "results.json").read_text())
     targets = pl.concat([pl.read_parquet(path) for path in sorted((folder / "targets/ours").glob("*.parquet"))])
     ranks = targets.filter(pl.col("rank") > 0)["rank"].to_numpy()
-    assert results["models"]["ours"]["metrics"][log_rank.NAME] == pytest.approx(
+    assert results["models"]["ours"]["metrics"][METRIC] == pytest.approx(
         (1 / (1 + np.log(ranks))).sum() / targets.height
     )
-    assert results["models"]["ours"]["versus"]["intentrec"]["metric"] == log_rank.NAME
-    assert log_rank.NAME in printed
+    assert results["models"]["ours"]["versus"]["intentrec"]["metric"] == METRIC
+    assert METRIC in printed
     assert results["data"]["users"] == 60
     assert 0 <= results["models"]["intentrec"]["intents"]["day"] <= 1
     days = pl.read_parquet(folder / "data/vocab/day.parquet")["value"].to_list()
     assert set(days[2:]) == set("0123456")
 
 
-def test_kinds_of_ones_own_in_one_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "own.yaml").write_text(CONFIG)
-    assert main(["run", str(tmp_path / "own.yaml"), "--no-ray", f"storage={tmp_path}"]) == 0
-    check(tmp_path / "own", capsys.readouterr().out)
+def run(folder: Path, *options: str, config: str = CONFIG) -> subprocess.CompletedProcess[str]:
+    """`intentrec run` in a process of its own: what it registers is not known to other tests."""
+    (folder / "own.yaml").write_text(config)
+    command = [sys.executable, "-m", "cluster.cli", "run", str(folder / "own.yaml"), f"storage={folder}", *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_kinds_of_ones_own_in_one_process(tmp_path: Path) -> None:
+    done = run(tmp_path, "--no-ray")
+    assert done.returncode == 0, done.stderr
+    check(tmp_path / "own", done.stdout)
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_kinds_of_ones_own_on_a_cluster(
-    ray_session: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "own.yaml").write_text(CONFIG)
-    assert main(["run", str(tmp_path / "own.yaml"), f"storage={tmp_path}", "train.epochs=1"]) == 0
-    check(tmp_path / "own", capsys.readouterr().out)
+def test_kinds_of_ones_own_on_a_cluster(ray_session: Cluster, tmp_path: Path) -> None:
+    done = run(tmp_path, "train.epochs=1", "--address", ray_session.address)
+    assert done.returncode == 0, done.stderr
+    check(tmp_path / "own", done.stdout)
 
 
-def test_an_extension_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    content = yaml.safe_load(CONFIG) | {"extensions": ["tests.nowhere"]}
-    (tmp_path / "own.yaml").write_text(yaml.safe_dump(content))
-    assert main(["run", str(tmp_path / "own.yaml")]) == 2
-    assert "extensions: 'tests.nowhere' can not be imported" in capsys.readouterr().err
+def test_an_extension_that_is_not_there_is_named(tmp_path: Path) -> None:
+    done = run(tmp_path, config=yaml.safe_dump(yaml.safe_load(CONFIG) | {"extensions": ["tests.nowhere"]}))
+    assert done.returncode == 2
+    assert "extensions: 'tests.nowhere' can not be imported" in done.stderr

@@ -122,7 +122,7 @@ def test_one_worker_goes_on_where_two_were_killed_and_every_row_comes_once(
         ({"model": IntentRecConfig(heads=2, dropout=0.3, window="9h")}, "model.window"),
         ({"model": IntentRecConfig(heads=4, dropout=0.3, window="8h")}, "model.heads"),
         ({"seed": 5}, "train.seed"),
-        ({"loss": {"scores_at_once": 3}}, "train.loss"),
+        ({"loss": {"scores_at_once": 3}}, "train.loss.scores_at_once"),
     ],
 )  # fmt: skip
 def test_another_config_in_the_same_folder_is_refused_by_its_key(
