@@ -24,10 +24,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ingest.errors import InputError
-from ingest.storage import is_remote, join, list_names, make_folder, open_filesystem, remove, write_text
+from ingest.storage import is_remote, join, list_names, make_folder, open_filesystem, patiently, remove, write_text
 
 FOLDER = ".lock"
 RENEW_SECONDS, EXPIRE_SECONDS = 10.0, 60.0
+PATIENCE = 30.0
+"""Seconds for which the storage may fail before the lock is given up."""
 
 
 @dataclass
@@ -150,36 +152,52 @@ class _Lock:
 
     def _read(self, number: int) -> Holder | None:
         """None where it is gone meanwhile."""
+        url = self._file(number)
+        filesystem, path = open_filesystem(url)
         try:
-            filesystem, path = open_filesystem(self._file(number))
-            return Holder(**json.loads(filesystem.cat_file(path)))  # in one request: it may be written meanwhile
+            content = patiently(lambda: filesystem.cat_file(path), url, PATIENCE)  # in one request: it may be replaced
         except FileNotFoundError:
             return None
+        try:
+            return Holder(**json.loads(content))
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{url}: damaged: {error}; remove it if no process makes this run") from None
 
     def _write(self) -> None:
         write_text(self._file(self.number), json.dumps(asdict(self.own)))
 
     def _create(self) -> bool:
         """Whether this process is the one that made the file of its number."""
-        content, url = json.dumps(asdict(self.own)), self._file(self.number)
+        url = self._file(self.number)
+
+        def ask() -> bool:
+            try:
+                self._create_once(url)
+            except (PermissionError, FileNotFoundError) as error:
+                raise InputError(f"{url}: can not be written: {error}") from None
+            except OSError as error:
+                found = self._read(self.number)
+                if found is None and not isinstance(error, FileExistsError):
+                    raise  # it failed, and not because the file is there
+                return found is not None and found.id == self.own.id  # a client that asks again may meet its own file
+            return True
+
+        return patiently(ask, url, PATIENCE)
+
+    def _create_once(self, url: str) -> None:
+        """Make the file; an `OSError` where it is there: s3fs gives `FileExistsError` or EINVAL, by the server."""
+        content = json.dumps(asdict(self.own))
+        if is_remote(url):
+            filesystem, path = open_filesystem(url)
+            filesystem.pipe_file(path, content.encode(), mode="create")
+            return
         make_folder(self.folder)
+        draft = Path(self.folder, f".{self.own.id}")
+        draft.write_text(content)
         try:
-            if is_remote(url):
-                filesystem, path = open_filesystem(url)
-                filesystem.pipe_file(path, content.encode(), mode="create")
-            else:
-                draft = Path(self.folder, f".{self.own.id}")
-                draft.write_text(content)
-                try:
-                    os.link(draft, url)
-                finally:
-                    draft.unlink()
-        except (FileExistsError, OSError) as error:
-            if not isinstance(error, FileExistsError) and error.errno not in (22, None):
-                raise
-            found = self._read(self.number)  # a client that asks again may have met its own file
-            return found is not None and found.id == self.own.id
-        return True
+            os.link(draft, url)
+        finally:
+            draft.unlink()
 
 
 def _machine() -> str:
