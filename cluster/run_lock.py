@@ -93,6 +93,7 @@ class _Lock:
         self.lost_to: Holder | None = None
 
     def take(self) -> None:
+        until = None
         while True:
             highest = self._highest()
             holder = self._read(highest) if highest else None
@@ -100,11 +101,13 @@ class _Lock:
                 run = self.folder.removesuffix(f"/{FOLDER}")
                 raise InputError(f"{run}: this run is being made by another process: {holder}")
             self.number = highest + 1
-            if self._create() and self._highest() == self.number:
+            until = until or time.monotonic() + PATIENCE
+            if self._create(until) and self._highest() == self.number:
                 for name in self._numbers():
                     if name < self.number:
                         remove(self._file(name))
                 return
+            time.sleep(0.2)
 
     def keep(self) -> None:
         """Renew until the end; interrupt this process where another one has taken the lock."""
@@ -166,23 +169,17 @@ class _Lock:
     def _write(self) -> None:
         write_text(self._file(self.number), json.dumps(asdict(self.own)))
 
-    def _create(self) -> bool:
-        """Whether this process is the one that made the file of its number."""
+    def _create(self, until: float) -> bool:
+        """Whether this process is the one that made the file of its number. A storage may fail `until` then."""
         url = self._file(self.number)
-
-        def ask() -> bool:
-            try:
-                self._create_once(url)
-            except (PermissionError, FileNotFoundError) as error:
+        try:
+            self._create_once(url)
+        except OSError as error:
+            if isinstance(error, PermissionError | FileNotFoundError) or time.monotonic() > until:
                 raise InputError(f"{url}: can not be written: {error}") from None
-            except OSError as error:
-                found = self._read(self.number)
-                if found is None and not isinstance(error, FileExistsError):
-                    raise  # it failed, and not because the file is there
-                return found is not None and found.id == self.own.id  # a client that asks again may meet its own file
-            return True
-
-        return patiently(ask, url, PATIENCE)
+            found = self._read(self.number)  # a client that asks again may meet its own file
+            return found is not None and found.id == self.own.id
+        return True
 
     def _create_once(self, url: str) -> None:
         """Make the file; an `OSError` where it is there: s3fs gives `FileExistsError` or EINVAL, by the server."""
