@@ -24,10 +24,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ingest.errors import InputError
-from ingest.storage import is_remote, join, list_names, make_folder, open_filesystem, remove, write_text
+from ingest.storage import is_remote, join, list_names, make_folder, open_filesystem, patiently, remove, write_text
 
 FOLDER = ".lock"
 RENEW_SECONDS, EXPIRE_SECONDS = 10.0, 60.0
+PATIENCE = 30.0
+"""Seconds for which the storage may fail before the lock is given up."""
 
 
 @dataclass
@@ -91,6 +93,7 @@ class _Lock:
         self.lost_to: Holder | None = None
 
     def take(self) -> None:
+        until = None
         while True:
             highest = self._highest()
             holder = self._read(highest) if highest else None
@@ -98,11 +101,13 @@ class _Lock:
                 run = self.folder.removesuffix(f"/{FOLDER}")
                 raise InputError(f"{run}: this run is being made by another process: {holder}")
             self.number = highest + 1
-            if self._create() and self._highest() == self.number:
+            until = until or time.monotonic() + PATIENCE
+            if self._create(until) and self._highest() == self.number:
                 for name in self._numbers():
                     if name < self.number:
                         remove(self._file(name))
                 return
+            time.sleep(0.2)
 
     def keep(self) -> None:
         """Renew until the end; interrupt this process where another one has taken the lock."""
@@ -150,36 +155,46 @@ class _Lock:
 
     def _read(self, number: int) -> Holder | None:
         """None where it is gone meanwhile."""
+        url = self._file(number)
+        filesystem, path = open_filesystem(url)
         try:
-            filesystem, path = open_filesystem(self._file(number))
-            return Holder(**json.loads(filesystem.cat_file(path)))  # in one request: it may be written meanwhile
+            content = patiently(lambda: filesystem.cat_file(path), url, PATIENCE)  # in one request: it may be replaced
         except FileNotFoundError:
             return None
+        try:
+            return Holder(**json.loads(content))
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{url}: damaged: {error}; remove it if no process makes this run") from None
 
     def _write(self) -> None:
         write_text(self._file(self.number), json.dumps(asdict(self.own)))
 
-    def _create(self) -> bool:
-        """Whether this process is the one that made the file of its number."""
-        content, url = json.dumps(asdict(self.own)), self._file(self.number)
-        make_folder(self.folder)
+    def _create(self, until: float) -> bool:
+        """Whether this process is the one that made the file of its number. A storage may fail `until` then."""
+        url = self._file(self.number)
         try:
-            if is_remote(url):
-                filesystem, path = open_filesystem(url)
-                filesystem.pipe_file(path, content.encode(), mode="create")
-            else:
-                draft = Path(self.folder, f".{self.own.id}")
-                draft.write_text(content)
-                try:
-                    os.link(draft, url)
-                finally:
-                    draft.unlink()
-        except (FileExistsError, OSError) as error:
-            if not isinstance(error, FileExistsError) and error.errno not in (22, None):
-                raise
-            found = self._read(self.number)  # a client that asks again may have met its own file
+            self._create_once(url)
+        except OSError as error:
+            if isinstance(error, PermissionError | FileNotFoundError) or time.monotonic() > until:
+                raise InputError(f"{url}: can not be written: {error}") from None
+            found = self._read(self.number)  # a client that asks again may meet its own file
             return found is not None and found.id == self.own.id
         return True
+
+    def _create_once(self, url: str) -> None:
+        """Make the file; an `OSError` where it is there: s3fs gives `FileExistsError` or EINVAL, by the server."""
+        content = json.dumps(asdict(self.own))
+        if is_remote(url):
+            filesystem, path = open_filesystem(url)
+            filesystem.pipe_file(path, content.encode(), mode="create")
+            return
+        make_folder(self.folder)
+        draft = Path(self.folder, f".{self.own.id}")
+        draft.write_text(content)
+        try:
+            os.link(draft, url)
+        finally:
+            draft.unlink()
 
 
 def _machine() -> str:

@@ -49,6 +49,8 @@ class ObjectStore:
             "AWS_EC2_METADATA_DISABLED": "true",
         }
         """What a client's environment must have."""
+        self.read_only = {name: secrets.token_hex(20) for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+        """Credentials that may not write."""
 
     @staticmethod
     def _free_ports() -> list[int]:
@@ -70,17 +72,16 @@ class ObjectStore:
     def start(self, seconds: float = 60) -> None:
         """Start the server and wait until it answers."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        identity = {
-            "name": "tests",
-            "credentials": [
-                {
-                    "accessKey": self.environment["AWS_ACCESS_KEY_ID"],
-                    "secretKey": self.environment["AWS_SECRET_ACCESS_KEY"],
-                }
-            ],
-            "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-        }
-        (self.folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+        everything, reading = ["Admin", "Read", "Write", "List", "Tagging"], ["Read", "List"]
+        identities = [
+            {
+                "name": name,
+                "credentials": [{"accessKey": keys["AWS_ACCESS_KEY_ID"], "secretKey": keys["AWS_SECRET_ACCESS_KEY"]}],
+                "actions": actions,
+            }
+            for name, keys, actions in (("tests", self.environment, everything), ("reads", self.read_only, reading))
+        ]
+        (self.folder / "s3.json").write_text(json.dumps({"identities": identities}))
         master, volume, filer = self.ports
         command = [
             *(str(WEED), "mini", f"-dir={self.folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),

@@ -16,7 +16,7 @@ import pytest
 
 from cluster.run_lock import run_lock
 from ingest.errors import InputError
-from ingest.storage import list_names, read_text
+from ingest.storage import list_names, read_text, write_text
 from tests.s3 import ObjectStore
 
 PROCESS = """
@@ -147,4 +147,25 @@ def test_of_many_that_come_at_once_one_wins(run: str, dead: bool) -> None:
         contender.kill()
         contender.wait()
     assert words.count("held") == 1, words
-    assert sum("is being made by another process" in word for word in words) == 4, words
+    assert sum("is being made by another process" in word for word in words) == 4, "\n".join(words)
+
+
+def test_a_bucket_that_is_not_there_is_told_and_not_made(s3: ObjectStore) -> None:
+    with pytest.raises(InputError, match="can not be written"), run_lock("s3://not-there/run", "train"):
+        pass
+    assert not s3.filesystem().exists("not-there")
+
+
+def test_a_storage_that_may_not_be_written_is_told(s3: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    s3.make_bucket("locks")
+    for name, value in s3.read_only.items():
+        monkeypatch.setenv(name, value)
+    refused = process("s3://locks/read-only")  # a client of its own: this process's goes on with what it has
+    assert "can not be written: Access Denied" in line(refused)
+    assert refused.wait() == 0
+
+
+def test_a_damaged_lock_is_named(run: str) -> None:
+    write_text(f"{run}/.lock/000000001.json", "{")
+    with pytest.raises(InputError, match=r"000000001\.json: damaged: "), run_lock(run, "train"):
+        pass
