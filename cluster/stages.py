@@ -7,9 +7,10 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from cluster import fingerprints, outcome
+from cluster import fingerprints, summary
 from cluster.config import Config
 from cluster.launch import run_here, run_on_workers
+from cluster.results import REPORT, RESULTS, results_of
 from cluster.runner import OnRay
 from evaluation.results import Evaluated, Recommended, Results
 from ingest.data.manifest import Manifest, load_manifest
@@ -140,10 +141,10 @@ class Stages:
         """Whether what `verb` makes is there, and was made from the config, data and checkpoints that there are."""
         config = self.config
         if verb == "evaluate":
-            path = join(config.folder, outcome.RESULTS)
+            path = join(config.folder, RESULTS)
             done = json.loads(read_text(path)).get("data", {}) if exists(path) else {}
             same = done.get("fingerprint") == fingerprints.of_evaluation(config)
-            return same and exists(join(config.folder, outcome.REPORT))
+            return same and exists(join(config.folder, REPORT))
         marker = join(config.recommendations_folder, MARKER)
         ours = fingerprints.of_recommendations(config, self._recommended)
         return exists(marker) and json.loads(read_text(marker)).get("fingerprint") == ours
@@ -155,8 +156,8 @@ class Stages:
             ignored: list[str] = []
             if name not in trained and latest is not None:
                 markers = Markers(self.config.checkpoints(name))
-                ignored = outcome.without_effect(markers, latest, self._identity(name, manifest))
-            outcome.print_training(self.config, name, progress, ignored)
+                ignored = summary.without_effect(markers, latest, self._identity(name, manifest))
+            summary.print_training(self.config, name, progress, ignored)
 
     def _end_recommending(self, found: dict[str, Any] | None) -> None:
         marker = join(self.config.recommendations_folder, MARKER)
@@ -164,13 +165,13 @@ class Stages:
             ours = fingerprints.of_recommendations(self.config, self._recommended)
             write_text(marker, json.dumps({"fingerprint": ours, **found}))
         made = {key: value for key, value in json.loads(read_text(marker)).items() if key != "fingerprint"}
-        outcome.print_recommendations(self.config, Recommended.model_validate(made))
+        summary.print_recommendations(self.config, Recommended.model_validate(made))
 
     def _end_evaluating(self, found: dict[str, Any] | None) -> None:
         config = self.config
         if found is None:
-            results = Results.model_validate_json(read_text(join(config.folder, outcome.RESULTS)))
+            results = Results.model_validate_json(read_text(join(config.folder, RESULTS)))
         else:
             ours = fingerprints.of_evaluation(config)
-            results = outcome.results_of(config, Evaluated.model_validate(found), ours, self.seconds)
-        outcome.print_results(config, results)
+            results = results_of(config, Evaluated.model_validate(found), ours, self.seconds)
+        summary.print_results(config, results)

@@ -1,48 +1,14 @@
-"""What a run leaves and says at its end: results.json with the run's own facts, and lines for the terminal."""
+"""What a run says at its end."""
 
 from __future__ import annotations
 
-import datetime
-import os
-import platform
-import sys
-
 from cluster.config import Config
-from evaluation.results import Evaluated, Recommended, Results
-from ingest.data.manifest import load_manifest
-from ingest.features.feature import FIRST_VALUE
+from cluster.results import RESULTS
+from evaluation.results import Recommended, Results
 from ingest.storage import join
 from trainer.progress import Markers, Progress, differences
-from trainer.versions import installed
 
-RESULTS, REPORT = "results.json", "report/index.html"
 SHOWN_WARNINGS = 5
-
-
-def results_of(config: Config, found: Evaluated, fingerprint: str, seconds: dict[str, float]) -> Results:
-    """The evaluation with the data's counts, this machine, the command and the seconds of each stage."""
-    manifest = load_manifest(config.data_folder)
-    return Results(
-        name=config.name,
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        protocol=found.protocol,
-        models=found.models,
-        command=" ".join(["intentrec", *sys.argv[1:]]),
-        machine=f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
-        versions={name: installed(name) or "" for name in ("torch", "torchrec", "ray", "pyarrow")},
-        majority=found.majority,
-        example=found.example,
-        data={
-            "users": manifest.counts["users"],
-            "items": manifest.items - FIRST_VALUE,
-            "events": manifest.counts["events"],
-            "counts": {name: value for name, value in manifest.counts.items() if value},
-            "fingerprint": fingerprint,
-            "warnings": [*manifest.warnings, *found.warnings],
-        },
-        config=config.text(),
-        seconds=seconds,
-    )
 
 
 def print_training(config: Config, name: str, progress: Progress, without_effect: list[str]) -> None:
