@@ -103,6 +103,7 @@ def _refuse_local_paths(content: dict[str, Any]) -> None:
         "storage": content.get("storage", "runs"),
         "data.events": data.get("events"),
         "data.items": data.get("items"),
+        "data.work": data.get("work"),
         "import.source": source.get("source"),
     }
     for key, path in paths.items():
