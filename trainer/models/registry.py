@@ -7,11 +7,10 @@ the kind; a module of the user's own registers its kinds when it is imported. Im
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from ingest.data.schema import DataConfig
-from ingest.errors import InputError
+from ingest.registry import Registry
 from ingest.settings import Kinded
 from trainer.train_config import TrainConfig
 
@@ -29,7 +28,7 @@ class ModelConfig(Kinded):
 
     @classmethod
     def class_of(cls, kind: str | None) -> type[ModelConfig]:
-        return model_config(kind or "")
+        return MODELS[kind or ""]
 
     def check(self, data: DataConfig, train: TrainConfig) -> None:
         """Raise `ValueError`, in a sentence that begins with the key, where data or training do not fit the model."""
@@ -55,36 +54,18 @@ class NeuralConfig(ModelConfig):
 
 
 M = TypeVar("M", bound=ModelConfig)
-_modules: dict[str, str] = {}
-_configs: dict[str, type[ModelConfig]] = {}
-
-
-def declare(**modules: str) -> None:
-    """Make kinds known by the module that registers each, which is imported when a config asks for it."""
-    _modules.update(modules)
+MODELS: Registry[type[ModelConfig]] = Registry(
+    "kind of model",
+    {
+        "intentrec": "trainer.models.intentrec",
+        "deep": "trainer.models.deep",
+        "sasrec": "trainer.models.sasrec",
+    },
+)
+"""evaluation/baselines adds those that are not trained."""
 
 
 def register(cls: type[M]) -> type[M]:
-    """Decorator: makes the kind that is the default of `cls.kind` known. `ValueError` where another class has it."""
-    kind = cls.model_fields["kind"].default
-    known = _configs.setdefault(kind, cls)
-    if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-        raise ValueError(f"model kind {kind!r} of {cls.__module__} is taken by {known.__module__}")
-    _configs[kind] = cls
+    """A decorator that makes a model known by the default of its `kind`."""
+    MODELS.add(cls.model_fields["kind"].default)(cls)
     return cls
-
-
-def model_config(kind: str) -> type[ModelConfig]:
-    """The config's class of a kind; `InputError` where there is none."""
-    if kind not in _configs and kind in _modules:
-        import_module(_modules[kind])
-    if kind not in _configs:
-        raise InputError(f"no model of kind {kind!r}; allowed: {', '.join(sorted(_modules | _configs))}")
-    return _configs[kind]
-
-
-declare(
-    intentrec="trainer.models.intentrec",
-    deep="trainer.models.deep",
-    sasrec="trainer.models.sasrec",
-)
