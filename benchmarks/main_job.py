@@ -19,6 +19,8 @@ from typing import Any
 
 from benchmarks.memory import watch
 from benchmarks.training import header
+from cluster.config import Config
+from ingest.settings import load_settings
 
 METRICS = ("HR@10", "NDCG@10", "MRR")
 
@@ -31,8 +33,8 @@ def measure(config: str, overrides: list[str]) -> dict[str, Any]:
         found = watch(command)
         if found.status:
             sys.exit(f"{' '.join(command)} ended with status {found.status}")
-        (path,) = Path(storage).glob("*/results.json")
-        results = json.loads(path.read_text())
+        name = load_settings(Config, config, overrides).name
+        results = json.loads(Path(storage, name, "results.json").read_text())
     return header("main_job") | {
         "seconds": {"all": found.seconds} | results["seconds"],
         "peak_memory_gib": round(found.gib, 2),
