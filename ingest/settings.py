@@ -32,10 +32,14 @@ class UnknownKeyError(SettingError):
     """A key that a section does not take."""
 
 
-class Settings(BaseModel):
-    """Base of every configuration section: immutable, typed, and closed to unknown keys."""
+class Record(BaseModel):
+    """Immutable and typed; without checks in Python, so that tens of thousands are read from JSON at once."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Settings(Record):
+    """Base of every configuration section, closed to unknown keys."""
 
     @model_validator(mode="before")
     @classmethod
@@ -104,7 +108,7 @@ def build_settings(cls: type[S], content: dict[str, Any], source: str) -> S:
     try:
         return cls.model_validate(content)
     except ValidationError as error:
-        raise InputError(_sentence(error, content, source)) from None
+        raise InputError(sentence(error, content, source)) from None
 
 
 class _Loader(yaml.SafeLoader):
@@ -159,7 +163,7 @@ def _child(node: Any, key: str, override: str) -> Any:
     raise InputError(f"override {override!r}: there is no key {key!r} here, in a {type(node).__name__}")
 
 
-def _sentence(error: ValidationError, content: Any, source: str) -> str:
+def sentence(error: ValidationError, content: Any, source: str) -> str:
     """The first key that is wrong: what it got, and what it takes."""
     found: dict[str, list[str]] = {}
     got: dict[str, str] = {}

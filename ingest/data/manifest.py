@@ -19,9 +19,11 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from ingest.errors import InputError
 from ingest.features.feature import PreparedFeature
-from ingest.settings import Settings, build_settings
+from ingest.settings import Record, sentence
 from ingest.storage import exists, join, read_text, write_text
 
 VERSION = 2
@@ -30,7 +32,7 @@ VERSION_KEY = b"intentrec.version"
 SplitName = Literal["train", "validation", "test", "rest"]
 
 
-class Shard(Settings):
+class Shard(Record):
     path: str
     """Relative to the manifest."""
     bytes: int
@@ -48,7 +50,7 @@ class Shard(Settings):
         return sum(interactions for _, interactions in self.row_groups)
 
 
-class Manifest(Settings):
+class Manifest(Record):
     version: int = VERSION
     items: int
     """Rows of the item table, padding and unknown included."""
@@ -84,16 +86,25 @@ def load_manifest(url: str) -> Manifest:
     path = join(url, "manifest.json")
     if not exists(path):
         raise InputError(f"{path}: no such file; `intentrec prepare` writes it")
+    text = read_text(path)
+    version: Any
     try:
-        content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: not valid JSON: {error}") from None
-    version = content.get("version") if isinstance(content, dict) else None
+        manifest = Manifest.model_validate_json(text)
+        version, damage = manifest.version, ""
+    except ValidationError as error:
+        try:
+            content = json.loads(text)
+        except json.JSONDecodeError as malformed:
+            raise InputError(f"{path}: not valid JSON: {malformed}") from None
+        version = content.get("version") if isinstance(content, dict) else None
+        damage = sentence(error, content, f"{path}: damaged")
     if version != VERSION:
         raise InputError(
             f"{path}: version {version!r}; this release reads version {VERSION}, so prepare the data again"
         )
-    return build_settings(Manifest, content, f"{path}: damaged")
+    if damage:
+        raise InputError(damage)
+    return manifest
 
 
 def save_manifest(manifest: Manifest, url: str) -> None:
