@@ -11,6 +11,7 @@ Whether a holder lives is seen at once on its own machine, by its process; on an
 from __future__ import annotations
 
 import datetime
+import errno
 import json
 import os
 import secrets
@@ -186,13 +187,25 @@ class _Lock:
         content = json.dumps(asdict(self.own))
         if is_remote(url):
             filesystem, path = open_filesystem(url)
-            filesystem.pipe_file(path, content.encode(), mode="create")
+            try:
+                filesystem.pipe_file(path, content.encode(), mode="create")
+            except OSError as error:
+                if error.errno != errno.ENOSYS:
+                    raise
+                print(f"{url}: this storage has no conditional writes, so two processes that begin at the very same "
+                      "moment are not told apart", flush=True)  # fmt: skip
+                filesystem.pipe_file(path, content.encode())
             return
         make_folder(self.folder)
         draft = Path(self.folder, f".{self.own.id}")
         draft.write_text(content)
         try:
             os.link(draft, url)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+                raise
+            with Path(url).open("x") as file:  # a disk without hard links
+                file.write(content)
         finally:
             draft.unlink()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -87,6 +88,16 @@ def test_a_released_run_is_free_and_keeps_one_small_file(run: str) -> None:
             pass
     (name,) = list_names(f"{run}/.lock")
     assert '"released": true' in read_text(f"{run}/.lock/{name}")
+
+
+def test_a_disk_without_hard_links_has_the_lock_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(source: object, target: object) -> None:
+        raise PermissionError(errno.EPERM, "no hard links here")
+
+    monkeypatch.setattr("os.link", refused)
+    run = str(tmp_path)
+    with run_lock(run, "train"), pytest.raises(InputError, match="is being made by"), run_lock(run, "evaluate"):
+        pass
 
 
 def test_one_that_failed_has_released_it(run: str) -> None:
