@@ -55,7 +55,7 @@ def ray_cluster(config: ClusterConfig, storage: str | None = None) -> Iterator[N
         yield
         return
     address = config.address or os.environ.get("RAY_ADDRESS")
-    arguments: dict[str, Any] = {"address": address} if address else {"include_dashboard": False}
+    arguments: dict[str, Any] = {"address": address or "local"} | ({} if address else {"include_dashboard": False})
     print(f"connecting to the Ray cluster at {address}" if address else "starting Ray on this machine", flush=True)
     if not address:
         _check_socket_paths()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from cluster.config import Config
 from cluster.results import RESULTS
 from evaluation.results import Recommended, Results
@@ -39,7 +41,7 @@ def print_results(config: Config, results: Results) -> None:
     print(f"results      {join(config.folder, RESULTS)}")
     print(f"report       {page}")
     print(f"targets      {config.targets_folder}")
-    print(f"TensorBoard  tensorboard --logdir {join(config.folder, 'models')}")
+    print(f"TensorBoard  tensorboard --logdir {shlex.quote(join(config.folder, 'models'))}")
 
 
 def without_effect(markers: Markers, name: str, ours: dict[str, dict[str, object]]) -> list[str]:
