@@ -141,7 +141,7 @@ def _fit(work: str, arguments: dict[str, Any], config: ClusterConfig, storage: s
             refused = input_error(error)
             if refused is not None:
                 raise refused from None
-            if attempt == attempts or not _may_pass(error):
+            if attempt == attempts or not may_pass(error):
                 raise
             print(f"workers failed ({_first_line(error)}); going on from the last checkpoint, try {attempt + 1}")
         finally:
@@ -213,11 +213,13 @@ def input_error(error: BaseException) -> InputError | None:
     return None
 
 
-def _may_pass(error: BaseException) -> bool:
+def may_pass(error: BaseException) -> bool:
     """Whether a failure can be one of a machine, a network or a storage, and not of the code alone."""
     import ray
 
     causes = list(getattr(error, "worker_failures", {}).values()) or [error]
+    if any(type(cause).__name__.startswith("WorkerHealthCheck") for cause in causes):  # a worker that is gone, or hangs
+        return True
     causes = [getattr(cause, "cause", None) or cause for cause in causes]
     return any(isinstance(cause, RuntimeError | OSError | TimeoutError | ray.exceptions.RayError) for cause in causes)
 
