@@ -207,7 +207,6 @@ def main() -> None:
     parser.add_argument(
         "--source", type=Path, default=Path("data/ml-1m"), help="MovieLens 1M: see the head of configs/ml-1m.yaml"
     )
-    parser.add_argument("--python", type=Path, default=Path(".venv-peers/bin/python"), help="of the peers' environment")
     parser.add_argument("--users", type=int, help="only so many")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)

@@ -20,7 +20,7 @@ from typing import Any
 from cluster.config import ClusterConfig
 from cluster.nodes import check_storage, missing, shortage_told
 from ingest.errors import InputError
-from ingest.storage import join, read_text, write_text
+from ingest.storage import join, read_text, remove, write_text
 
 Work = Callable[[dict[str, Any], Any], Any]
 """Takes its arguments (JSON) and the `embeddings.workers.Worker`; what the first worker returns (JSON) comes back. It
@@ -145,7 +145,7 @@ def _fit(work: str, arguments: dict[str, Any], config: ClusterConfig, storage: s
                 raise
             print(f"workers failed ({_first_line(error)}); going on from the last checkpoint, try {attempt + 1}")
         finally:
-            _remove(result)
+            remove(result)
     raise AssertionError("unreachable")
 
 
@@ -229,9 +229,3 @@ def _first_line(error: BaseException) -> str:
     text = str(next(iter(failures.values()), error))
     lines = [line for line in text.strip().splitlines() if line.strip()]
     return lines[-1].strip() if lines else type(error).__name__
-
-
-def _remove(url: str) -> None:
-    from ingest.storage import remove
-
-    remove(url)

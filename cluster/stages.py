@@ -77,10 +77,14 @@ class Stages:
 
     def _prepare(self, runner: Runner) -> None:
         config, began = self.config, time.perf_counter()
-        trained = [name for name in config.neural if Markers(config.checkpoints(name)).latest() is not None]
-        keep = f"models were trained on them: {', '.join(trained)}" if trained and not config.data.grow else ""
-        prepare(config.prepared_input(), config.data_folder, runner=runner, keep=keep)
+        prepare(config.prepared_input(), config.data_folder, runner=runner, keep=self._trained_on_the_data)
         self.seconds["prepare"] = time.perf_counter() - began
+
+    def _trained_on_the_data(self) -> str:
+        """Why the prepared data may not be replaced, where they may not."""
+        config = self.config
+        trained = [name for name in config.neural if Markers(config.checkpoints(name)).latest() is not None]
+        return f"models were trained on them: {', '.join(trained)}" if trained and not config.data.grow else ""
 
     def _work(self, *verbs: str) -> None:
         """Those of `verbs` that are not done yet, in the workers; then what there is to say and to write."""

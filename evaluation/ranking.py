@@ -110,10 +110,11 @@ class CatalogueRanker:
 
         Equal scores count as better than the target's. Raises `FloatingPointError` where a score is NaN.
         """
-        target_A, sizes = gather_rows(self.scorer.item_to_row(target_Q))
+        queries_A, sizes = gather_rows(queries)
+        target_A, _ = gather_rows(self.scorer.item_to_row(target_Q), sizes)
         better_A = torch.zeros(len(target_A), dtype=torch.int64, device=target_Q.device)
         missed_A = target_A < FIRST_VALUE
-        for begin, scores_av in self._scored(queries, seen):
+        for begin, scores_av in self._scored(queries_A, seen):
             part = slice(begin, begin + len(scores_av))
             own_a = (target_A[part] >= self.begin) & (target_A[part] < self.end)
             value_a = scores_av.new_full((len(scores_av),), -torch.inf)
@@ -131,8 +132,8 @@ class CatalogueRanker:
 
         Fewer than K items: the rest has item 0 and score -inf. Of equal scores the lower row comes first.
         """
-        parts = [self._best(scores_av, k) for _, scores_av in self._scored(queries, seen)]
-        sizes = gather_rows(queries)[1]
+        queries_A, sizes = gather_rows(queries)
+        parts = [self._best(scores_av, k) for _, scores_av in self._scored(queries_A, seen)]
         if not parts:
             return queries.new_zeros(0, k, dtype=torch.int64), queries.new_zeros(0, k, dtype=torch.float32)
         row_AK, score_AK = (torch.cat(columns).split(sizes)[self.worker.rank] for columns in zip(*parts, strict=True))
@@ -149,10 +150,9 @@ class CatalogueRanker:
         chosen = rows_Ka.T.gather(1, order)[:, :k]
         return chosen.masked_fill(merged[:, :k] == -torch.inf, 0), merged[:, :k]
 
-    def _scored(self, queries: Tensor, seen: Lists | None) -> Iterator[tuple[int, Tensor]]:
+    def _scored(self, queries_A: Tensor, seen: Lists | None) -> Iterator[tuple[int, Tensor]]:
         """Chunks of all workers' queries: where the chunk begins, and its masked scores [a, v]."""
-        queries_A, _ = gather_rows(queries)
-        seen_rows = self._seen(seen, queries.device)
+        seen_rows = self._seen(seen, queries_A.device)
         chunk = max(1, SCORES_AT_ONCE // max(-(-self.items // self.worker.workers), 1))
         for begin in range(0, len(queries_A), chunk):
             scores_av = self.scorer.scores(queries_A[begin : begin + chunk])

@@ -6,7 +6,7 @@ counts what it needs from the prepared data and gives an `evaluation.ranking.Sco
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from trainer.models.registry import ModelConfig
 
@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 
 
 class BaselineConfig(ModelConfig):
-    """A model that is counted and not trained."""
-
-    trained: ClassVar[bool] = False
+    """A model that is counted when it is evaluated, and not trained."""
 
     def scorer(self, url: str, items: ItemTable, worker: Worker) -> Scorer:
         """Scores of this worker's slice of the items, from the prepared data set in the folder `url`."""

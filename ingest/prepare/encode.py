@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ingest.arrays.jagged import Column, Jagged
+from ingest.arrays.jagged import Column, Integers, Jagged, ranges
 from ingest.features.feature import FIRST_VALUE, UNKNOWN, Feature, PreparedFeature, kind_of
 from ingest.features.vocabulary import look_up, read_parts
 from ingest.prepare.fit import feature_of, vocabulary_of
@@ -26,7 +26,7 @@ from ingest.prepare.histories import ITEM, counts_of, read_histories, read_users
 from ingest.prepare.item_table import ITEMS
 from ingest.prepare.partition import Job
 from ingest.prepare.shard_writer import write_shards, write_table
-from ingest.prepare.split import SplitLog, prefixes, split_log, targets_where
+from ingest.prepare.split import SplitLog, split_log, targets_where
 from ingest.prepare.transitions import spill_transitions
 from ingest.storage import arrow_filesystem, join
 
@@ -48,16 +48,16 @@ class _Partition:
         index_I = look_up(vocabulary_of(job, ITEM), pl.Series(events[ITEM].dictionary))
         return cls(job, events, users, split, index_I[events[ITEM].indices.to_numpy()])
 
-    @property
-    def training(self) -> NDArray[np.int64]:
+    @functools.cached_property
+    def training(self) -> Integers:
         """The places of the training events."""
         return np.flatnonzero(self.split.training)
 
-    @property
-    def training_targets(self) -> NDArray[np.int64]:
+    @functools.cached_property
+    def training_targets(self) -> Integers:
         """The places of the training events but each user's first."""
         rows = self.split.rows["train"]
-        return prefixes(rows.start + rows.length - rows.targets, rows.targets)
+        return ranges(rows.start + rows.length - rows.targets, rows.targets)
 
     def of_items(self, feature: Feature) -> pa.Array:
         """What the item table has of each item."""
@@ -90,7 +90,7 @@ def count_ages(job: Job, task: tuple[int, list[str]]) -> dict[str, Any]:
 
 def encode_partition(job: Job, task: tuple[int, dict[str, Any], list[int]]) -> dict[str, Any]:
     """Write a partition's shards. `task`: its number, every feature as the manifest will have it, ranges of items."""
-    number, described, ranges = task
+    number, described, begins = task
     features = {name: PreparedFeature.model_validate(found) for name, found in described.items()}
     partition = _Partition.read(job, number)
     index_N = partition.index_N
@@ -109,7 +109,7 @@ def encode_partition(job: Job, task: tuple[int, dict[str, Any], list[int]]) -> d
     if labels:
         write_table(_labels_of(job, number), pl.concat(labels))
     targets = partition.training_targets
-    spill_transitions(job, number, index_N[targets - 1], index_N[targets], ranges)
+    spill_transitions(job, number, index_N[targets - 1], index_N[targets], begins)
     sizes = job.config.row_group_interactions, job.config.shard_interactions
     shards = {
         name: write_shards(

@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ingest.data.manifest import Manifest, Shard, SplitName, load_manifest, save_manifest
@@ -69,11 +69,15 @@ PARTITIONS_A_TASK = 32
 
 
 def prepare(
-    config: DataConfig, destination: str, log: Log = print, runner: Runner | None = None, keep: str = ""
+    config: DataConfig,
+    destination: str,
+    log: Log = print,
+    runner: Runner | None = None,
+    keep: Callable[[], str] = lambda: "",
 ) -> Manifest:
     """Prepare the log of `config` in the folder `destination`, unless it is there already.
 
-    `keep`: why data that were prepared there from another log or config may not be replaced, where they may not.
+    `keep`: why data that were prepared there from another log or config may not be replaced, empty where they may.
     """
     if config.events is None:
         raise InputError("data.events is missing: name the log, a Parquet file or a folder of them")
@@ -84,9 +88,9 @@ def prepare(
     if before is not None and before.fingerprint == fingerprint:
         log(f"{destination}: prepared already, nothing to do")
         return before
-    if before is not None and keep:
+    if before is not None and (reason := keep()):
         raise InputError(
-            f"{destination}: was prepared from another log or data section, or by another release, and {keep}; take "
+            f"{destination}: was prepared from another log or data section, or by another release, and {reason}; take "
             "another name for the run, or remove its folder"
         )
     if before is not None and not config.grow:

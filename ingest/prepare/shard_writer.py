@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ingest.arrays.jagged import cut
+from ingest.arrays.jagged import cut, offsets_of, ranges
 from ingest.data.manifest import VERSION, VERSION_KEY, Shard
-from ingest.prepare.split import Rows, prefixes
+from ingest.prepare.split import Rows
 from ingest.storage import join, open_file
 
 ROWS_AT_ONCE = 1_000_000
@@ -72,8 +72,8 @@ def _shard(rows: Rows, users: pa.Array, events: pa.Table, groups: list[tuple[int
 
 def _row_group(rows: Rows, users: pa.Array, events: pa.Table, begin: int, end: int) -> pa.Table:
     length = rows.length[begin:end]
-    places = pa.array(prefixes(rows.start[begin:end], length))
-    offsets = pa.array(np.concatenate([[0], np.cumsum(length)]).astype(np.int32))
+    places = pa.array(ranges(rows.start[begin:end], length))
+    offsets = pa.array(offsets_of(length).astype(np.int32))
     columns = {
         "user": pc.take(users, pa.array(rows.user[begin:end])),
         "targets": pa.array(rows.targets[begin:end].astype(np.int32)),

@@ -8,16 +8,14 @@ users without one have it in `rest`, with no target: test and rest together hold
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ingest.arrays.jagged import Integers, offsets_of
 from ingest.data.manifest import SplitName
 from ingest.data.schema import Split
 from ingest.durations import parse_duration
-
-Integers: TypeAlias = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -74,14 +72,8 @@ def split_log(split: Split, times: Integers, lengths: Integers, last_time: int) 
     return SplitLog(rows, without_target, position < np.repeat(train_end, lengths))
 
 
-def prefixes(start: Integers, length: Integers) -> Integers:
-    """The positions of all events of rows that begin at `start` and have `length` events, row after row."""
-    offsets = np.cumsum(length) - length
-    return np.repeat(start - offsets, length) + np.arange(int(length.sum()))
-
-
 def targets_where(rows: Rows, marked: NDArray[np.bool_]) -> int:
     """How many targets of `rows` are events that are `marked`."""
-    before = np.concatenate([[0], np.cumsum(marked)])
+    before = offsets_of(marked)
     end = rows.start + rows.length
     return int((before[end] - before[end - rows.targets]).sum())

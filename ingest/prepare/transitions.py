@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ingest.features.feature import FIRST_VALUE
-from ingest.prepare.partition import Job, new_file, read_batch
+from ingest.prepare.partition import Job, new_file, one_batch, read_batch
 from ingest.prepare.shard_writer import write_table
 from ingest.storage import join, open_file
 
@@ -35,8 +35,7 @@ def spill_transitions(job: Job, partition: int, before_N: NDArray, after_N: NDAr
     begins = np.searchsorted(pair >> 32, ranges).tolist()
     with open_file(_spilled(job, partition), "wb") as file, new_file(file, table.schema) as writer:
         for begin, end in pairwise([*begins, len(pair)]):
-            batch = pa.RecordBatch.from_arrays([c.chunk(0)[begin:end] for c in table.columns], schema=table.schema)
-            writer.write_batch(batch)
+            writer.write_batch(one_batch(table, begin, end))
 
 
 def merge_transitions(job: Job, number: int) -> dict[str, Any]:

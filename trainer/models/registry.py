@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 class ModelConfig(Kinded):
     """One model's section; a subclass gives `kind` a default, by which it is registered."""
 
-    trained: ClassVar[bool]
-    """Whether the model is a neural one, with checkpoints, or is counted when it is evaluated."""
-
     @classmethod
     def class_of(cls, kind: str | None) -> type[ModelConfig]:
         return MODELS[kind or ""]
@@ -35,9 +32,8 @@ class ModelConfig(Kinded):
 
 
 class NeuralConfig(ModelConfig):
-    """A model that is trained."""
+    """A model that is trained and has checkpoints."""
 
-    trained: ClassVar[bool] = True
     reads_features: ClassVar[bool] = True
     """Whether the model sees more than items, places and times: columns that it does not see are not read."""
     train: dict[str, Any] = {}
