@@ -109,7 +109,7 @@ def validation_losses(step: Any, reader: Any) -> dict[str, float]:
     """-log softmax over the whole catalogue of each user's held-out item, of users whose item is known."""
     scorer, losses = NeuralScorer(step), dict[str, float]()
     for batch, _ in reader.epoch(0):
-        scores_QV = scorer.scores(scorer.queries(batch))
+        scores_QV = scorer.scores(scorer.predict(batch).query)
         scores_QV[:, :FIRST_VALUE] = -torch.inf
         loss_Q = torch.nn.functional.cross_entropy(scores_QV, scorer.item_to_row(batch.target_Q), reduction="none")
         users = [batch.users[row] for row in batch.row_Q.tolist()]

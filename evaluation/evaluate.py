@@ -116,11 +116,11 @@ def evaluate(
 
     `majority`: the label index that is most common in training, by intent. `targets`: where this worker's go.
     """
-    ranker = CatalogueRanker(scorer, reader.manifest.items, worker, filter_seen)
+    ranker = CatalogueRanker(scorer, reader.manifest.items, reader.manifest.catalogue, worker, filter_seen)
     result = Evaluation(RankMetrics.of(reader.manifest.items))
     for batch in with_progress(reader, worker, doing):
         prediction = scorer.predict(batch)
-        ranks = ranker.ranks(prediction.query_QD, batch.target_Q, batch.seen).cpu().numpy()
+        ranks = ranker.ranks(prediction.query, batch.target_Q, batch.seen).cpu().numpy()
         hits = {
             name: intent_hits(logits_QL.argmax(dim=1) + FIRST_VALUE, batch.labels[name])
             for name, logits_QL in prediction.intents.items()

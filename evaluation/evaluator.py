@@ -12,7 +12,7 @@ from typing import Any
 import torch.distributed as dist
 
 from embeddings.workers import Worker, gather_objects
-from evaluation.baselines.base import BaselineConfig
+from evaluation.baselines.base import BaselineConfig, Prepared
 from evaluation.evaluate import Evaluation, accuracy, evaluate
 from evaluation.evaluation_config import EvaluateConfig
 from evaluation.example import example_of
@@ -98,7 +98,7 @@ class _Evaluator:
         facts: dict[str, Any] = {"inputs": "items"}
         scorer: Scorer
         if isinstance(model.config, BaselineConfig):
-            scorer = model.config.scorer(self.run.data, self.items, self.worker)
+            scorer = model.config.scorer(Prepared(self.run.data, self.manifest, self.items, self.worker))
         else:
             scorer, progress = model.restored(self.manifest, self.worker)
             self.skipped.update((path, group, rows, reason) for path, group, rows, reason in progress.skipped)

@@ -28,8 +28,8 @@ def example_of(scorer: Scorer, reader: Reader, worker: Worker, filter_seen: bool
     if batch is None:
         return None
     prediction = scorer.predict(batch)
-    ranker = CatalogueRanker(scorer, reader.manifest.items, worker, filter_seen)
-    item_QK, score_QK = ranker.top(prediction.query_QD, batch.seen, SHOWN_ITEMS)
+    ranker = CatalogueRanker(scorer, reader.manifest.items, reader.manifest.catalogue, worker, filter_seen)
+    item_QK, score_QK = ranker.top(prediction.query, batch.seen, SHOWN_ITEMS)
     example = None
     if worker.first and prediction.intents and len(batch.target_Q):
         chosen = _choose(batch)

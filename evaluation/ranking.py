@@ -3,8 +3,8 @@ travel. The result is that of sorting all scores in one place, with ties counted
 
     Q  targets of this worker     A  targets of all workers     V  items     v  items of this worker's slice
 
-A scorer has the items in rows of an order of its own, in which slices are cut. A neural model's rows are those of its
-item table, so that they are scored where they lie.
+A scorer has the items in rows of an order of its own, in which slices are cut (evaluation/slices.py). A neural model's
+rows are those of its item table, so that they are scored where they lie; items that it does not know lie behind.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from embeddings.sharding import rows_in_place
 from embeddings.table_config import ITEM
 from embeddings.workers import Worker, gather_rows, own_rows
 from evaluation.metrics import MISS
+from evaluation.slices import CatalogueSlice
 from ingest.data.batch import Batch, Lists
 from ingest.features.feature import FIRST_VALUE
-from trainer.recommender import Prediction
+from trainer.recommender import Prediction, Query
 from trainer.step import Step
 
 SCORES_AT_ONCE = 2**24
@@ -35,11 +36,14 @@ class Scorer(Protocol):
     """Anything that scores items for the targets of a batch."""
 
     def predict(self, batch: Batch) -> Prediction:
-        """Its `query_QD` is what is needed to score, one row a target: [Q, ...]. It travels to all workers."""
+        """Its `query` is what is needed to score, one row a target: tensors [Q, ...]. They travel to all workers."""
         ...
 
-    def scores(self, queries: Tensor) -> Tensor:
-        """Scores of this worker's slice for any worker's queries: [A, ...] -> [A, v]."""
+    def scores(self, query: Query) -> Tensor:
+        """Scores of this worker's slice for any worker's queries: tensors [A, ...] -> [A, v], which may be changed.
+
+        -inf for an item that it can not score.
+        """
         ...
 
     def item_to_row(self, item_N: Tensor) -> Tensor:
@@ -58,10 +62,10 @@ class NeuralScorer:
     """
 
     def __init__(self, step: Step, rows_at_once: int = 262_144) -> None:
-        self.step, spread = step, step.spread
-        self.predict, self.item_to_row, self.row_to_item = step.predict, spread.rows, spread.indices
+        self.step, self.predict, manifest = step, step.predict, step.manifest
         rows_vD = rows_in_place(step.parallel, ITEM, step.worker.workers)
         self.rows_vD = self._fetched(rows_at_once) if rows_vD is None else rows_vD
+        self.others = len(CatalogueSlice(manifest.items, manifest.catalogue, step.worker)) - len(self.rows_vD)
 
     def _fetched(self, rows_at_once: int) -> Tensor:
         worker, items = self.step.worker, self.step.manifest.items
@@ -75,10 +79,21 @@ class NeuralScorer:
             parts.append(self.step.recommender.tables.item_rows(self.row_to_item(row_N)))
         return torch.cat(parts)
 
-    def scores(self, queries: Tensor) -> Tensor:
-        if self.rows_vD.dtype == queries.dtype:
-            return queries @ self.rows_vD.T
-        return torch.cat([queries @ rows.to(queries.dtype).T for rows in self.rows_vD.split(ROWS_CONVERTED)], dim=1)
+    def scores(self, query: Query) -> Tensor:
+        query_AD = query[0]
+        if self.rows_vD.dtype == query_AD.dtype:
+            parts = [query_AD @ self.rows_vD.T]
+        else:
+            parts = [query_AD @ rows.to(query_AD.dtype).T for rows in self.rows_vD.split(ROWS_CONVERTED)]
+        if self.others:
+            parts.append(query_AD.new_full((len(query_AD), self.others), -torch.inf))
+        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+
+    def item_to_row(self, item_N: Tensor) -> Tensor:
+        return torch.where(item_N < self.step.manifest.items, self.step.spread.rows(item_N), item_N)
+
+    def row_to_item(self, row_N: Tensor) -> Tensor:
+        return torch.where(row_N < self.step.manifest.items, self.step.spread.indices(row_N), row_N)
 
 
 def best_columns(scores_av: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -99,26 +114,31 @@ def best_columns(scores_av: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 class CatalogueRanker:
-    """Ranks and top K of a `Scorer` over all items, unknown and padding left out."""
+    """Ranks and top K of a `Scorer` over all items, unknown and padding left out.
 
-    def __init__(self, scorer: Scorer, items: int, worker: Worker, filter_seen: bool) -> None:
-        self.scorer, self.items, self.worker, self.filter_seen = scorer, items, worker, filter_seen
-        self.begin, self.end = own_rows(items, worker.rank, worker.workers)
+    `items`: rows of the known ones; `catalogue`: of all, as `CatalogueSlice` has them.
+    """
 
-    def ranks(self, queries: Tensor, target_Q: Tensor, seen: Lists | None) -> Tensor:
-        """The rank of each target, from 1; `MISS` where it is unknown or filtered out. Every worker calls it: [Q].
+    def __init__(self, scorer: Scorer, items: int, catalogue: int, worker: Worker, filter_seen: bool) -> None:
+        self.scorer, self.catalogue, self.worker, self.filter_seen = scorer, catalogue, worker, filter_seen
+        self.slice = CatalogueSlice(items, catalogue, worker)
 
-        Equal scores count as better than the target's. Raises `FloatingPointError` where a score is NaN.
+    def ranks(self, query: Query, target_Q: Tensor, seen: Lists | None) -> Tensor:
+        """The rank of each target, from 1; `MISS` where it can not be scored or is filtered out: [Q].
+
+        Every worker calls it. Equal scores count as better than the target's. Raises `FloatingPointError` where a
+        score is NaN.
         """
-        queries_A, sizes = gather_rows(queries)
+        query, sizes = self._gathered(query)
         target_A, _ = gather_rows(self.scorer.item_to_row(target_Q), sizes)
         better_A = torch.zeros(len(target_A), dtype=torch.int64, device=target_Q.device)
         missed_A = target_A < FIRST_VALUE
-        for begin, scores_av in self._scored(queries_A, seen):
+        for begin, scores_av in self._scored(query, seen):
             part = slice(begin, begin + len(scores_av))
-            own_a = (target_A[part] >= self.begin) & (target_A[part] < self.end)
+            column_a = self.slice.columns(target_A[part])
+            own_a = column_a >= 0
             value_a = scores_av.new_full((len(scores_av),), -torch.inf)
-            value_a[own_a] = scores_av[own_a, target_A[part][own_a] - self.begin]
+            value_a[own_a] = scores_av[own_a, column_a[own_a]]
             dist.all_reduce(value_a, op=dist.ReduceOp.MAX)
             count_a = (scores_av >= value_a[:, None]).sum(dim=1) - own_a.long()
             dist.all_reduce(count_a)
@@ -127,49 +147,57 @@ class CatalogueRanker:
         rank_A = torch.where(missed_A, MISS, better_A + 1)
         return rank_A.split(sizes)[self.worker.rank]
 
-    def top(self, queries: Tensor, seen: Lists | None, k: int) -> tuple[Tensor, Tensor]:
+    def top(self, query: Query, seen: Lists | None, k: int) -> tuple[Tensor, Tensor]:
         """The K best items of each query and their scores, best first; every worker calls it: two [Q, K].
 
         Fewer than K items: the rest has item 0 and score -inf. Of equal scores the lower row comes first.
         """
-        queries_A, sizes = gather_rows(queries)
-        parts = [self._best(scores_av, k) for _, scores_av in self._scored(queries_A, seen)]
+        query, sizes = self._gathered(query)
+        parts = [self._best(scores_av, k) for _, scores_av in self._scored(query, seen)]
         if not parts:
-            return queries.new_zeros(0, k, dtype=torch.int64), queries.new_zeros(0, k, dtype=torch.float32)
+            device = query[0].device
+            return torch.zeros(0, k, dtype=torch.int64, device=device), torch.zeros(0, k, device=device)
         row_AK, score_AK = (torch.cat(columns).split(sizes)[self.worker.rank] for columns in zip(*parts, strict=True))
         return self.scorer.row_to_item(row_AK), score_AK
+
+    def _gathered(self, query: Query) -> tuple[Query, list[int]]:
+        """All workers' queries, and how many each has."""
+        first, sizes = gather_rows(query[0])
+        return (first, *(gather_rows(part, sizes)[0] for part in query[1:])), sizes
 
     def _best(self, scores_av: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The rows and scores of the best K over all workers' slices of a chunk."""
         score_ak, column_ak = best_columns(scores_av, k)
         pad = k - score_ak.shape[1]
         score_ak = torch.nn.functional.pad(score_ak.float(), (0, pad), value=-torch.inf)
-        row_ak = torch.nn.functional.pad(column_ak + self.begin, (0, pad))
+        row_ak = torch.nn.functional.pad(self.slice.rows_of(column_ak), (0, pad))
         scores_Ka, rows_Ka = (gather_rows(best_ak.T, [k] * self.worker.workers)[0] for best_ak in (score_ak, row_ak))
-        merged, order = scores_Ka.T.sort(dim=1, descending=True, stable=True)
-        chosen = rows_Ka.T.gather(1, order)[:, :k]
+        rows_aK, order = rows_Ka.T.sort(dim=1)
+        merged, order = scores_Ka.T.gather(1, order).sort(dim=1, descending=True, stable=True)
+        chosen = rows_aK.gather(1, order)[:, :k]
         return chosen.masked_fill(merged[:, :k] == -torch.inf, 0), merged[:, :k]
 
-    def _scored(self, queries_A: Tensor, seen: Lists | None) -> Iterator[tuple[int, Tensor]]:
+    def _scored(self, query: Query, seen: Lists | None) -> Iterator[tuple[int, Tensor]]:
         """Chunks of all workers' queries: where the chunk begins, and its masked scores [a, v]."""
-        seen_rows = self._seen(seen, queries_A.device)
-        chunk = max(1, SCORES_AT_ONCE // max(-(-self.items // self.worker.workers), 1))
-        for begin in range(0, len(queries_A), chunk):
-            scores_av = self.scorer.scores(queries_A[begin : begin + chunk])
+        seen_columns = self._seen(seen, query[0].device)
+        chunk = max(1, SCORES_AT_ONCE // max(-(-self.catalogue // self.worker.workers), 1))
+        for begin in range(0, len(query[0]), chunk):
+            scores_av = self.scorer.scores(tuple(part[begin : begin + chunk] for part in query))
             if torch.isnan(scores_av).any():
                 raise FloatingPointError("a score is NaN: the model has diverged")
-            scores_av[:, : max(FIRST_VALUE - self.begin, 0)] = -torch.inf
-            if seen_rows is not None:
-                row_N, query_N = seen_rows
+            scores_av[:, : max(FIRST_VALUE - self.slice.begin, 0)] = -torch.inf
+            if seen_columns is not None:
+                column_N, query_N = seen_columns
                 here = (query_N >= begin) & (query_N < begin + len(scores_av))
-                scores_av[query_N[here] - begin, row_N[here] - self.begin] = -torch.inf
+                scores_av[query_N[here] - begin, column_N[here]] = -torch.inf
             yield begin, scores_av
 
     def _seen(self, seen: Lists | None, device: torch.device) -> tuple[Tensor, Tensor] | None:
-        """Rows in this slice of items that any worker's users have seen, and the query each belongs to."""
+        """Columns of items that any worker's users have seen, and the query each belongs to."""
         if seen is None or not self.filter_seen:
             return None
         lengths_A, _ = gather_rows(seen.lengths)
         row_N, _ = gather_rows(self.scorer.item_to_row(seen.values))
-        own = (row_N >= self.begin) & (row_N < self.end)
-        return row_N[own].to(device), torch.repeat_interleave(lengths_A)[own].to(device)
+        column_N = self.slice.columns(row_N)
+        own = column_N >= 0
+        return column_N[own].to(device), torch.repeat_interleave(lengths_A)[own].to(device)

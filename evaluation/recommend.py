@@ -75,12 +75,12 @@ def _tables(
     url, user = source.url, source.user_type()
     ids = values(url, "item")
     names = {feature.name: values(url, feature.name) for feature in manifest.intents}
-    ranker = CatalogueRanker(scorer, manifest.items, worker, filter_seen)
+    ranker = CatalogueRanker(scorer, manifest.items, manifest.catalogue, worker, filter_seen)
     for batch in chain.from_iterable(
         with_progress(reader, worker, f"recommend, users of {reader.split}") for reader in readers
     ):
         prediction = scorer.predict(batch)
-        item_QK, score_QK = ranker.top(prediction.query_QD, batch.seen, settings.top)
+        item_QK, score_QK = ranker.top(prediction.query, batch.seen, settings.top)
         if not batch.rows:
             continue
         columns = {

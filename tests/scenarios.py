@@ -247,6 +247,7 @@ SCENARIOS: dict[str, tuple[Scenario, str, dict[str, Any]]] = {
         for share, filtered in ((0.3, True), (0.0, True), (1.0, False))
     },
     "top/many": (ranking, "data", {"share": 0.7, "filtered": True, "k": 28}),
+    "top/others": (ranking, "data", {"share": 0.4, "filtered": True, "known": 18}),
     "baselines": (baselines, "data", {}),
     "neural": (neural, "data", {}),
     "neural/row_wise": (neural, "data", {"sharding": "row_wise"}),

@@ -6,6 +6,7 @@ T  tokens     Q  targets     C  candidates     D  dimension     M  intents
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +19,15 @@ from trainer.layers import Inputs
 from trainer.models.registry import NeuralConfig
 from trainer.train_config import TrainConfig
 
+Query: TypeAlias = tuple[Tensor, ...]
+"""What is needed to score the catalogue, a row a target in each tensor."""
+
 
 @dataclass(frozen=True)
 class Prediction:
     """The model's answer for the batch's targets."""
 
-    query_QD: Tensor
+    query: Query
     candidates_CD: Tensor
     intents: dict[str, Tensor]
     """Logits of each intent, [Q, labels]."""
@@ -51,7 +55,7 @@ class Recommender(nn.Module):
         output = self.network(inputs)
         at = batch.target_position_Q
         return Prediction(
-            output.query_TD.index_select(0, at).float(),
+            (output.query_TD.index_select(0, at).float(),),
             candidates_CD,
             {name: logits.index_select(0, at).float() for name, logits in output.intents.items()},
             None if output.attention_TM is None else output.attention_TM.index_select(0, at),

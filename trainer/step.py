@@ -111,7 +111,7 @@ class Step:
     def _full(self, batch: Batch) -> tuple[Prediction, Tensor]:
         prediction: Prediction = self.parallel(batch, self.slice_v)
         rows_vD, row_Q = prediction.candidates_CD, self.spread.rows(batch.target_Q)
-        item = full_softmax(prediction.query_QD, rows_vD, row_Q, batch.item_weight_Q, self.first, self.scores)
+        item = full_softmax(prediction.query[0], rows_vD, row_Q, batch.item_weight_Q, self.first, self.scores)
         return prediction, item
 
     def _sampled(self, batch: Batch, number: int) -> tuple[Prediction, Tensor]:
@@ -120,7 +120,7 @@ class Step:
         prediction: Prediction = self.parallel(batch, torch.cat([target_Q, negatives.item_N]))
         positive_QD, negative_ND = prediction.candidates_CD.split([len(target_Q), len(negatives.item_N)])
         item = sampled_softmax(
-            prediction.query_QD, positive_QD, negative_ND, target_Q, negatives, batch.item_weight_Q, self.scores
+            prediction.query[0], positive_QD, negative_ND, target_Q, negatives, batch.item_weight_Q, self.scores
         )
         return prediction, item
 

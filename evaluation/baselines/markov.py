@@ -16,9 +16,9 @@ from trainer.models.registry import register
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from embeddings.workers import Worker
+    from evaluation.baselines.base import Prepared
     from ingest.data.batch import Batch
-    from ingest.data.items import ItemTable
+    from trainer.recommender import Query
 
 Transitions: TypeAlias = Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]
 """Item, next item and how often, sorted by both, part by part."""
@@ -28,35 +28,34 @@ Transitions: TypeAlias = Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]
 class MarkovConfig(BaselineConfig):
     kind: Literal["markov"] = "markov"
 
-    def scorer(self, url: str, items: ItemTable, worker: Worker) -> Markov:
-        return Markov(items, read_transitions(url), worker)
+    def scorer(self, data: Prepared) -> Markov:
+        return Markov(data, read_transitions(data.url))
 
 
 class Markov(BaselineScorer):
     """The transitions into this worker's items, v of them, by the item that they come from."""
 
-    def __init__(self, items: ItemTable, transitions: Transitions, worker: Worker) -> None:
+    def __init__(self, data: Prepared, transitions: Transitions) -> None:
         import torch
 
-        from embeddings.workers import own_rows
-
-        begin, end = own_rows(items.size, worker.rank, worker.workers)
-        popularity_v = items.counts[begin:end] / (items.counts.sum() + 1.0)
-        self.popularity_v = torch.from_numpy(popularity_v).to(worker.device)
+        own = data.slice
+        popularity_v = data.items.counts[own.rows.numpy()] / (data.items.counts.sum() + 1.0)
+        self.popularity_v = torch.from_numpy(popularity_v).to(data.worker.device)
         parts = [np.zeros((3, 0), dtype=np.int64)]
         for before, after, count in transitions:
-            own = (before >= FIRST_VALUE) & (after >= max(begin, FIRST_VALUE)) & (after < end)
-            parts.append(np.stack([before[own], after[own] - begin, count[own]]).astype(np.int64))
+            column = own.columns(torch.tensor(after)).numpy()
+            kept = (before >= FIRST_VALUE) & (after >= FIRST_VALUE) & (column >= 0)
+            parts.append(np.stack([before[kept], column[kept], count[kept]]).astype(np.int64))
         before, self.column, self.count = np.concatenate(parts, axis=1)
-        self.offsets = offsets_of(np.bincount(before, minlength=items.size))
+        self.offsets = offsets_of(np.bincount(before, minlength=data.manifest.catalogue))
 
-    def queries(self, batch: Batch) -> Tensor:
-        return batch.item_T[batch.target_position_Q][:, None]
+    def query(self, batch: Batch) -> Query:
+        return (batch.item_T[batch.target_position_Q],)
 
-    def scores(self, queries: Tensor) -> Tensor:
+    def scores(self, query: Query) -> Tensor:
         import torch
 
-        last = queries[:, 0].cpu().numpy()
+        last = query[0].cpu().numpy()
         scores_Qv = self.popularity_v.repeat(len(last), 1)
         lengths = self.offsets[last + 1] - self.offsets[last]
         entries = ranges(self.offsets[last], lengths)

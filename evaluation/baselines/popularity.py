@@ -12,32 +12,30 @@ from trainer.models.registry import register
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from embeddings.workers import Worker
+    from evaluation.baselines.base import Prepared
     from ingest.data.batch import Batch
-    from ingest.data.items import ItemTable
+    from trainer.recommender import Query
 
 
 @register
 class PopularityConfig(BaselineConfig):
     kind: Literal["popularity"] = "popularity"
 
-    def scorer(self, url: str, items: ItemTable, worker: Worker) -> Popularity:
-        return Popularity(items, worker)
+    def scorer(self, data: Prepared) -> Popularity:
+        return Popularity(data)
 
 
 class Popularity(BaselineScorer):
     """The counts of this worker's items, v of them."""
 
-    def __init__(self, items: ItemTable, worker: Worker) -> None:
+    def __init__(self, data: Prepared) -> None:
         import torch
 
-        from embeddings.workers import own_rows
+        counts_v = data.items.counts[data.slice.rows.numpy()].astype(np.float32)
+        self.counts_v = torch.from_numpy(counts_v).to(data.worker.device)
 
-        begin, end = own_rows(items.size, worker.rank, worker.workers)
-        self.counts_v = torch.from_numpy(items.counts[begin:end].astype(np.float32)).to(worker.device)
+    def query(self, batch: Batch) -> Query:
+        return (batch.target_Q.new_zeros(len(batch.target_Q), 1),)
 
-    def queries(self, batch: Batch) -> Tensor:
-        return batch.target_Q.new_zeros(len(batch.target_Q), 1)
-
-    def scores(self, queries: Tensor) -> Tensor:
-        return self.counts_v.repeat(len(queries), 1)
+    def scores(self, query: Query) -> Tensor:
+        return self.counts_v.repeat(len(query[0]), 1)

@@ -53,7 +53,9 @@ class Shard(Record):
 class Manifest(Record):
     version: int = VERSION
     items: int
-    """Rows of the item table, padding and unknown included."""
+    """Rows of the item table, padding and unknown included: the known items."""
+    catalogue: int
+    """The same with all other items of the log and of the item table, which lie behind the known ones."""
     features: list[PreparedFeature]
     time_unit: Literal["time", "position"]
     first_time: int

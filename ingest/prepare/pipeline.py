@@ -146,6 +146,7 @@ class _Pipeline:
             self.log(f"warning: {warning}")
         manifest = Manifest(
             items=catalogue["size"],
+            catalogue=catalogue["size"],
             features=list(features.values()),
             time_unit="position" if config.time_unit == "position" else "time",
             first_time=min(part["first_time"] for part in histories if part["first_time"] is not None),

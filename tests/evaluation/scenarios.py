@@ -12,8 +12,8 @@ import torch
 
 import evaluation.parquet
 import evaluation.ranking
-from embeddings.workers import Worker, gather_objects, own_rows
-from evaluation.baselines.base import BaselineScorer
+from embeddings.workers import Worker, gather_objects
+from evaluation.baselines.base import BaselineScorer, Prepared
 from evaluation.baselines.markov import MarkovConfig
 from evaluation.baselines.popularity import PopularityConfig
 from evaluation.evaluate import validate
@@ -23,6 +23,7 @@ from evaluation.model import Model
 from evaluation.ranking import CatalogueRanker, NeuralScorer
 from evaluation.recommend import recommend
 from evaluation.results import Evaluated
+from evaluation.slices import CatalogueSlice
 from ingest.data.batch import Lists
 from tests.small import MODEL, Data, make_step, train_config, weights
 from trainer.checkpoint import Checkpoints
@@ -32,12 +33,12 @@ from trainer.progress import Progress
 class MatrixScorer(BaselineScorer):
     """Scores that are given: a query is a row of the matrix."""
 
-    def __init__(self, scores: np.ndarray, worker: Worker) -> None:
-        begin, end = own_rows(scores.shape[1], worker.rank, worker.workers)
-        self.scores_av = torch.from_numpy(scores[:, begin:end].copy())
+    def __init__(self, scores: np.ndarray, worker: Worker, known: int = 0) -> None:
+        own = CatalogueSlice(known or scores.shape[1], scores.shape[1], worker)
+        self.scores_av = torch.from_numpy(scores[:, own.rows.numpy()])
 
-    def scores(self, queries: Any) -> Any:
-        return self.scores_av[queries[:, 0]]
+    def scores(self, query: Any) -> Any:
+        return self.scores_av[query[0]]
 
 
 def ranking_case() -> tuple[np.ndarray, np.ndarray, list[list[int]]]:
@@ -51,7 +52,7 @@ def ranking_case() -> tuple[np.ndarray, np.ndarray, list[list[int]]]:
     return scores, targets, seen
 
 
-def ranking(data: Data, folder: Path, worker: Worker, share: float, filtered: bool, k: int = 5) -> Any:
+def ranking(data: Data, folder: Path, worker: Worker, share: float, filtered: bool, k: int = 5, known: int = 31) -> Any:
     """Ranks and top K of this worker's queries: the first `share` of them for rank 0, the rest for rank 1."""
     scores, targets, seen = ranking_case()
     cut = round(share * len(targets)) if worker.workers == 2 else len(targets)
@@ -60,12 +61,12 @@ def ranking(data: Data, folder: Path, worker: Worker, share: float, filtered: bo
         torch.tensor([item for q in own for item in seen[q]], dtype=torch.int64),
         torch.tensor([len(seen[q]) for q in own], dtype=torch.int64),
     )
-    ranker = CatalogueRanker(MatrixScorer(scores, worker), scores.shape[1], worker, filtered)
-    queries = torch.tensor(list(own), dtype=torch.int64)[:, None]
+    ranker = CatalogueRanker(MatrixScorer(scores, worker, known), known, scores.shape[1], worker, filtered)
+    query = (torch.tensor(list(own), dtype=torch.int64),)
     before, evaluation.ranking.SCORES_AT_ONCE = evaluation.ranking.SCORES_AT_ONCE, 70
     try:
-        ranks = ranker.ranks(queries, torch.from_numpy(targets[own.start : own.stop]), jagged)
-        item_QK, score_QK = ranker.top(queries, jagged, k)
+        ranks = ranker.ranks(query, torch.from_numpy(targets[own.start : own.stop]), jagged)
+        item_QK, score_QK = ranker.top(query, jagged, k)
     finally:
         evaluation.ranking.SCORES_AT_ONCE = before
     return ranks.numpy(), item_QK.numpy(), score_QK.numpy()
@@ -73,9 +74,10 @@ def ranking(data: Data, folder: Path, worker: Worker, share: float, filtered: bo
 
 def baselines(data: Data, folder: Path, worker: Worker) -> list[np.ndarray]:
     """This worker's slice of the scores of Popularity and Markov after each item."""
-    last = torch.arange(data.manifest.items)[:, None]
-    scorers = [kind().scorer(data.url, data.items, worker) for kind in (PopularityConfig, MarkovConfig)]
-    return [scorer.scores(last).numpy() for scorer in scorers]
+    last = torch.arange(data.manifest.items)
+    prepared = Prepared(data.url, data.manifest, data.items, worker)
+    scorers = [kind().scorer(prepared) for kind in (PopularityConfig, MarkovConfig)]
+    return [scorer.scores((last,)).numpy() for scorer in scorers]
 
 
 def recommended(data: Data, folder: Path, worker: Worker) -> Path:

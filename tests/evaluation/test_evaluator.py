@@ -84,12 +84,12 @@ def test_the_targets_are_the_logs_own_of_the_last_days(in_time: Data, folder: Pa
 def test_ranks_and_hits_are_those_of_one_target_at_a_time(in_time: Data, folder: Path, found: Evaluated) -> None:
     """Another batch size, and the labels and the likeliest label of each target by hand."""
     scorer = NeuralScorer(make_step(in_time.manifest))
-    ranker = CatalogueRanker(scorer, in_time.manifest.items, Worker(), False)
+    ranker = CatalogueRanker(scorer, in_time.manifest.items, in_time.manifest.catalogue, Worker(), False)
     rows = rows_of(folder, "intentrec")
     seen = 0
     for batch, _ in in_time.reader("test", evaluate=True, tokens=1).epoch(0):
         prediction = scorer.predict(batch)
-        ranks = ranker.ranks(prediction.query_QD, batch.target_Q, None)
+        ranks = ranker.ranks(prediction.query, batch.target_Q, None)
         assert batch.target_place_Q is not None
         for q, (row, place) in enumerate(zip(batch.row_Q.tolist(), batch.target_place_Q.tolist(), strict=True)):
             ours = rows[batch.users[row], place]

@@ -54,9 +54,9 @@ def test_ranks_and_top_items_equal_brute_force_on_one_and_two_workers(
 def test_a_score_that_is_nan_is_told() -> None:
     scores = np.zeros((1, 5), dtype=np.float32)
     scores[0, 3] = np.nan
-    ranker = CatalogueRanker(MatrixScorer(scores, Worker()), 5, Worker(), False)
+    ranker = CatalogueRanker(MatrixScorer(scores, Worker()), 5, 5, Worker(), False)
     with pytest.raises(FloatingPointError, match="NaN"):
-        ranker.ranks(torch.zeros(1, 1, dtype=torch.int64), torch.tensor([2]), None)
+        ranker.ranks((torch.zeros(1, dtype=torch.int64),), torch.tensor([2]), None)
 
 
 def test_a_worker_without_items_ranks_those_of_the_others() -> None:
@@ -65,9 +65,9 @@ def test_a_worker_without_items_ranks_those_of_the_others() -> None:
     target = np.array([2, 3, 4, 5, 6, 7, 8, 1])
 
     def rank(worker: Worker) -> tuple[torch.Tensor, torch.Tensor]:
-        ranker = CatalogueRanker(MatrixScorer(scores, worker), 9, worker, False)
-        queries = torch.arange(8)[2 * worker.rank : 2 * worker.rank + 2, None]
-        return ranker.ranks(queries, torch.from_numpy(target)[queries[:, 0]], None), ranker.top(queries, None, 4)[0]
+        ranker = CatalogueRanker(MatrixScorer(scores, worker), 9, 9, worker, False)
+        queries = torch.arange(8)[2 * worker.rank : 2 * worker.rank + 2]
+        return ranker.ranks((queries,), torch.from_numpy(target)[queries], None), ranker.top((queries,), None, 4)[0]
 
     ranks, top = (torch.cat(parts) for parts in zip(*on_threads(4, rank), strict=True))
     for q in range(8):

@@ -47,7 +47,7 @@ def test_items_are_the_best_unseen_of_the_catalogue(data: Data, found: dict[Any,
         (rows,) = data.reader(split, evaluate=True, shuffle_buffer=10**9).rows()
         for number, user in enumerate(rows.users):
             prediction = step.predict(builder.build(take_rows(rows, np.array([number]))))
-            scores = (table @ prediction.query_QD[0]).tolist()
+            scores = (table @ prediction.query[0][0]).tolist()
             seen = {row["item_id"] for row in log if row["user_id"] == user}
             allowed = [index for index in range(2, len(ids)) if ids[index] not in seen]
             best = sorted(allowed, key=lambda index: -scores[index])[:7]

@@ -50,7 +50,7 @@ def changed(rows: StoredRows, data: Data, at: int) -> StoredRows:
 def outputs(step: Step, batch: Batch) -> torch.Tensor:
     """Queries and intents side by side, by position."""
     prediction: Prediction = step.predict(batch)
-    return torch.cat([prediction.query_QD, *prediction.intents.values()], dim=1)
+    return torch.cat([prediction.query[0], *prediction.intents.values()], dim=1)
 
 
 @pytest.mark.usefixtures("alone")
@@ -85,7 +85,7 @@ def test_attention_over_intents_sums_to_one(data: Data) -> None:
     prediction = make_step(data.manifest).predict(data.batch(range(9)))
     assert prediction.attention_QM is not None
     assert prediction.attention_QM.shape[1] == len(prediction.intents) == 4
-    torch.testing.assert_close(prediction.attention_QM.sum(dim=1), torch.ones(len(prediction.query_QD)))
+    torch.testing.assert_close(prediction.attention_QM.sum(dim=1), torch.ones(len(prediction.query[0])))
     assert prediction.attention_QM.min() > 0
 
 

@@ -118,7 +118,7 @@ def test_bf16_is_close_to_fp32_and_keeps_weights_in_fp32(data: Data, kind: str) 
     found = {}
     for precision in ("fp32", "bf16"):
         step = make_step(data.manifest, precision=precision, loss={"kind": kind, "negatives": 20}, clip_norm=1e9)
-        query_QD = step.predict(batch).query_QD
+        query_QD = step.predict(batch).query[0]
         losses, norm = step.train(batch, 0, weights_of(batch).tolist())
         found[precision] = torch.stack([losses.item, *losses.intents.values()]), norm, query_QD
         assert {value.dtype for value in (*weights(step).values(), query_QD)} == {torch.float32}

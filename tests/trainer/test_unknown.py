@@ -93,7 +93,7 @@ def test_evaluation_sees_every_input(data: Data, monkeypatch: pytest.MonkeyPatch
     for share in (0.0, 0.9):
         step = make_step(data.manifest, unknown_share=share)
         monkeypatch.setattr(Step, "with_unknowns", lambda *_: pytest.fail("an evaluation has unknown inputs"))
-        found.append(step.predict(data.batch(range(20))).query_QD)
+        found.append(step.predict(data.batch(range(20))).query[0])
         found.append(validate(step, data.reader("validation", evaluate=True), step.worker, True).metrics)
     assert torch.equal(found[0], found[2])
     assert found[1] == found[3]
