@@ -23,6 +23,7 @@ from embeddings.spread import Spread
 from embeddings.table_config import ITEM, PREFIX, TableConfig
 from ingest.data.batch import Batch, Lists
 from ingest.data.manifest import Manifest
+from ingest.features.feature import UNKNOWN
 
 
 def expected_lookups(tables: list[EmbeddingConfig], tokens: int, candidates: int) -> dict[str, float]:
@@ -57,7 +58,7 @@ def mean_of_lists(rows_UD: Tensor, place_N: Tensor, lengths_T: Tensor) -> Tensor
 
 class Tables(nn.Module):
     """Holds the EmbeddingCollection of a model, on the meta device and without memory until `embeddings.sharding.shard`
-    places it; TorchRec replaces `collection` by its sharded form.
+    places it; TorchRec replaces `collection` by its sharded form. Items that training does not know share one row.
 
     `features`: whether the model reads category features besides the item. `seed`: of rows that evicted values had.
     """
@@ -79,7 +80,7 @@ class Tables(nn.Module):
             for name, size in rows.items()
         ]
         self.collection = EmbeddingCollection(tables=self.configs, device=torch.device("meta"))
-        self.names = list(rows)
+        self.names, self.items = list(rows), manifest.items
         self.spreads = {name: Spread(size) for name, size in rows.items() if name not in shared}
         """Where values lie that have a row of their own, by table."""
         self.lookups = dict.fromkeys(self.names, 0)
@@ -89,7 +90,7 @@ class Tables(nn.Module):
         """Vectors of the inputs, each [T, D], and the item table's rows of the candidates, [C, D]."""
         values = {name: batch.item_T if name == ITEM else batch.features[name] for name in self.names}
         index = {name: value.values if isinstance(value, Lists) else value for name, value in values.items()}
-        index[ITEM] = torch.cat([index[ITEM], candidates_C])
+        index[ITEM] = torch.cat([index[ITEM].masked_fill(index[ITEM] >= self.items, UNKNOWN), candidates_C])
         rows, places = lookup_once(self.configs, [self._rows(name, index_N) for name, index_N in index.items()])
         if self.training:
             for name, count in zip(self.names, rows.length_per_key(), strict=True):

@@ -33,7 +33,7 @@ class Evaluation:
 
     ranks: RankMetrics
     unknown: int = 0
-    """Targets whose item is not in the vocabulary: a miss."""
+    """Targets whose item training does not know: a miss, but for what scores items without a row of the table."""
     hits: dict[str, Ints] = field(default_factory=dict)
     """Hits and targets with a label, of each intent."""
     majority: dict[str, Ints] = field(default_factory=dict)
@@ -52,7 +52,7 @@ class Evaluation:
     def count(self, batch: Batch, prediction: Prediction, ranks: Ints, hits: Hits, majority: dict[str, int]) -> None:
         """Add a batch with its targets' ranks; `majority`: the label index that is most common, by intent."""
         self.ranks.update(ranks)
-        self.unknown += int((batch.target_Q < FIRST_VALUE).sum())
+        self.unknown += int((~batch.known_Q).sum())
         always = {name: torch.full_like(batch.target_Q, label) for name, label in majority.items()}
         _add(self.hits, {name: _counted(*found) for name, found in hits.items()})
         _add(self.majority, {name: _counted(*intent_hits(top, batch.labels[name])) for name, top in always.items()})
@@ -117,7 +117,7 @@ def evaluate(
     `majority`: the label index that is most common in training, by intent. `targets`: where this worker's go.
     """
     ranker = CatalogueRanker(scorer, reader.manifest.items, reader.manifest.catalogue, worker, filter_seen)
-    result = Evaluation(RankMetrics.of(reader.manifest.items))
+    result = Evaluation(RankMetrics.of(reader.manifest.catalogue))
     for batch in with_progress(reader, worker, doing):
         prediction = scorer.predict(batch)
         ranks = ranker.ranks(prediction.query, batch.target_Q, batch.seen).cpu().numpy()

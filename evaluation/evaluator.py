@@ -79,7 +79,7 @@ class _Evaluator:
             protocol=Protocol(
                 split=self.manifest.split["kind"],
                 filter_seen=self.run.settings.filter_seen,
-                catalogue_size=self.manifest.items - FIRST_VALUE,
+                catalogue_size=self.manifest.catalogue - FIRST_VALUE,
                 targets=evaluation.ranks.targets,
                 unknown_targets=evaluation.unknown,
                 filtered_targets=evaluation.filtered,

@@ -114,7 +114,10 @@ def protocol_sentences(results: Results) -> list[str]:
         "Ties count against the model.",
     ]
     if p.unknown_targets:
-        sentences.append(f"{p.unknown_targets:,} targets are items that training never saw; they count as misses.")
+        sentences.append(
+            f"{p.unknown_targets:,} targets are items that training does not know; a model that scores items by what it "
+            "has learned of each misses them."
+        )
     if p.filtered_targets:
         sentences.append(
             f"{p.filtered_targets:,} targets had been seen before and were taken out; they count as misses."

@@ -3,7 +3,7 @@
     user           the log's own id
     place          int64: the target's place among all interactions of its user, from 0
     time           timestamp of the target, or int64 where the log has positions
-    item           the log's own id; null for an item that training never saw
+    item           the log's own id
     rank           int64: its place among the whole catalogue, from 1; 0 for a miss (unknown, or filtered out as seen)
     hit_<intent>   bool, for models with intents: whether the likeliest label is a true one; null without a true one
 

@@ -50,7 +50,7 @@ class NegativeSampler:
         self.from_batch = round(share * config.negatives)
         self.from_catalogue = config.negatives - self.from_batch
         self.counts_V = None if counts is None else torch.from_numpy(counts)
-        self.interactions = 0 if counts is None else int(counts[FIRST_VALUE:].sum())
+        self.interactions = 0 if counts is None else int(counts[FIRST_VALUE:items].sum())
 
     @property
     def needs_targets(self) -> bool:

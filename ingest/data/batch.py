@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ingest.arrays.jagged import offsets_of
-from ingest.features.feature import UNKNOWN
+from ingest.features.feature import FIRST_VALUE, UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class Batch:
 
     rows: int
     """Users' rows that it was made from."""
+    items: int
+    """Training knows the items from `FIRST_VALUE` to before this one (`Manifest.items`)."""
     lengths_B: Tensor
     """Tokens of each sequence; it stays on the CPU, where the layout of the attention is made."""
     item_T: Tensor
@@ -64,9 +66,19 @@ class Batch:
     """The place of each target among all of its user's interactions, from 0; given when evaluating."""
 
     @property
+    def known_Q(self) -> Tensor:
+        """Whether training knows each target's item."""
+        return (self.target_Q >= FIRST_VALUE) & (self.target_Q < self.items)
+
+    @property
+    def known_target_Q(self) -> Tensor:
+        """Each target's item, `UNKNOWN` where training does not know it: what the item table has a row for."""
+        return self.target_Q.masked_fill(~self.known_Q, UNKNOWN)
+
+    @property
     def item_weight_Q(self) -> Tensor:
-        """The weight of each target's item loss: `weight_Q`, and 0 for an unknown item."""
-        return self.weight_Q * (self.target_Q > UNKNOWN)
+        """The weight of each target's item loss: `weight_Q`, and 0 for an item that training does not know."""
+        return self.weight_Q * self.known_Q
 
     @property
     def tokens(self) -> int:
@@ -113,9 +125,9 @@ class Batch:
         parts: dict[str, Any] = {
             name: _split(value, sizes[name if name in sizes else name[-1]])
             for name, value in vars(self).items()
-            if name not in ("rows", "users")
+            if name not in ("rows", "items", "users")
         }
-        parts["rows"] = rows
+        parts["rows"], parts["items"] = rows, [self.items] * len(rows)
         parts["users"] = [self.users[begin:end] for begin, end in pairwise(offsets_of(np.array(rows)))]
         return [Batch(**{name: part[n] for name, part in parts.items()}) for n in range(len(rows))]
 

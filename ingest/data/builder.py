@@ -97,6 +97,7 @@ class BatchBuilder:
         intents = [feature for feature in self.features if feature.intent and known]
         whole = Batch(
             rows=len(index),
+            items=self.manifest.items,
             lengths_B=_tensor(length_B),
             item_T=_tensor(item.take(place_T)),
             time_T=_tensor(time.take(place_T)),
@@ -135,6 +136,7 @@ class BatchBuilder:
         zero, none = torch.zeros(1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
         return Batch(
             rows=0,
+            items=self.manifest.items,
             lengths_B=zero + 1,
             item_T=zero + PADDING,
             time_T=zero + self.manifest.first_time,

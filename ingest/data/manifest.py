@@ -10,8 +10,14 @@
 Shard columns: `user` (the log's own id), `targets` (int32: how many of the row's last events are to be predicted),
 `item` (list<int32>), `time` (list<int64>: milliseconds since 1970, or positions), `duration` (list<float32>, only if
 declared) and one list for each event feature: int32 indices, float32 standardised numbers, list<int32> for
-`categories`. Columns of items.parquet: `index`, `id`, `count`, `title` (if declared) and one for each item feature:
-int32 index, list<int32> indices, float32 number, or int64 milliseconds (null where unknown) for `elapsed`.
+`categories`. Columns of items.parquet: `index`, `id`, `count` (training events), `exists`, `title` (if declared) and
+one for each item feature: int32 index, list<int32> indices, float32 number, or int64 milliseconds (null where unknown)
+for `elapsed`. `exists` is int64 milliseconds since 1970: the first event of an item that the item table lacks; null for
+those that it has, which exist always, and in a log of positions.
+
+An item's index: 0 padding, 1 unknown; then, to before `items`, those that training knows, by their count there; then,
+to before `catalogue`, all others that the log or the item table has, by their count there too, which is below
+data.min_item_count.
 """
 
 from __future__ import annotations
@@ -26,7 +32,7 @@ from ingest.features.feature import PreparedFeature
 from ingest.settings import Record, sentence
 from ingest.storage import exists, join, read_text, write_text
 
-VERSION = 2
+VERSION = 3
 VERSION_KEY = b"intentrec.version"
 """In the metadata of every shard's schema."""
 SplitName = Literal["train", "validation", "test", "rest"]
@@ -53,9 +59,9 @@ class Shard(Record):
 class Manifest(Record):
     version: int = VERSION
     items: int
-    """Rows of the item table, padding and unknown included: the known items."""
+    """Rows of the embedding table of items: those that training knows, padding and unknown included."""
     catalogue: int
-    """The same with all other items of the log and of the item table, which lie behind the known ones."""
+    """Rows of items.parquet: the same and all other items behind them."""
     features: list[PreparedFeature]
     time_unit: Literal["time", "position"]
     first_time: int

@@ -82,7 +82,7 @@ class Shards:
         self.types = self._types()
         self.nested = {feature.name for feature in manifest.features if feature.of == "event" and feature.is_list}
         self.sizes = {feature.name: feature.size for feature in manifest.features if not feature.is_number}
-        self.sizes["item"] = manifest.items
+        self.sizes["item"] = manifest.catalogue
         self.opened = functools.lru_cache(MOST_OPEN)(self._checked)
 
     def _types(self) -> dict[str, pa.DataType]:

@@ -26,7 +26,9 @@ from ingest.settings import SettingError, Settings
 PADDING, UNKNOWN, FIRST_VALUE = 0, 1, 2
 """Index 0 of every vocabulary is padding, 1 is unknown or missing; values begin at 2."""
 
-RESERVED = frozenset(["user", "item", "time", "duration", "targets", "candidates", "index", "id", "count", "title"])
+RESERVED = frozenset(
+    ["user", "item", "time", "duration", "targets", "candidates", "index", "id", "count", "exists", "title"]
+)
 
 LookUp: TypeAlias = Callable[[pl.Series], NDArray[np.int32]]
 """The index, in a feature's vocabulary, of each of some values that are all different; `UNKNOWN` where it is not."""

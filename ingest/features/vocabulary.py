@@ -25,7 +25,7 @@ ROWS_AT_ONCE = 4_000_000
 def summed(
     frames: Iterable[pl.DataFrame], shrink: Callable[[pl.DataFrame], pl.DataFrame] = lambda counts: counts
 ) -> pl.DataFrame:
-    """Counts by value, put together: `count` and `total` are summed, of `first` the earliest is kept.
+    """Counts by value, put together: `count` and `total` are summed, of `first` and `appeared` the earliest is kept.
 
     `shrink` makes counts smaller whenever `ROWS_AT_ONCE` have come together.
     """
@@ -41,7 +41,8 @@ def summed(
 
 
 def _grouped(frames: list[pl.DataFrame]) -> pl.DataFrame:
-    how = {"count": pl.col("count").sum(), "total": pl.col("total").sum(), "first": pl.col("first").min()}
+    how = {name: pl.col(name).sum() for name in ("count", "total")}
+    how |= {name: pl.col(name).min() for name in ("first", "appeared")}
     together = pl.concat(frames)
     return together.group_by("value").agg(expression for name, expression in how.items() if name in together.columns)
 

@@ -39,6 +39,8 @@ class _Partition:
     split: SplitLog
     index_N: NDArray[np.int32]
     """Of each event's item."""
+    known_N: NDArray[np.bool_]
+    """Whether training knows it."""
 
     @classmethod
     def read(cls, job: Job, number: int) -> _Partition:
@@ -46,7 +48,8 @@ class _Partition:
         users, lengths = read_users(job, number)
         split = split_log(job.config.split, events["time"].to_numpy(), lengths, job.last_time)
         index_I = look_up(vocabulary_of(job, ITEM), pl.Series(events[ITEM].dictionary))
-        return cls(job, events, users, split, index_I[events[ITEM].indices.to_numpy()])
+        index_N = index_I[events[ITEM].indices.to_numpy()]
+        return cls(job, events, users, split, index_N, (index_N >= FIRST_VALUE) & (index_N < job.items))
 
     @functools.cached_property
     def training(self) -> Integers:
@@ -69,10 +72,15 @@ class _Partition:
         vocabulary = functools.partial(look_up, vocabulary_of(self.job, feature.name))
         return kind_of(feature).encode(found, self.events[feature.name], vocabulary)
 
-    def seen(self, feature: Feature, found: PreparedFeature) -> Column:
-        """An item feature as a batch has it: [N]."""
-        values_N = kind_of(feature).load(self.of_items(feature)).take(self.index_N)
-        return kind_of(feature).at_event(found, values_N, self.events["time"].to_numpy())
+    @functools.cached_property
+    def learned_N(self) -> NDArray[np.int32]:
+        """The items from which is learned: those that training does not know are one unknown item."""
+        return np.where(self.known_N, self.index_N, np.int32(UNKNOWN))
+
+    def seen(self, found: PreparedFeature, items: pa.Array, index_N: NDArray[np.int32], places: Integers) -> Column:
+        """An item feature as a batch has it at `places`, of events with the items `index_N`; `items`: of each item."""
+        values = kind_of(found).load(items).take(index_N[places])
+        return kind_of(found).at_event(found, values, self.events["time"].to_numpy()[places])
 
 
 def count_ages(job: Job, task: tuple[int, list[str]]) -> dict[str, Any]:
@@ -81,7 +89,7 @@ def count_ages(job: Job, task: tuple[int, list[str]]) -> dict[str, Any]:
     partition = _Partition.read(job, number)
     time = pl.Series(partition.events["time"])
     for feature in (feature_of(job, name) for name in names):
-        since = pl.Series(partition.of_items(feature)).gather(partition.index_N)
+        since = pl.Series(partition.of_items(feature)).gather(partition.learned_N)
         seen = kind_of(feature).seen_at(since, time).gather(partition.training)
         counted = kind_of(feature).count(feature, seen.to_arrow())
         write_table(join(job.work, counts_of(feature.name, number)), counted)
@@ -104,12 +112,12 @@ def encode_partition(job: Job, task: tuple[int, dict[str, Any], list[int]]) -> d
             columns[feature.name] = partition.encoded(feature, found)
         if is_counted(found):
             event = feature.of == "event"
-            values_N = _loaded(columns[feature.name]) if event else partition.seen(feature, found)
-            labels.append(_counted(partition, found, values_N))
+            labels.append(_counted(partition, found, columns[feature.name] if event else partition.of_items(feature)))
     if labels:
         write_table(_labels_of(job, number), pl.concat(labels))
     targets = partition.training_targets
-    spill_transitions(job, number, index_N[targets - 1], index_N[targets], begins)
+    pairs = targets[partition.known_N[targets] & partition.known_N[targets - 1]]
+    spill_transitions(job, number, index_N[pairs - 1], index_N[pairs], begins)
     sizes = job.config.row_group_interactions, job.config.shard_interactions
     shards = {
         name: write_shards(
@@ -117,7 +125,7 @@ def encode_partition(job: Job, task: tuple[int, dict[str, Any], list[int]]) -> d
         )
         for name, rows in partition.split.rows.items()
     }
-    unknown = {name: targets_where(rows, index_N == UNKNOWN) for name, rows in partition.split.rows.items()}
+    unknown = {name: targets_where(rows, ~partition.known_N) for name, rows in partition.split.rows.items()}
     dumped = {name: [shard.model_dump() for shard in written] for name, written in shards.items()}
     return {"shards": dumped, "unknown_targets": unknown}
 
@@ -130,12 +138,20 @@ def _loaded(column: pa.Array) -> Column:
     return Jagged.from_arrow(column) if pa.types.is_list(column.type) else column.to_numpy(zero_copy_only=False)
 
 
-def _counted(partition: _Partition, found: PreparedFeature, values_N: Column) -> pl.DataFrame:
-    """How often each index of a feature comes among the training events, and among the training targets."""
+def _counted(partition: _Partition, found: PreparedFeature, values: pa.Array) -> pl.DataFrame:
+    """How often each index of a feature comes among the training events, and among the training targets.
+
+    `values`: of each event, or of each item. As everything that is learned, the events' bins are counted without
+    attributes of items that training does not know; the targets' labels are those that a batch has.
+    """
     counts = {}
-    for name, places in (("events", partition.training), ("targets", partition.training_targets)):
-        values = values_N.take(places)
-        counts[name] = np.bincount(values.values if isinstance(values, Jagged) else values, minlength=found.size)
+    for name, places, index_N in (
+        ("events", partition.training, partition.learned_N),
+        ("targets", partition.training_targets, partition.index_N),
+    ):
+        event = found.of == "event"
+        seen = _loaded(values).take(places) if event else partition.seen(found, values, index_N, places)
+        counts[name] = np.bincount(seen.values if isinstance(seen, Jagged) else seen, minlength=found.size)
     frame = pl.DataFrame({"feature": found.name, "index": np.arange(found.size), **counts})
     return frame.filter((pl.col("events") > 0) | (pl.col("targets") > 0))
 

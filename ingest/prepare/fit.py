@@ -11,15 +11,18 @@ import polars as pl
 
 from ingest.data.manifest import Manifest
 from ingest.errors import InputError
-from ingest.features.feature import FIRST_VALUE, Base, Feature, PreparedFeature, kind_of
+from ingest.features.feature import FIRST_VALUE, UNKNOWN, Base, Feature, PreparedFeature, kind_of
 from ingest.features.vocabulary import build_vocabulary, named, read_parts, summed
-from ingest.prepare.histories import ITEM
+from ingest.prepare.histories import ITEM, NEVER
 from ingest.prepare.partition import Job
 from ingest.prepare.shard_writer import write_table
 from ingest.storage import copy, join
 
 ITEM_TOTALS = "totals/item.parquet"
-"""How many events each item has, in training and besides."""
+"""Of each item of the log, how many events it has in training and in all, and when its first one is (`appeared`), which
+is null where no event stays."""
+KNOWN_ITEMS = "totals/known.parquet"
+"""The items that training knows: the beginning of the items' vocabulary."""
 
 
 def feature_of(job: Job, name: str) -> Feature:
@@ -47,8 +50,10 @@ def keep_base(job: Job, before: Manifest) -> dict[str, Any]:
             f"{job.destination}: has the features {', '.join(f.name for f in before.features) or 'none'}, the config "
             "has others or of another kind: a data set grows (data.grow) with the same ones"
         )
-    for name in [ITEM, *(feature.name for feature in before.features if not feature.is_number)]:
+    for name in (feature.name for feature in before.features if not feature.is_number):
         copy(join(job.destination, "vocab", f"{name}.parquet"), base_of(job, name))
+    items = read_parts(join(job.destination, "vocab", f"{ITEM}.parquet"))
+    write_table(base_of(job, ITEM), (part.filter(pl.col("index") < before.items) for part in items))
     return {feature.name: feature.model_dump() for feature in before.features}
 
 
@@ -69,15 +74,16 @@ def _merged(job: Job, name: str, files: list[str]) -> pl.DataFrame:
 
 
 def fit_items(job: Job, files: list[str]) -> dict[str, Any]:
-    """The items' vocabulary from the files of their counts; gives its size."""
+    """The items that training knows, from the files of all items' counts; gives the size of their vocabulary."""
     counted = _merged(job, ITEM, files)
-    write_table(join(job.work, ITEM_TOTALS), counted.select("value", "total"))
-    counted = counted.with_columns(pl.when(pl.col("count") > 0).then("first").alias("first"))
+    counted = counted.with_columns(pl.col("first", "appeared").replace(NEVER, None))
+    write_table(join(job.work, ITEM_TOTALS), counted.drop("first"))
     base = None if job.base is None else _base_values(job, ITEM)
-    table = build_vocabulary(counted.drop("total"), job.config.min_item_count, base)
-    write_table(vocabulary_of(job, ITEM), table)
-    different = int((counted["count"] > 0).sum())
-    return {"size": table.height, "different": different, "unknown": int(table["count"][1])}
+    table = build_vocabulary(counted, job.config.min_item_count, base)
+    unknown = int(table["count"][UNKNOWN])
+    table = table.with_columns(pl.when(pl.col("index") != UNKNOWN).then("count").otherwise(0).alias("count"))
+    write_table(join(job.work, KNOWN_ITEMS), table)
+    return {"size": table.height, "different": int((counted["count"] > 0).sum()), "unknown": unknown}
 
 
 def fit_feature(job: Job, task: tuple[str, list[str]]) -> dict[str, Any]:

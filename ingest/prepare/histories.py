@@ -2,7 +2,8 @@
 
 Spilled for the third pass (`prepare.encode`): `histories/<partition>.arrow` has the events sorted by user and time,
 items as a dictionary; `users/<partition>.arrow` the users and how many events each has. Counted over the training
-events: items, and what each feature's kind learns from (`counts/<name>/<partition>.parquet`).
+events: items, and what each feature's kind learns from (`counts/<name>/<partition>.parquet`). Of items there are also
+the events of all splits, and when they began.
 
 N  events     U  users
 """
@@ -27,6 +28,8 @@ from ingest.prepare.split import SplitLog, split_log
 from ingest.storage import join
 
 ITEM = "item"
+NEVER = int(np.iinfo(np.int64).max)
+"""In counts, the first time of what does not come."""
 
 
 def build_histories(job: Job, task: tuple[int, list[str]]) -> dict[str, Any]:
@@ -51,7 +54,7 @@ def build_histories(job: Job, task: tuple[int, list[str]]) -> dict[str, Any]:
     users = pa.table({"user": user_U, "length": pa.array(length_U)})
     write_batch(join(job.work, f"users/{partition:06d}.arrow"), users)
     training = take(events, np.flatnonzero(split.training))
-    _write_counts(job, partition, training, total_I)
+    _write_counts(job, partition, events, training, total_I)
     return counts | _summary(job, split, training, length_U)
 
 
@@ -121,22 +124,28 @@ def counts_of(name: str, partition: int) -> str:
     return f"counts/{name}/{partition:06d}.parquet"
 
 
-def _write_counts(job: Job, partition: int, training: pa.Table, total_I: NDArray[np.int64]) -> None:
+def _write_counts(job: Job, partition: int, events: pa.Table, training: pa.Table, total_I: NDArray[np.int64]) -> None:
     item = training[ITEM].chunk(0)
-    code_N = item.indices.to_numpy()
-    first_I = np.full(len(item.dictionary), np.iinfo(np.int64).max)
-    np.minimum.at(first_I, code_N, training["time"].to_numpy())
     items = {
         "value": item.dictionary,
-        "count": np.bincount(code_N, minlength=len(item.dictionary)),
+        "count": np.bincount(item.indices.to_numpy(), minlength=len(item.dictionary)),
         "total": total_I,
-        "first": first_I,
+        "first": _first_times(training),
+        "appeared": _first_times(events),
     }
     write_table(join(job.work, counts_of(ITEM, partition)), pl.DataFrame(pa.table(items)))
     for feature in event_features(job.config):
         if kind_of(feature).learns(feature):
             counted = kind_of(feature).count(feature, training[feature.name].chunk(0))
             write_table(join(job.work, counts_of(feature.name, partition)), counted)
+
+
+def _first_times(events: pa.Table) -> NDArray[np.int64]:
+    """The time of the first of the events of each item of the dictionary; `NEVER` where there is none."""
+    item = events[ITEM].chunk(0)
+    first_I = np.full(len(item.dictionary), NEVER)
+    np.minimum.at(first_I, item.indices.to_numpy(), events["time"].to_numpy())
+    return first_I
 
 
 def _summary(job: Job, split: SplitLog, training: pa.Table, length_U: NDArray[np.int64]) -> dict[str, Any]:

@@ -1,7 +1,10 @@
-"""items.parquet: the attributes of every item of the vocabulary, by its index; and what is learned of them.
+"""items.parquet: the attributes of every item of the catalogue, by its index; and what is learned of them.
 
-Vocabularies of item features count each item once; bins and means are over the training events. An item that the item
-table lacks has unknown attributes. One task makes it: its memory grows with the items, not with the log.
+The catalogue is the items that training knows, as `prepare.fit` has ordered them, and behind them all others that have
+an event that stays, in whatever split, or stand in the item table: by their count in training, then by value, so that
+nothing held out decides an index. Attributes are learned from the known items alone: vocabularies of item features
+count each of them once; bins and means are over their training events. An item that the item table lacks has unknown
+attributes. One task makes it: its memory grows with the items, not with the log.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from ingest.data.schema import DataConfig
 from ingest.errors import InputError
 from ingest.features.feature import FIRST_VALUE, Feature, PreparedFeature, kind_of
 from ingest.features.vocabulary import look_up, read_parts
-from ingest.prepare.fit import ITEM_TOTALS, fitted, vocabulary_of
+from ingest.prepare.fit import ITEM_TOTALS, KNOWN_ITEMS, fitted, vocabulary_of
 from ingest.prepare.histories import ITEM
 from ingest.prepare.log import item_features, read_items
 from ingest.prepare.partition import Job
@@ -30,20 +33,22 @@ ITEMS = "items.parquet"
 
 
 def build_items(job: Job, files: list[str]) -> dict[str, Any]:
-    """Write the item table from its `files`.
+    """Write the item table from its `files`, and the whole vocabulary of items.
 
-    Gives the item features that do not wait for the times of events, how many events have an item that the files lack,
-    and ranges of items with about as many training events each as a partition has.
+    Gives the size of the catalogue, the item features that do not wait for the times of events, how many events have an
+    item that the files lack, and ranges of items with about as many events each as a partition has.
     """
     config = job.config
-    vocabulary = pl.concat(read_parts(vocabulary_of(job, ITEM), ["value", "index", "count", "first"]))
-    table = vocabulary.rename({"value": "id"})
+    logged = pl.concat(read_parts(join(job.work, ITEM_TOTALS)))
+    items = read_items(config, files, type_of((job.types or {})[ITEM])) if files else None
+    table = _catalogue(job, logged, items)
+    write_table(vocabulary_of(job, ITEM), table.select(pl.col("id").alias("value"), "index", "count"))
     unknown = 0
-    if files:
-        items = read_items(config, files, type_of((job.types or {})[ITEM]))
-        unknown = _unknown_events(job, config, items)
-        table = table.join(items.rename({"item": "id"}), on="id", how="left", maintain_order="left")
-    columns = [table[name] for name in ("index", "id", "count")]
+    if items is not None:
+        unknown = _unknown_events(config, logged, items)
+        items = items.rename({"item": "id"}).with_columns(listed=True)
+        table = table.join(items, on="id", how="left", maintain_order="left")
+    columns = [*table.select("index", "id", "count"), _exists(config, table)]
     if config.title:
         columns.append(table["title"] if files else pl.Series("title", [None] * table.height, pl.String))
     count_V = table["count"].to_numpy()
@@ -58,25 +63,54 @@ def build_items(job: Job, files: list[str]) -> dict[str, Any]:
         columns.append(pl.Series(feature.name, column))
         features[feature.name] = found.model_dump()
     write_table(join(job.work, ITEMS), pl.DataFrame(columns))
-    return {"features": features, "unknown_item_events": unknown, "ranges": _ranges(count_V, job.partitions)}
+    return {
+        "size": table.height,
+        "features": features,
+        "unknown_item_events": unknown,
+        "ranges": _ranges(table["total"].fill_null(0).to_numpy(), job.partitions),
+    }
 
 
-def _ranges(count_V: NDArray[np.int64], parts: int) -> list[int]:
+def _catalogue(job: Job, logged: pl.DataFrame, items: pl.DataFrame | None) -> pl.DataFrame:
+    """Every item by its index: id, index, count, total, first and appeared. `logged`: the items of the log.
+
+    An item that training knows is as old as its `first` event there; another one as its first in the whole log.
+    """
+    known = pl.concat(read_parts(join(job.work, KNOWN_ITEMS)))
+    value = logged.filter(pl.col("appeared").is_not_null())["value"]
+    if items is not None:
+        value = pl.concat([value, items["item"]]).unique()
+    others = value.to_frame().join(known, on="value", how="anti").join(logged, on="value", how="left")
+    others = others.with_columns(pl.col("count", "total").fill_null(0), first="appeared")
+    others = others.sort("count", "value", descending=[True, False])
+    table = pl.concat([known, others.select(pl.lit(0, pl.Int32).alias("index"), pl.exclude("index"))], how="diagonal")
+    return table.with_columns(index=pl.int_range(table.height, dtype=pl.Int32)).rename({"value": "id"})
+
+
+def _exists(config: DataConfig, table: pl.DataFrame) -> pl.Series:
+    """The first event of each item that the item table lacks; null where there is none, or no moments."""
+    if config.time_unit == "position":
+        return pl.Series("exists", [None], pl.Int64).new_from_index(0, table.height)
+    if "listed" not in table.columns:
+        return table["appeared"].alias("exists")
+    return table.select(pl.when(pl.col("listed").is_null()).then("appeared").alias("exists"))["exists"]
+
+
+def _ranges(total_V: NDArray[np.int64], parts: int) -> list[int]:
     """The first item of each of `parts` ranges."""
-    sums = np.cumsum(count_V)
+    sums = np.cumsum(total_V)
     firsts = np.searchsorted(sums, np.arange(parts) * int(sums[-1]) // parts, side="right")
     return [int(first) for first in firsts]
 
 
-def _unknown_events(job: Job, config: DataConfig, items: pl.DataFrame) -> int:
+def _unknown_events(config: DataConfig, logged: pl.DataFrame, items: pl.DataFrame) -> int:
     """The events whose item the item table lacks. Refused where the config says so, or where it lacks all of them."""
-    events = pl.concat(read_parts(join(job.work, ITEM_TOTALS)))
-    unknown = events.join(items.select(pl.col("item").alias("value")), on="value", how="anti")
+    unknown = logged.join(items.select(pl.col("item").alias("value")), on="value", how="anti")
     unknown = unknown.sort("total", "value", descending=[True, False])
     count = int(unknown["total"].sum())
-    if unknown.height == events.height:
+    if unknown.height == logged.height:
         raise InputError(
-            f"{config.items}: column {config.item!r} has none of the {events.height} items of the log "
+            f"{config.items}: column {config.item!r} has none of the {logged.height} items of the log "
             f"{config.events}, such as {unknown['value'][0]!r}; leave out data.items, or name the table of these items"
         )
     if count and config.unknown_items == "error":
@@ -93,8 +127,9 @@ def _encoded(
 ) -> tuple[pa.Array, PreparedFeature]:
     """A column of the item table by index, and the feature. `count_V`: the training events of each item."""
     kind = kind_of(feature)
-    known = kind.compact(values[FIRST_VALUE:].rechunk().to_arrow(compat_level=pl.CompatLevel.oldest()))
-    counted = kind.count(feature, known, count_V[FIRST_VALUE:]) if kind.learns(feature) else None
+    every = kind.compact(values[FIRST_VALUE:].rechunk().to_arrow(compat_level=pl.CompatLevel.oldest()))
+    known = every[: job.items - FIRST_VALUE]
+    counted = kind.count(feature, known, count_V[FIRST_VALUE : job.items]) if kind.learns(feature) else None
     found = fitted(job, feature, counted)
-    encoded = kind.encode(found, known, functools.partial(look_up, vocabulary_of(job, feature.name)))
+    encoded = kind.encode(found, every, functools.partial(look_up, vocabulary_of(job, feature.name)))
     return pa.concat_arrays([kind.special_rows(found), encoded]), found

@@ -42,6 +42,8 @@ class Job:
     """The type of each column of the log."""
     last_time: int = 0
     """The time of the log's last event."""
+    items: int = 0
+    """Training knows the items from `FIRST_VALUE` to before this one."""
     base: dict[str, Any] | None = None
     """The features of the data set that grows, as its manifest has them."""
 

@@ -58,7 +58,7 @@ from ingest.storage import (
     write_text,
 )
 
-ALGORITHM = 5
+ALGORITHM = 6
 """Part of the fingerprint: raised when the same input gives other prepared data than before."""
 CONTENT = ("manifest.json", "items.parquet", "vocab", "transitions", "train", "validation", "test", "rest")
 WORK = "_work"
@@ -126,8 +126,9 @@ class _Pipeline:
         spilled = self._partition(self._survey(event_files, before))
         histories = self._histories([name for piece in spilled for name in piece["files"]])
         self.log("building vocabularies from the training events")
-        (catalogue,) = self._stage("catalogue", fit_items, [self._counts([ITEM], "items")[ITEM]], "item vocabulary")
-        counts = count(config, spilled, histories, catalogue)
+        (known,) = self._stage("known", fit_items, [self._counts([ITEM], "items")[ITEM]], "item vocabulary")
+        self._change(items=known["size"])
+        counts = count(config, spilled, histories, known)
         refuse_empty_split(self.job, counts, min(piece["first_time"] for piece in spilled if piece["events"]))
         if not counts["items"]:
             raise InputError(f"no item has {config.min_item_count} training events (data.min_item_count)")
@@ -136,6 +137,7 @@ class _Pipeline:
             self.log(f"reading {len(item_files)} files of items from {config.items}")
         (items,) = self._stage("items", build_items, [item_files], "item table")
         counts["unknown_item_events"] = items["unknown_item_events"]
+        counts["other_items"] = items["size"] - known["size"]
         found |= items["features"] | self._fit_ages()
         features = {feature.name: PreparedFeature.model_validate(found[feature.name]) for feature in config.features}
         refuse_intents_without_label(features)
@@ -145,8 +147,8 @@ class _Pipeline:
         for warning in warnings:
             self.log(f"warning: {warning}")
         manifest = Manifest(
-            items=catalogue["size"],
-            catalogue=catalogue["size"],
+            items=known["size"],
+            catalogue=items["size"],
             features=list(features.values()),
             time_unit="position" if config.time_unit == "position" else "time",
             first_time=min(part["first_time"] for part in histories if part["first_time"] is not None),
@@ -262,7 +264,7 @@ class _Pipeline:
         self._stage("merge/transitions", merge_transitions, range(job.partitions), "transitions counted")
         counted = {name: described[name] for name, feature in features.items() if is_counted(feature)}
         (labels,) = self._stage("merge/labels", sum_labels, [counted], "labels counted")
-        self.log(f"writing vocabularies: {counts['items']:,} items")
+        self.log(f"writing vocabularies: {counts['items']:,} items that training knows")
         indexed = [name for name, feature in features.items() if not feature.is_number]
         names = [(name, labels["bins"].get(name)) for name in (ITEM, *indexed)]
         self._stage("publish", publish_vocabulary, names, "vocabularies written")

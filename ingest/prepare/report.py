@@ -24,16 +24,16 @@ Log: TypeAlias = Callable[[str], None]
 Results: TypeAlias = list[dict[str, Any]]
 
 
-def count(config: DataConfig, spilled: Results, histories: Results, catalogue: dict[str, Any]) -> Counts:
-    """The manifest's counts, as far as they are known before events are encoded."""
+def count(config: DataConfig, spilled: Results, histories: Results, known: dict[str, Any]) -> Counts:
+    """The manifest's counts, as far as they are there before the item table is made. `known`: what `fit_items` gave."""
     counts: Counts = {}
     if config.until is not None:
         counts["events_left_out_by_until"] = sum(piece["left_out"] for piece in spilled)
     for key in ("duplicates", "dropped_users", "dropped_events", "users", "events", "training_events"):
         counts[key] = sum(part[key] for part in histories)
-    counts["items"] = catalogue["size"] - FIRST_VALUE
-    counts["items_below_min_count"] = max(catalogue["different"] - counts["items"], 0)
-    counts["unknown_training_events"] = catalogue["unknown"]
+    counts["items"] = known["size"] - FIRST_VALUE
+    counts["items_below_min_count"] = max(known["different"] - counts["items"], 0)
+    counts["unknown_training_events"] = known["unknown"]
     for name in SPLITS:
         for key, source in (("rows", "rows"), ("targets", "targets"), ("users_without_target", "without_target")):
             counts[f"{name}_{key}"] = sum(part[source][name] for part in histories)
@@ -97,6 +97,7 @@ def summary(counts: Counts, config: DataConfig) -> str:
     texts = {
         "items_below_min_count": "items below data.min_item_count",
         "unknown_training_events": "training events of items below data.min_item_count",
+        "other_items": "other items of the log or the item table",
         "unknown_item_events": "events whose item the item table lacks",
     } | {f"unknown_targets_{name}": f"{name} targets that are {_unknown_items(name, config)}" for name in SPLITS}
     return ", ".join(f"{counts[name]:,} {texts.get(name, name.replace('_', ' '))}" for name in (*main, *others))

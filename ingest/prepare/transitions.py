@@ -16,7 +16,6 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ingest.features.feature import FIRST_VALUE
 from ingest.prepare.partition import Job, new_file, one_batch, read_batch
 from ingest.prepare.shard_writer import write_table
 from ingest.storage import join, open_file
@@ -27,9 +26,8 @@ def _spilled(job: Job, partition: int) -> str:
 
 
 def spill_transitions(job: Job, partition: int, before_N: NDArray, after_N: NDArray, ranges: list[int]) -> None:
-    """Count the pairs of items that are both known; a record batch for each range, which begin at `ranges`."""
-    known = (before_N >= FIRST_VALUE) & (after_N >= FIRST_VALUE)
-    pair_N = before_N[known].astype(np.int64) << 32 | after_N[known]
+    """Count the pairs of items; a record batch for each range, which begin at `ranges`."""
+    pair_N = before_N.astype(np.int64) << 32 | after_N
     pair, count = np.unique(pair_N, return_counts=True)
     table = pa.table({"before": (pair >> 32).astype(np.int32), "after": pair.astype(np.int32), "count": count})
     begins = np.searchsorted(pair >> 32, ranges).tolist()

@@ -74,7 +74,7 @@ def ranking(data: Data, folder: Path, worker: Worker, share: float, filtered: bo
 
 def baselines(data: Data, folder: Path, worker: Worker) -> list[np.ndarray]:
     """This worker's slice of the scores of Popularity and Markov after each item."""
-    last = torch.arange(data.manifest.items)
+    last = torch.arange(data.manifest.catalogue)
     prepared = Prepared(data.url, data.manifest, data.items, worker)
     scorers = [kind().scorer(prepared) for kind in (PopularityConfig, MarkovConfig)]
     return [scorer.scores((last,)).numpy() for scorer in scorers]

@@ -40,14 +40,14 @@ def slices(data: Data, two_workers: TwoWorkers, which: int) -> list[np.ndarray]:
 def test_popularity_is_the_count_in_training(data: Data, two_workers: TwoWorkers) -> None:
     items, _ = counted(data)
     for scores in slices(data, two_workers, 0):
-        assert scores.shape == (data.manifest.items, data.manifest.items)
-        for item in range(2, data.manifest.items):
+        assert scores.shape == (data.manifest.catalogue, data.manifest.items)
+        for item in range(2, data.manifest.catalogue):
             assert set(scores[:, item]) == {items[item]}
 
 
 def test_markov_orders_by_what_followed_and_then_by_popularity(data: Data, two_workers: TwoWorkers) -> None:
     items, pairs = counted(data)
-    known = range(2, data.manifest.items)
+    known = range(2, data.manifest.catalogue)
     for scores in slices(data, two_workers, 1):
         for last in known:
             ours = np.round(scores[last, 2:] - np.array([items[item] for item in known]) / (items.total() + 1), 9)

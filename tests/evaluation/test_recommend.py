@@ -49,7 +49,7 @@ def test_items_are_the_best_unseen_of_the_catalogue(data: Data, found: dict[Any,
             prediction = step.predict(builder.build(take_rows(rows, np.array([number]))))
             scores = (table @ prediction.query[0][0]).tolist()
             seen = {row["item_id"] for row in log if row["user_id"] == user}
-            allowed = [index for index in range(2, len(ids)) if ids[index] not in seen]
+            allowed = [index for index in range(2, data.manifest.items) if ids[index] not in seen]
             best = sorted(allowed, key=lambda index: -scores[index])[:7]
             row = found[user]
             assert row["items"] == [ids[index] for index in best]

@@ -82,7 +82,7 @@ WHOLE_SHARD = {"truncated", "version", "gone"}
 DAMAGE: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "truncated": (truncated, ["is damaged"]),
     "checksum": (flipped, [f"row group {GROUP} is damaged", "CRC"]),
-    "version": (another_version, ["schema version 99", "reads 2"]),
+    "version": (another_version, ["schema version 99", "reads 3"]),
     "gone": (Path.unlink, ["is not there"]),
     "rows": (shorter, [f"row group {GROUP}", "rows", "the manifest says"]),
     "unequal": (with_row("action", lambda values: values[:-1]), [f"row group {GROUP}, row 2", "'action'", "'item'"]),

@@ -217,7 +217,17 @@ class Reference:
         self.item, self.item_rows = vocabulary([row["item_id"] for row in training], config.min_item_count)
         table = {row["item_id"]: row for row in items}
         nothing = dict.fromkeys(items[0])
+        kept = [row for name in ("test", "rest") for _, rows, _ in self.splits[name] for row in rows]
+        counts = Counter(row["item_id"] for row in training)
+        others = {row["item_id"] for row in kept} | set(table)
+        others -= set(self.item)
+        self.other_rows = sorted(((v, counts[v]) for v in others), key=lambda pair: (-pair[1], pair[0]))
+        self.counts["other_items"] = len(self.other_rows)
+        self.index = {value: 2 + i for i, (value, _) in enumerate(self.item_rows + self.other_rows)}
+        appeared = {row["item_id"]: row["timestamp"] for row in sorted(kept, key=lambda row: -row["timestamp"])}
+        self.exists = [None if value in table else appeared.get(value) for value in self.index]
         self.attributes = [table.get(value, nothing) for value, _ in self.item_rows]
+        self.other_attributes = [table.get(value, nothing) for value, _ in self.other_rows]
         self.counts["unknown_item_events"] = sum(row["item_id"] not in table for row in events)
         self.device, self.device_rows = vocabulary([row["device"] for row in training], 2)
         self.action, self.action_rows = vocabulary([label(row) for row in training], 1)
@@ -225,19 +235,23 @@ class Reference:
         self.price = moments_of([row["price"] for row in training])
         self.price_edges = equal_bins([row["price"] for row in training], 3)
         self.genre, self.genre_rows = vocabulary([g for row in self.attributes for g in distinct(row["genres"])], 2)
-        shelves = [None if row["shelf"] is None else str(row["shelf"]).lower() for row in self.attributes]
-        self.shelf, self.shelf_rows = vocabulary(shelves, 1)
-        self.shelves = [self.shelf.get(value, 1) for value in shelves]
+        known_shelves, other_shelves = (
+            [None if row["shelf"] is None else str(row["shelf"]).lower() for row in rows]
+            for rows in (self.attributes, self.other_attributes)
+        )
+        self.shelf, self.shelf_rows = vocabulary(known_shelves, 1)
+        self.shelves = [self.shelf.get(value, 1) for value in known_shelves + other_shelves]
         known = [row for row in training if row["item_id"] in self.item]
         self.length = moments_of([table.get(row["item_id"], nothing)["length"] for row in known])
         self.first = [min(row["timestamp"] for row in known if row["item_id"] == v) for v, _ in self.item_rows]
         ages = [row["timestamp"] - self.first[self.item[row["item_id"]] - 2] for row in known]
         self.freshness_edges = equal_bins(ages, 3)
+        self.first += [appeared.get(value) for value, _ in self.other_rows]
 
     def event(self, row: Row) -> Row:
         price = row["price"]
         return {
-            "item": self.item.get(row["item_id"], 1),
+            "item": self.index[row["item_id"]],
             "time": row["timestamp"],
             "duration": row["seconds"],
             "device": self.device.get(row["device"], 1),
@@ -249,17 +263,20 @@ class Reference:
         }
 
     def item_columns(self) -> Row:
-        lengths = [row["length"] for row in self.attributes]
+        attributes = self.attributes + self.other_attributes
+        lengths = [row["length"] for row in attributes]
         scaled = [0 if value is None else (value - self.length[0]) / self.length[1] for value in lengths]
-        genres = [distinct([self.genre.get(g, 1) for g in distinct(row["genres"])]) for row in self.attributes]
+        genres = [distinct([self.genre.get(g, 1) for g in distinct(row["genres"])]) for row in attributes]
+        rows = self.item_rows + self.other_rows
         return {
-            "id": [None, None, *(value for value, _ in self.item_rows)],
-            "count": [0, len(self.training) - sum(n for _, n in self.item_rows), *(n for _, n in self.item_rows)],
-            "title": [None, None, *(row["name"] for row in self.attributes)],
+            "id": [None, None, *(value for value, _ in rows)],
+            "count": [0, 0, *(n for _, n in rows)],
+            "exists": [None, None, *self.exists],
+            "title": [None, None, *(row["name"] for row in attributes)],
             "genres": [[], [], *genres],
             "shelf": [0, 1, *self.shelves],
             "length": [0, 0, *scaled],
             "length_bin": [0, 1, *(binned(value, [2, 4.5]) for value in lengths)],
-            "age": [None, None, *(row["released"] for row in self.attributes)],
+            "age": [None, None, *(row["released"] for row in attributes)],
             "freshness": [None, None, *self.first],
         }

@@ -74,7 +74,7 @@ def test_agrees_with_a_plain_reference(tmp_path: Path, seed: int, more: Row, id_
         assert manifest.counts[f"{name}_rows"] == len(rows)
         if name != "rest":
             assert manifest.counts[f"{name}_targets"] == sum(targets for _, _, targets in rows)
-            unknown = sum(expected.event(event)["item"] == 1 for _, events, n in rows for event in events[-n:])
+            unknown = sum(event["item_id"] not in expected.item for _, events, n in rows for event in events[-n:])
             assert manifest.counts[f"unknown_targets_{name}"] == unknown
         for row, (_, events, _) in zip(found, rows, strict=True):
             encoded = [expected.event(event) for event in events]
@@ -91,13 +91,14 @@ def _check_items(out: Path, manifest: Manifest, expected: Reference) -> None:
     table = pq.read_table(out / "items.parquet")
     columns = expected.item_columns()
     assert table.column_names == ["index", *columns]
-    assert table["index"].to_pylist() == list(range(manifest.items))
+    assert table["index"].to_pylist() == list(range(manifest.catalogue))
     for name, values in columns.items():
         found = table[name].to_pylist()
         if name in ("age", "freshness"):
             assert table.schema.field(name).type == pa.int64()
         assert found == (pytest.approx(values, abs=1e-6) if name == "length" else values), name
-    assert manifest.items == 2 + manifest.counts["items"] == table.num_rows
+    assert manifest.items == 2 + manifest.counts["items"]
+    assert manifest.catalogue == manifest.items + manifest.counts["other_items"] == table.num_rows
 
 
 @pytest.mark.parametrize("more", [{}, PARTITIONS], ids=["one partition", "several"])
@@ -117,7 +118,9 @@ def test_vocabularies_and_statistics_agree(tmp_path: Path, seed: int, split: str
         assert [row[:2] for row in found[:2]] == [("<padding>", 0), ("<unknown>", 1)]
         assert found[2:] == [(value, 2 + i, count) for i, (value, count) in enumerate(rows)]
         assert manifest.feature(name).size == len(found)
-    assert read_vocabulary(out, "item")[2:] == [(v, 2 + i, n) for i, (v, n) in enumerate(expected.item_rows)]
+    assert read_vocabulary(out, "item")[2:] == [
+        (v, 2 + i, n) for i, (v, n) in enumerate(expected.item_rows + expected.other_rows)
+    ]
     assert (manifest.feature("price").mean, manifest.feature("price").deviation) == pytest.approx(expected.price)
     assert manifest.feature("price").is_number
     assert (manifest.feature("length").mean, manifest.feature("length").deviation) == pytest.approx(expected.length)
@@ -193,7 +196,7 @@ def simple_log(folder: Path, rows: list[tuple[Any, Any, int]], **more: Any) -> D
 
 
 def items_of(folder: Path, manifest: Manifest, split: str) -> list[list[Any]]:
-    """Each row's items by their own ids; None where unknown."""
+    """Each row's items by their own ids."""
     names = {index: value for value, index, _ in read_vocabulary(folder, "item")}
     return [[names[index] for index in row["item"]] for row in read_rows(folder, manifest, split)]
 
@@ -210,8 +213,8 @@ def test_one_user_is_enough(tmp_path: Path) -> None:
     manifest = prepare(config, str(tmp_path / "out"), lambda _: None)
     assert {name: items_of(tmp_path / "out", manifest, name) for name in manifest.shards} == {
         "train": [[0, 1]],
-        "validation": [[0, 1, None]],
-        "test": [[0, 1, None, None]],
+        "validation": [[0, 1, 2]],
+        "test": [[0, 1, 2, 3]],
         "rest": [],
     }
     assert manifest.counts["unknown_targets_validation"] == manifest.counts["unknown_targets_test"] == 1
@@ -223,7 +226,14 @@ def test_short_histories_count_in_training_only(tmp_path: Path) -> None:
     rows = [("a", 1, 0), ("b", 1, 0), ("b", 2, 1), ("c", 1, 0), ("c", 2, 1), ("c", 3, 2), ("c", 4, 3)]
     manifest = prepare(simple_log(tmp_path, rows), str(tmp_path / "out"), lambda _: None)
     assert [row["user"] for row in read_rows(tmp_path / "out", manifest, "train")] == ["b", "c"]
-    assert read_vocabulary(tmp_path / "out", "item") == [(None, 0, 0), (None, 1, 0), (1, 2, 3), (2, 3, 2)]
+    assert read_vocabulary(tmp_path / "out", "item") == [
+        (None, 0, 0),
+        (None, 1, 0),
+        (1, 2, 3),
+        (2, 3, 2),
+        (3, 4, 0),
+        (4, 5, 0),
+    ]
     assert [(row["user"], row["targets"]) for row in read_rows(tmp_path / "out", manifest, "rest")] == [
         ("a", 0),
         ("b", 0),
@@ -265,8 +275,15 @@ def test_nothing_leaks_from_validation_and_test(tmp_path: Path, split: str) -> N
     assert after.features == before.features
     for name in ("items", "first_time", "last_time", "mean_duration"):
         assert getattr(after, name) == getattr(before, name)
-    for file in ["items.parquet", *(f"vocab/{path.name}" for path in (tmp_path / "before/out/vocab").iterdir())]:
-        assert (tmp_path / "after/out" / file).read_bytes() == (tmp_path / "before/out" / file).read_bytes(), file
+    for path in (tmp_path / "before/out/vocab").iterdir():
+        if path.stem != "item":
+            assert (tmp_path / "after/out/vocab" / path.name).read_bytes() == path.read_bytes(), path
+    for file, without in (("items.parquet", ["exists"]), ("vocab/item.parquet", [])):
+        known_before, known_after = (
+            pq.read_table(tmp_path / name / "out" / file).drop_columns(without)[: before.items]
+            for name in ("before", "after")
+        )
+        assert known_after.equals(known_before), file
     assert [s.checksum for s in after.shards["train"]] == [s.checksum for s in before.shards["train"]]
     assert after.counts["unknown_targets_test"] == after.counts["test_targets"]
 
