@@ -115,8 +115,8 @@ def protocol_sentences(results: Results) -> list[str]:
     ]
     if p.unknown_targets:
         sentences.append(
-            f"{p.unknown_targets:,} targets are items that training does not know; a model that scores items by what it "
-            "has learned of each misses them."
+            f"{p.unknown_targets:,} targets are items that training does not know; a model that scores items by "
+            "what it has learned of each misses them."
         )
     if p.filtered_targets:
         sentences.append(

@@ -19,8 +19,9 @@ Count = Annotated[int, Field(ge=0)]
 class Protocol(Settings):
     """How the targets were ranked; without it, a number of accuracy means nothing.
 
-    `targets` are the held-out interactions counted. `unknown_targets` of them have an item that training does
-    not know (a miss, but for what scores items in another way), `filtered_targets` one that the user had seen and the filter took out (also a miss).
+    `targets` are the held-out interactions counted. `unknown_targets` of them have an item that training does not know
+    (a miss, but for what scores items in another way), `filtered_targets` one that the user had seen and the filter
+    took out (a miss).
     """
 
     split: str

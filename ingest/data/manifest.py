@@ -5,6 +5,7 @@
     items.parquet             one row an item index, 0 and 1 included: attributes as the model sees them
     train/ validation/ test/  part-00000.parquet ...: one row a user, oldest event first
     transitions/              part-00000.parquet ...: which item follows which (`ingest.data.transitions`)
+    activity/                 part-00000.parquet ...: when each item was taken (`ingest.data.activity`); logs with times
     rest/                     the same for users without a row of test: their whole history, and nothing to predict
 
 Shard columns: `user` (the log's own id), `targets` (int32: how many of the row's last events are to be predicted),

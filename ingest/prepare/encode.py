@@ -1,7 +1,8 @@
 """The third pass over a log: each partition's histories become shards of indices and numbers.
 
 Before it, `count_ages` counts what depends on both an item and the time of an event. Besides shards, a partition leaves
-how often its labels come (`labels/<partition>.parquet`) and which item follows which (`prepare.transitions`).
+how often its labels come (`labels/<partition>.parquet`) which item follows which, and when each was taken
+(`prepare.pairs`).
 
 N  events
 """
@@ -24,10 +25,10 @@ from ingest.features.vocabulary import look_up, read_parts
 from ingest.prepare.fit import feature_of, vocabulary_of
 from ingest.prepare.histories import ITEM, counts_of, read_histories, read_users
 from ingest.prepare.item_table import ITEMS
+from ingest.prepare.pairs import spill_activity, spill_transitions
 from ingest.prepare.partition import Job
 from ingest.prepare.shard_writer import write_shards, write_table
 from ingest.prepare.split import SplitLog, split_log, targets_where
-from ingest.prepare.transitions import spill_transitions
 from ingest.storage import arrow_filesystem, join
 
 
@@ -118,6 +119,9 @@ def encode_partition(job: Job, task: tuple[int, dict[str, Any], list[int]]) -> d
     targets = partition.training_targets
     pairs = targets[partition.known_N[targets] & partition.known_N[targets - 1]]
     spill_transitions(job, number, index_N[pairs - 1], index_N[pairs], begins)
+    if job.config.time_unit != "position":
+        time_N = partition.events["time"].to_numpy()
+        spill_activity(job, number, index_N, time_N, partition.split.training, begins)
     sizes = job.config.row_group_interactions, job.config.shard_interactions
     shards = {
         name: write_shards(

@@ -31,6 +31,7 @@ from ingest.prepare.fit import fit_feature, fit_items, keep_base, merge_counts, 
 from ingest.prepare.histories import ITEM, build_histories, counts_of
 from ingest.prepare.item_table import ITEMS, build_items
 from ingest.prepare.log import event_features
+from ingest.prepare.pairs import merge_pairs
 from ingest.prepare.partition import Job, partition_piece
 from ingest.prepare.report import (
     SPLITS,
@@ -45,7 +46,6 @@ from ingest.prepare.report import (
 )
 from ingest.prepare.survey import FILES_A_TASK, log_types, pieces_of, survey_files
 from ingest.prepare.tasks import InThisProcess, Runner, Task, run_stage
-from ingest.prepare.transitions import merge_transitions
 from ingest.raw.files import find_files
 from ingest.storage import (
     copy,
@@ -60,7 +60,7 @@ from ingest.storage import (
 
 ALGORITHM = 6
 """Part of the fingerprint: raised when the same input gives other prepared data than before."""
-CONTENT = ("manifest.json", "items.parquet", "vocab", "transitions", "train", "validation", "test", "rest")
+CONTENT = ("manifest.json", "items.parquet", "vocab", "transitions", "activity", "train", "validation", "test", "rest")
 WORK = "_work"
 FEWEST_PARTITIONS = 8
 """A log of fewer partitions is prepared in this process: to start others takes longer."""
@@ -251,7 +251,7 @@ class _Pipeline:
     def _encode(
         self, features: dict[str, PreparedFeature], ranges: list[int], counts: Counts
     ) -> tuple[dict[SplitName, list[Shard]], dict[str, Any]]:
-        """Write shards, vocabularies, items and transitions; gives the shards, and what is known of the labels."""
+        """Write shards, vocabularies, items and pairs; gives the shards, and what is known of the labels."""
         job = self.job
         self._clear()
         for name in SPLITS:
@@ -261,7 +261,9 @@ class _Pipeline:
         encoded = self._stage("encode", encode_partition, tasks, "partitions written")
         for name in SPLITS:
             counts[f"unknown_targets_{name}"] = sum(part["unknown_targets"][name] for part in encoded)
-        self._stage("merge/transitions", merge_transitions, range(job.partitions), "transitions counted")
+        for kind in ("transitions", "activity") if self.config.time_unit != "position" else ("transitions",):
+            pairs = [(kind, number) for number in range(job.partitions)]
+            self._stage(f"merge/{kind}", merge_pairs, pairs, f"{kind} counted")
         counted = {name: described[name] for name, feature in features.items() if is_counted(feature)}
         (labels,) = self._stage("merge/labels", sum_labels, [counted], "labels counted")
         self.log(f"writing vocabularies: {counts['items']:,} items that training knows")

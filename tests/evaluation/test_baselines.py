@@ -40,7 +40,7 @@ def slices(data: Data, two_workers: TwoWorkers, which: int) -> list[np.ndarray]:
 def test_popularity_is_the_count_in_training(data: Data, two_workers: TwoWorkers) -> None:
     items, _ = counted(data)
     for scores in slices(data, two_workers, 0):
-        assert scores.shape == (data.manifest.catalogue, data.manifest.items)
+        assert scores.shape == (data.manifest.catalogue, data.manifest.catalogue)
         for item in range(2, data.manifest.catalogue):
             assert set(scores[:, item]) == {items[item]}
 

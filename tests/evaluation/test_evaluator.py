@@ -104,7 +104,7 @@ def test_ranks_and_hits_are_those_of_one_target_at_a_time(in_time: Data, folder:
     assert seen == len(rows) == found.protocol.targets
 
 
-def test_metrics_and_intents_are_means_over_the_written_targets(folder: Path, found: Evaluated) -> None:
+def test_metrics_and_intents_are_means_over_the_written_targets(in_time: Data, folder: Path, found: Evaluated) -> None:
     for model in MODELS:
         rows = list(rows_of(folder, model).values())
         ranks = [row["rank"] for row in rows]

@@ -12,12 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from ingest.data.activity import BUCKET, read_activity
 from ingest.data.manifest import Manifest, load_manifest
 from ingest.data.schema import DataConfig
 from ingest.data.transitions import read_transitions
 from ingest.errors import InputError
 from ingest.prepare.pipeline import prepare
-from tests.ingest.prepare.prepare_reference import FEATURES, SPLITS, config_for, random_log, write_log
+from tests.ingest.prepare.prepare_reference import FEATURES, SPLITS, config_for, random_log, split_reference, write_log
 from tests.ingest.prepare.test_prepare import PARTITIONS, read_rows, simple_log
 
 INTENTS = [
@@ -69,7 +70,8 @@ def test_transitions_are_the_known_pairs_of_training(tmp_path: Path, seed: int, 
     out = tmp_path / "out"
     manifest = prepare(config_for(tmp_path, "leave_one_out", min_item_count=4, **more), str(out), lambda _: None)
     pairs = Counter((row["item"][place - 1], row["item"][place]) for row, place in targets_of(out, manifest))
-    expected = sorted((*pair, count) for pair, count in pairs.items() if min(pair) > 1)
+    known = range(2, manifest.items)
+    expected = sorted((*pair, count) for pair, count in pairs.items() if pair[0] in known and pair[1] in known)
     assert len(expected) < len(pairs)
     parts = list(read_transitions(str(out)))
     assert len(parts) == len(list((out / "transitions").iterdir()))
@@ -78,9 +80,32 @@ def test_transitions_are_the_known_pairs_of_training(tmp_path: Path, seed: int, 
     assert [tuple(column) for column in found.T.tolist()] == expected
 
 
-def test_data_without_transitions_are_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [{}, PARTITIONS], ids=["one partition", "several"])
+@pytest.mark.parametrize("split", SPLITS)
+def test_activity_is_the_events_of_each_item_and_bucket(tmp_path: Path, split: str, more: dict[str, int]) -> None:
+    """Of all items, whether training knows them or not."""
+    events, items = random_log(1, "string")
+    write_log(tmp_path, events, items, "string")
+    out, config = tmp_path / "out", config_for(tmp_path, split, min_item_count=4, **more)
+    manifest = prepare(config, str(out), lambda _: None)
+    index = {row["value"]: row["index"] for row in pq.read_table(out / "vocab/item.parquet").to_pylist()}
+    total, training = (
+        Counter((index[row["item_id"]], row["timestamp"] // BUCKET) for row in rows)
+        for rows in (events, split_reference(config, events)[0])
+    )
+    assert any(item >= manifest.items for item, _ in total)
+    found = np.concatenate([np.stack(part) for part in read_activity(str(out))], axis=1)
+    assert found.dtype == np.int64
+    assert [tuple(column) for column in found.T.tolist()] == [
+        (*pair, training[pair], count) for pair, count in sorted(total.items())
+    ]
+
+
+def test_data_without_counts_are_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"transitions: no such folder.*intentrec prepare"):
         next(read_transitions(str(tmp_path)))
+    with pytest.raises(InputError, match=r"activity: no such folder.*intentrec prepare"):
+        next(read_activity(str(tmp_path)))
 
 
 def refused(config: DataConfig, folder: Path) -> str:

@@ -1,0 +1,70 @@
+"""What is counted for pairs that begin with an item: `<name>/part-*.parquet`, ascending by both over all parts.
+
+    transitions   before, after, count               which item follows which, over the training events
+    activity      item, bucket, training, total      in which buckets of time an item was taken (`ingest.data.activity`)
+
+Every partition spills its pairs by ranges of items; a task for each range sums them. Ranges have about as many events
+as partitions, so memory does not grow with the log.
+
+N  events, or pairs of them
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import polars as pl
+from numpy.typing import NDArray
+
+from ingest.data.activity import BUCKET
+from ingest.features.feature import FIRST_VALUE
+from ingest.prepare.partition import Job, new_file, one_batch, read_batch
+from ingest.prepare.shard_writer import write_table
+from ingest.storage import join, open_file
+
+KEYS = {"transitions": ("before", "after"), "activity": ("item", "bucket")}
+
+
+def _spilled(job: Job, name: str, partition: int) -> str:
+    return join(job.work, f"{name}/{partition:06d}.arrow")
+
+
+def spill_transitions(job: Job, partition: int, before_N: NDArray, after_N: NDArray, ranges: list[int]) -> None:
+    """Count the pairs of items; a record batch for each range, which begin at `ranges`."""
+    pairs = pl.DataFrame({"before": pl.Series(before_N, dtype=pl.Int32), "after": pl.Series(after_N, dtype=pl.Int32)})
+    _spill(job, "transitions", partition, pairs.with_columns(count=pl.lit(1)), ranges)
+
+
+def spill_activity(
+    job: Job, partition: int, item_N: NDArray, time_N: NDArray, training_N: NDArray, ranges: list[int]
+) -> None:
+    """Count the events of each item in each bucket, and those of training among them; likewise."""
+    item, bucket = pl.Series("item", item_N, pl.Int32), pl.Series("bucket", time_N // BUCKET, pl.Int64)
+    events = pl.DataFrame([item, bucket, pl.Series("training", training_N)]).with_columns(total=pl.lit(1))
+    events = events.filter(pl.col("item") >= FIRST_VALUE)
+    _spill(job, "activity", partition, events, ranges)
+
+
+def _spill(job: Job, name: str, partition: int, frame: pl.DataFrame, ranges: list[int]) -> None:
+    first = KEYS[name][0]
+    counted = _summed(frame, name)
+    begins = counted[first].search_sorted(pl.Series(ranges, dtype=pl.Int32)).to_list()
+    table = counted.to_arrow()
+    with open_file(_spilled(job, name, partition), "wb") as file, new_file(file, table.schema) as writer:
+        for begin, end in pairwise([*begins, counted.height]):
+            writer.write_batch(one_batch(table, begin, end))
+
+
+def _summed(frame: pl.DataFrame, name: str) -> pl.DataFrame:
+    keys = KEYS[name]
+    return frame.group_by(keys).agg(pl.exclude(keys).cast(pl.Int64).sum()).sort(keys)
+
+
+def merge_pairs(job: Job, task: tuple[str, int]) -> dict[str, Any]:
+    """Write the pairs called so from one range of items, as all partitions together have them."""
+    name, number = task
+    frames = [pl.DataFrame(read_batch(_spilled(job, name, partition), number)) for partition in range(job.partitions)]
+    summed = _summed(pl.concat(frames), name)
+    write_table(join(job.destination, f"{name}/part-{number:05d}.parquet"), summed)
+    return {"pairs": summed.height}
