@@ -32,6 +32,7 @@ from ingest.data.schema import DataConfig
 from ingest.data.shards import StoredRows
 from ingest.features.feature import UNKNOWN
 from ingest.prepare.pipeline import prepare
+from tests.activity import write_activity
 from trainer.loop import Run, Trainer
 from trainer.models.intentrec import IntentRecConfig
 from trainer.models.registry import NeuralConfig
@@ -129,6 +130,8 @@ def make_data(
         "shard_interactions": 4 * row_group,
     }
     prepare(DataConfig.model_validate(config), str(folder / "data"), lambda _: None)
+    if not (folder / "data" / "activity").exists():
+        write_activity(str(folder / "data"))
     return str(folder / "data")
 
 
