@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from ingest.data.activity import BUCKET
+from ingest.data.manifest import SplitName
 from ingest.durations import parse_duration
 from tests.activity import events_of
 from tests.small import Data
@@ -30,6 +31,7 @@ class Target:
 @dataclass(frozen=True)
 class Log:
     data: Data
+    split: SplitName = "test"
 
     @cached_property
     def counted(self) -> tuple[Counter[int], Counter[tuple[int, int]]]:
@@ -71,13 +73,18 @@ class Log:
 
     @cached_property
     def targets(self) -> dict[tuple[object, int], Target]:
-        """Of the test split, by user and place."""
+        """By user and place."""
         found = {}
-        for shard in self.data.manifest.shards["test"]:
+        for shard in self.data.manifest.shards[self.split]:
             for row in pq.read_table(Path(self.data.url) / shard.path).to_pylist():
                 for place in range(len(row["item"]) - row["targets"], len(row["item"])):
                     found[row["user"], place] = Target(row["item"][:place], row["item"][place], row["time"][place])
         return found
+
+
+def rank(keys: Keys, item: int) -> int:
+    """The place of an item, ties counted against it; 0 where it is not in the catalogue."""
+    return sum(other >= keys[item] for other in keys.values()) if item in keys else 0
 
 
 def newest(history: list[int], length: int) -> list[int]:

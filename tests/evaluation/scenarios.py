@@ -142,6 +142,25 @@ def evaluated(data: Data, folder: Path, worker: Worker, changes: dict[str, Any] 
         return evaluate_models(EvaluationRun(data.url, url, models, settings, 7, "MRR"), worker)
 
 
+SEVERAL: dict[str, dict[str, Any]] = {
+    "own-items": {"kind": "recent", "order": ["recency", "frequency", "decay"], "half_life": [2.0, 30.0]},
+    "trending": {"kind": "trending", "span": ["1h", "2d"], "live": [False, True]},
+    "markov": {"kind": "markov"},
+}
+"""Baselines whose settings are chosen, and one that has none to choose."""
+
+
+def chosen(data: Data, folder: Path, worker: Worker, changes: dict[str, Any] | None = None) -> Evaluated:
+    """The evaluation of baselines whose settings are chosen, or of other ones."""
+    models = [
+        Model(name, ModelConfig.model_validate(section), train_config(metric="HR@5"), "")
+        for name, section in (changes or SEVERAL).items()
+    ]
+    url = str(folder / f"chosen-{worker.workers}")
+    settings = EvaluateConfig(filter_seen=False, resamples=200, metric="NDCG@10")
+    return evaluate_models(EvaluationRun(data.url, url, models, settings, 7, "HR@5"), worker)
+
+
 def neural(data: Data, folder: Path, worker: Worker, sharding: str = "table_wise") -> Any:
     """This worker's item rows, fetched in pieces, those of all places, and the validation of the model as it begins."""
     step = make_step(data.manifest, worker, tables={"sharding": {"item": sharding}})
