@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ingest.data.batch import Batch
     from trainer.recommender import Query
 
-PAIRS_AT_ONCE = 2**22
+PAIRS_AT_ONCE = 2**19
 """Pairs of items that are counted together."""
 Floats = np.ndarray
 
@@ -114,8 +114,8 @@ class Similarities:
             column_P, item_P, dot_P = self._products(first, last)
             norms_P = self.norm_V[self.item_v[column_P]] * self.norm_V[item_P]
             similarity_P = dot_P / (norms_P + self.shrink)
-            order = np.lexsort((item_P, -similarity_P, column_P))
-            order = order[item_P[order] != self.item_v[column_P[order]]]
+            other = np.flatnonzero(item_P != self.item_v[column_P])  # ascending by column and item, as the sort is stable
+            order = other[np.lexsort((-similarity_P[other], column_P[other]))]
             order = order[places(column_P[order], len(self.item_v)) < most]
             found.append((item_P[order], column_P[order], similarity_P[order]))
         item_P, column_P, similarity_P = (np.concatenate(parts) for parts in zip(*found, strict=True))
