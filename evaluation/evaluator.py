@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from embeddings.workers import Worker, gather_objects
 from evaluation.baselines.base import BaselineConfig, Prepared
+from evaluation.choice import choose
 from evaluation.evaluate import Evaluation, accuracy, evaluate
 from evaluation.evaluation_config import EvaluateConfig
 from evaluation.example import example_of
@@ -84,6 +85,7 @@ class _Evaluator:
                 unknown_targets=evaluation.unknown,
                 filtered_targets=evaluation.filtered,
                 validation_metric=self.run.validation_metric,
+                metric=self.run.settings.metric,
             ),
             models=models,
             majority=accuracy(evaluation.majority),
@@ -98,7 +100,10 @@ class _Evaluator:
         facts: dict[str, Any] = {"inputs": "items"}
         scorer: Scorer
         if isinstance(model.config, BaselineConfig):
-            scorer = model.config.scorer(Prepared(self.run.data, self.manifest, self.items, self.worker))
+            data = Prepared(self.run.data, self.manifest, self.items, self.worker, model.train.reader)
+            config, chosen = choose(model, data, filter_seen)
+            scorer, facts = config.scorer(data), facts | {"chosen": chosen}
+            self.skipped.update(astuple(entry) for part in gather_objects(data.skipped) for entry in part)
         else:
             scorer, progress = model.restored(self.manifest, self.worker)
             self.skipped.update((path, group, rows, reason) for path, group, rows, reason in progress.skipped)

@@ -43,10 +43,11 @@ def render_report(results: Results) -> str:
             all_metrics=names,
             best={name: best_value(results, name) for name in names},
             protocol=protocol_sentences(results),
-            headline=_headline(results, first),
+            headline=" ".join(filter(None, [against_baselines(results), _headline(results, first)])),
             leading=results.models[first],
             colours={key: index % SERIES_COLOURS for index, key in enumerate(results.models)},
             comparisons=comparisons,
+            choices=list(_choices(results)),
             interval_chart=interval_chart(
                 [(f"against {results.models[other].label}", row) for _, other, row, _ in comparisons]
             ),
@@ -66,7 +67,10 @@ def format_table(results: Results) -> str:
     rows = [["model", *columns]]
     for model in results.models.values():
         rows.append([model.label, *(_starred(model.metrics.get(name), best_value(results, name)) for name in columns)])
-    blocks = ["\n".join(protocol_sentences(results)), _aligned(rows)]
+    blocks = [against_baselines(results), "\n".join(protocol_sentences(results)), _aligned(rows)]
+    blocks.append(
+        "\n".join(f"{label} with {best} of validation {metric}" for label, metric, best, _ in _choices(results))
+    )
     blocks.append("\n".join(_comparison_sentence(results, *row) for row in _comparisons(results)))
     intents = _intents(results)
     if intents:
@@ -100,6 +104,33 @@ def leading_model(results: Results) -> str:
     """The model that the page speaks of: the first that predicts intents, or else the best one."""
     speakers = [key for key, model in results.models.items() if model.intents]
     return speakers[0] if speakers else max(results.models, key=lambda key: _headline_value(results.models[key]))
+
+
+def against_baselines(results: Results) -> str:
+    """The first sentence of all: whether what was trained is better than what was only counted."""
+    metric = results.protocol.metric
+    models = [model for model in results.models.values() if metric in model.metrics]
+    trained, counted = ([model for model in models if model.trained == kind] for kind in (True, False))
+    if not trained or not counted:
+        return ""
+    ours, theirs = (max(group, key=lambda model: model.metrics[metric]) for group in (trained, counted))
+    value, base = ours.metrics[metric], theirs.metrics[metric]
+    labels = f"the best trained model, {ours.label}", f"{theirs.label}, the best baseline"
+    values = f"{value:.4f} against {base:.4f}"
+    if value < base:
+        return f"In {metric}, {labels[0]}, is below {labels[1]}: {values}."
+    if value == base:
+        return f"In {metric}, {labels[0]}, is level with {labels[1]}: {values}."
+    share = f" ({_percent((value - base) / base)})" if base > 0 else ""
+    return f"In {metric}, {labels[0]}, leads {labels[1]}, by {value - base:.4f}{share}: {values}."
+
+
+def _choices(results: Results) -> Iterable[tuple[str, str, str, list[str]]]:
+    """The models whose settings were chosen: label, validation metric, what was chosen and what else was tried."""
+    for model in results.models.values():
+        if model.chosen is not None:
+            best, *others = model.chosen.texts
+            yield model.label, model.chosen.metric, best, others
 
 
 def protocol_sentences(results: Results) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Annotated
 
 from pydantic import Field, FiniteFloat
 
+from evaluation.metrics import HEADLINE
 from ingest.settings import Settings
 
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -19,9 +20,9 @@ Count = Annotated[int, Field(ge=0)]
 class Protocol(Settings):
     """How the targets were ranked; without it, a number of accuracy means nothing.
 
-    `targets` are the held-out interactions counted. `unknown_targets` of them have an item that training does not know
-    (a miss, but for what scores items in another way), `filtered_targets` one that the user had seen and the filter
-    took out (a miss).
+    `metric` is the one that models are compared by. `targets` are the held-out interactions counted. `unknown_targets`
+    of them have an item that training does not know (a miss, but for what scores items in another way),
+    `filtered_targets` one that the user had seen and the filter took out (a miss).
     """
 
     split: str
@@ -31,6 +32,7 @@ class Protocol(Settings):
     unknown_targets: Count = 0
     filtered_targets: Count = 0
     validation_metric: str
+    metric: str = HEADLINE
 
 
 class Comparison(Settings):
@@ -55,11 +57,38 @@ class Curve(Settings):
     validation: list[tuple[Count, FiniteFloat]] = []
 
 
+class Tried(Settings):
+    """One combination of a baseline's settings, and its value on the validation split."""
+
+    settings: dict[str, bool | int | float | str]
+    value: FiniteFloat
+
+    @property
+    def text(self) -> str:
+        """Such as `order=decay, half_life=2`."""
+        return ", ".join(f"{name}={value}" for name, value in self.settings.items())
+
+
+class Chosen(Settings):
+    """The settings of a baseline that were best in `metric` on the validation split, and all that were tried."""
+
+    settings: dict[str, bool | int | float | str]
+    metric: str
+    tried: list[Tried]
+
+    @property
+    def texts(self) -> list[str]:
+        """Every combination with its value, the chosen one first and the others from the best on."""
+        tried = sorted(self.tried, key=lambda tried: (tried.settings != self.settings, -tried.value))
+        return [f"{each.text}: {each.value:.4f}" for each in tried]
+
+
 class ModelResults(Settings):
     """One model: `label` is its name in tables, `inputs` what it sees ("items", "items, features" ...).
 
     `intents` is accuracy@1 and `attention` the mean weight, both by intent; `versus` compares with other models,
-    by their key; `parameters` counts the trained numbers; `seconds` is the time of training.
+    by their key; `parameters` counts the trained numbers, a baseline has none; `seconds` is the time of training.
+    `chosen`: a baseline's settings that were chosen among several.
     """
 
     kind: str
@@ -73,6 +102,12 @@ class ModelResults(Settings):
     seconds: FiniteFloat | None = None
     curve: Curve = Curve()
     versus: dict[str, Comparison] = {}
+    chosen: Chosen | None = None
+
+    @property
+    def trained(self) -> bool:
+        """Whether it is no baseline."""
+        return self.parameters is not None
 
 
 class Interaction(Settings):

@@ -25,7 +25,7 @@ from embeddings.sharding import table_states
 from embeddings.workers import Worker, own_rows, total
 from ingest.errors import InputError
 from ingest.features.feature import FIRST_VALUE
-from tests.evaluation.scenarios import baselines, evaluated, neural, ranking, recommended
+from tests.evaluation.scenarios import baselines, chosen, evaluated, kinds, neural, ranking, recommended
 from tests.small import (
     Data,
     Stopped,
@@ -249,6 +249,8 @@ SCENARIOS: dict[str, tuple[Scenario, str, dict[str, Any]]] = {
     "top/many": (ranking, "data", {"share": 0.7, "filtered": True, "k": 28}),
     "top/others": (ranking, "data", {"share": 0.4, "filtered": True, "known": 18}),
     "baselines": (baselines, "data", {}),
+    "kinds": (kinds, "in time", {}),
+    "chosen": (chosen, "in time", {}),
     "neural": (neural, "data", {}),
     "neural/row_wise": (neural, "data", {"sharding": "row_wise"}),
     **{f"traffic/{name}": (traffic, "data", {"changes": changes}) for name, changes in TRAFFIC.items()},

@@ -2,4 +2,7 @@
 
 from trainer.models.registry import MODELS
 
-MODELS.built_in |= {"popularity": "evaluation.baselines.popularity", "markov": "evaluation.baselines.markov"}
+MODELS.built_in |= {
+    kind: f"evaluation.baselines.{kind}"
+    for kind in ("popularity", "markov", "recent", "trending", "item_knn", "session_knn")
+}

@@ -1,15 +1,21 @@
 """What a baseline's config and its scorer have in common. Imports no torch.
 
 A new baseline is one file: a subclass of `BaselineConfig` under `trainer.models.registry.register`, whose `scorer`
-counts what it needs from the prepared data and gives an `evaluation.ranking.Scorer`.
+counts what it needs from the prepared data and gives an `evaluation.ranking.Scorer`. A setting of type `OneOrMore` may
+have several values in the config: then the best is chosen on the validation split (evaluation/choice.py).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Self, TypeAlias, TypeVar
 
+from pydantic import Field
+
+from ingest.data.reader_config import ReaderConfig
 from trainer.models.registry import ModelConfig
 
 if TYPE_CHECKING:
@@ -21,7 +27,19 @@ if TYPE_CHECKING:
     from ingest.data.batch import Batch
     from ingest.data.items import ItemTable
     from ingest.data.manifest import Manifest
+    from ingest.data.shards import Skipped, StoredRows
     from trainer.recommender import Prediction, Query
+
+T = TypeVar("T")
+OneOrMore: TypeAlias = T | Annotated[list[T], Field(min_length=1)]
+"""A setting, or those of which the best is chosen on the validation split."""
+Positive: TypeAlias = Annotated[int, Field(ge=1)]
+
+
+def single(value: T | list[T]) -> T:
+    """A setting of a config that is one of another's `candidates`."""
+    assert not isinstance(value, list)
+    return value
 
 
 @dataclass(frozen=True)
@@ -34,6 +52,9 @@ class Prepared:
     items: ItemTable
     """With counts."""
     worker: Worker
+    reader: ReaderConfig = field(default_factory=ReaderConfig)
+    skipped: list[Skipped] = field(default_factory=list)
+    """Damaged row groups that `training_rows` has set aside."""
 
     @cached_property
     def slice(self) -> CatalogueSlice:
@@ -42,13 +63,40 @@ class Prepared:
 
         return CatalogueSlice(self.manifest.items, self.manifest.catalogue, self.worker)
 
+    @cached_property
+    def popularity_v(self) -> Tensor:
+        """This worker's items by how often the training data have them, from 0 to below 1: float64 [v]."""
+        import torch
+
+        share_v = self.items.counts[self.slice.rows.numpy()] / (self.items.counts.sum() + 1.0)
+        return torch.from_numpy(share_v).to(self.worker.device)
+
+    def training_rows(self) -> Iterator[StoredRows]:
+        """All training rows, those of every worker, a shuffle block at a time. Who has one event only has no row."""
+        from ingest.data.reader import Reader
+
+        reader = Reader(self.url, self.manifest, self.items, "train", self.reader, features=False)
+        yield from reader.rows()
+        self.skipped.extend(reader.skipped)
+
 
 class BaselineConfig(ModelConfig):
     """A model that is counted when it is evaluated, and not trained."""
 
     def scorer(self, data: Prepared) -> Scorer:
-        """Scores of this worker's slice of the items."""
+        """Scores of this worker's slice of the items; every setting has one value."""
         raise NotImplementedError
+
+    @property
+    def several(self) -> dict[str, list[object]]:
+        """The settings of which one value is to be chosen."""
+        return {name: value for name, value in self if isinstance(value, list)}
+
+    def candidates(self) -> list[Self]:
+        """Every combination of the settings' values, as a config of its own."""
+        several = self.several
+        combinations = itertools.product(*several.values())
+        return [self.model_copy(update=dict(zip(several, values, strict=True))) for values in combinations]
 
 
 class BaselineScorer:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
-from evaluation.baselines.base import BaselineConfig, BaselineScorer
-from ingest.arrays.jagged import offsets_of, ranges
+from evaluation.baselines.base import BaselineConfig, BaselineScorer, OneOrMore, single
 from ingest.data.transitions import read_transitions
 from ingest.features.feature import FIRST_VALUE
 from trainer.models.registry import register
@@ -27,41 +26,47 @@ Transitions: TypeAlias = Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]
 @register
 class MarkovConfig(BaselineConfig):
     kind: Literal["markov"] = "markov"
+    repeats: OneOrMore[bool] = True
+    """Whether items that the user had before are scored as all others, or below them."""
 
     def scorer(self, data: Prepared) -> Markov:
-        return Markov(data, read_transitions(data.url))
+        return Markov(data, read_transitions(data.url), single(self.repeats))
 
 
 class Markov(BaselineScorer):
     """The transitions into this worker's items, v of them, by the item that they come from."""
 
-    def __init__(self, data: Prepared, transitions: Transitions) -> None:
+    def __init__(self, data: Prepared, transitions: Transitions, repeats: bool = True) -> None:
         import torch
 
-        own = data.slice
-        popularity_v = data.items.counts[own.rows.numpy()] / (data.items.counts.sum() + 1.0)
-        self.popularity_v = torch.from_numpy(popularity_v).to(data.worker.device)
+        from evaluation.baselines.sparse import SparseRows
+
+        self.slice, self.repeats, self.popularity_v = data.slice, repeats, data.popularity_v
+        self.above_all = float(data.items.counts.sum()) + 2.0
         parts = [np.zeros((3, 0), dtype=np.int64)]
         for before, after, count in transitions:
-            column = own.columns(torch.tensor(after)).numpy()
+            column = self.slice.columns(torch.tensor(after)).numpy()
             kept = (before >= FIRST_VALUE) & (after >= FIRST_VALUE) & (column >= 0)
             parts.append(np.stack([before[kept], column[kept], count[kept]]).astype(np.int64))
-        before, self.column, self.count = np.concatenate(parts, axis=1)
-        self.offsets = offsets_of(np.bincount(before, minlength=data.manifest.catalogue))
+        before, column, count = np.concatenate(parts, axis=1)
+        self.transitions = SparseRows(before, column, count.astype(np.float64), data.manifest.catalogue)
 
     def query(self, batch: Batch) -> Query:
-        return (batch.item_T[batch.target_position_Q],)
-
-    def scores(self, query: Query) -> Tensor:
         import torch
 
-        last = query[0].cpu().numpy()
-        scores_Qv = self.popularity_v.repeat(len(last), 1)
-        lengths = self.offsets[last + 1] - self.offsets[last]
-        entries = ranges(self.offsets[last], lengths)
-        row, column, count = (
-            torch.from_numpy(values).to(scores_Qv.device)
-            for values in (np.repeat(np.arange(len(last)), lengths), self.column[entries], self.count[entries])
-        )
-        scores_Qv[row, column] += count
+        from evaluation.baselines.history import History
+
+        last_Q = batch.item_T[batch.target_position_Q]
+        if self.repeats:
+            return (last_Q,)
+        return last_Q, torch.from_numpy(History.of(batch).newest(None)).to(last_Q.device)
+
+    def scores(self, query: Query) -> Tensor:
+        last_Q1 = query[0][:, None]
+        scores_Qv = self.popularity_v.repeat(len(last_Q1), 1)
+        self.transitions.add(scores_Qv, last_Q1, last_Q1.new_ones(last_Q1.shape))
+        if not self.repeats:
+            column_QL = self.slice.columns(query[1])
+            query_N, place_N = ((query[1] >= FIRST_VALUE) & (column_QL >= 0)).nonzero(as_tuple=True)
+            scores_Qv[query_N, column_QL[query_N, place_N]] -= self.above_all
         return scores_Qv

@@ -13,10 +13,10 @@ import torch
 import evaluation.parquet
 import evaluation.ranking
 from embeddings.workers import Worker, gather_objects
-from evaluation.baselines.base import BaselineScorer, Prepared
+from evaluation.baselines.base import BaselineConfig, BaselineScorer, Prepared
 from evaluation.baselines.markov import MarkovConfig
 from evaluation.baselines.popularity import PopularityConfig
-from evaluation.evaluate import validate
+from evaluation.evaluate import evaluate, validate
 from evaluation.evaluation_config import EvaluateConfig, RecommendConfig
 from evaluation.evaluator import EvaluationRun, evaluate_models
 from evaluation.model import Model
@@ -25,8 +25,10 @@ from evaluation.recommend import recommend
 from evaluation.results import Evaluated
 from evaluation.slices import CatalogueSlice
 from ingest.data.batch import Lists
+from tests.evaluation.cases import CASES
 from tests.small import MODEL, Data, make_step, train_config, weights
 from trainer.checkpoint import Checkpoints
+from trainer.models.registry import ModelConfig
 from trainer.progress import Progress
 
 
@@ -80,6 +82,25 @@ def baselines(data: Data, folder: Path, worker: Worker) -> list[np.ndarray]:
     return [scorer.scores((last,)).numpy() for scorer in scorers]
 
 
+def kinds(data: Data, folder: Path, worker: Worker) -> dict[str, tuple[Any, ...]]:
+    """Of each of `CASES`: all test targets by user and place, this worker's slice of their scores, and their ranks,
+    counted over all workers.
+    """
+    (whole,) = (batch for batch, _ in data.reader("test", evaluate=True, tokens=10**9, shuffle_buffer=10**9).epoch(0))
+    assert whole.target_place_Q is not None
+    targets = [(whole.users[row], place) for row, place in zip(whole.row_Q.tolist(), whole.target_place_Q.tolist())]  # noqa: B905
+    prepared = Prepared(data.url, data.manifest, data.items, worker)
+    found = {}
+    for name, case in CASES.items():
+        config = ModelConfig.model_validate(case)
+        assert isinstance(config, BaselineConfig)
+        scorer = config.scorer(prepared)
+        reader = data.reader("test", worker, evaluate=True, tokens=25, max_length=3)
+        ranks = evaluate(scorer, reader, worker, False, "").ranks.counts
+        found[name] = (targets, scorer.scores(scorer.predict(whole).query).numpy(), ranks)
+    return found
+
+
 def recommended(data: Data, folder: Path, worker: Worker) -> Path:
     """Recommendations of the model as it begins, in row groups of a few users; the folder that they are in."""
     step = make_step(data.manifest, worker)
@@ -119,6 +140,25 @@ def evaluated(data: Data, folder: Path, worker: Worker, changes: dict[str, Any] 
     url = str(folder / f"targets-{worker.workers}")
     with small_row_groups():
         return evaluate_models(EvaluationRun(data.url, url, models, settings, 7, "MRR"), worker)
+
+
+SEVERAL: dict[str, dict[str, Any]] = {
+    "own-items": {"kind": "recent", "order": ["recency", "frequency", "decay"], "half_life": [2.0, 30.0]},
+    "trending": {"kind": "trending", "span": ["1h", "2d"], "live": [False, True]},
+    "markov": {"kind": "markov"},
+}
+"""Baselines whose settings are chosen, and one that has none to choose."""
+
+
+def chosen(data: Data, folder: Path, worker: Worker, changes: dict[str, Any] | None = None) -> Evaluated:
+    """The evaluation of baselines whose settings are chosen, or of other ones."""
+    models = [
+        Model(name, ModelConfig.model_validate(section), train_config(metric="HR@5"), "")
+        for name, section in (changes or SEVERAL).items()
+    ]
+    url = str(folder / f"chosen-{worker.workers}")
+    settings = EvaluateConfig(filter_seen=False, resamples=200, metric="NDCG@10")
+    return evaluate_models(EvaluationRun(data.url, url, models, settings, 7, "HR@5"), worker)
 
 
 def neural(data: Data, folder: Path, worker: Worker, sharding: str = "table_wise") -> Any:

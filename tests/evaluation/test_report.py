@@ -125,6 +125,7 @@ def sample() -> dict[str, Any]:
             "unknown_targets": 12,
             "filtered_targets": 3,
             "validation_metric": "NDCG@10",
+            "metric": "MRR",
         },
         "models": models,
         "majority": {"action": 0.52, "genre": 0.31, "release": 0.7925},
@@ -259,6 +260,55 @@ def test_what_is_not_in_the_contract_is_refused_by_name(results: dict[str, Any])
         Results.model_validate(broken)
     with pytest.raises(ValidationError, match="modles"):
         Results.model_validate(results | {"modles": {}})
+
+
+def first_sentences(results: dict[str, Any], folder: Path) -> list[str]:
+    """The first sentence of the page, and that of the summary."""
+    _, source = page_of(results, folder)
+    headline = re.search(r'<p class="headline">(.*?)</p>', source, re.DOTALL)
+    texts = [headline[1] if headline else "", format_table(Results.model_validate(results)).splitlines()[0]]
+    return [re.split(r"(?<=\.) ", text)[0] for text in texts]
+
+
+def test_the_first_sentence_says_by_how_much_the_best_trained_model_leads(
+    results: dict[str, Any], tmp_path: Path
+) -> None:
+    metric = results["protocol"]["metric"]
+    ours, base = (results["models"][key]["metrics"][metric] for key in ("intentrec", "markov"))
+    assert ours > base > results["models"]["popularity"]["metrics"][metric]
+    for sentence in first_sentences(results, tmp_path):
+        assert sentence == (
+            f"In MRR, the best trained model, IntentRec, leads Markov, the best baseline, by {ours - base:.4f} "
+            f"({100 * (ours - base) / base:.1f} %): {ours:.4f} against {base:.4f}."
+        )
+
+
+def test_the_first_sentence_admits_a_baseline_that_is_better(results: dict[str, Any], tmp_path: Path) -> None:
+    """Of the metric that models are compared by, and of the best trained one, which is not the first here."""
+    worse = copy.deepcopy(results)
+    for key, value in {"intentrec": 0.2, "deep": 0.25, "sasrec": 0.31, "markov": 0.3, "popularity": 0.3125}.items():
+        worse["models"][key]["metrics"]["MRR"] = value
+    for sentence in first_sentences(worse, tmp_path):
+        assert sentence == (
+            "In MRR, the best trained model, SASRec, is below Popularity, the best baseline: 0.3100 against 0.3125."
+        )
+    worse["models"]["popularity"]["metrics"]["MRR"] = 0.31
+    assert "SASRec, is level with Popularity" in first_sentences(worse, tmp_path)[0]
+
+
+def test_without_baselines_nothing_is_said_of_them(results: dict[str, Any], tmp_path: Path) -> None:
+    alone = results | {"models": {key: results["models"][key] for key in ("deep", "sasrec")}}
+    assert not any("baseline" in sentence for sentence in first_sentences(alone, tmp_path))
+
+
+def test_settings_that_were_chosen_are_told_with_all_that_were_tried(results: dict[str, Any], tmp_path: Path) -> None:
+    told = copy.deepcopy(results)
+    tried = [{"settings": {"order": "recency"}, "value": 0.25}, {"settings": {"order": HOSTILE}, "value": 0.375}]
+    told["models"]["markov"]["chosen"] = {"settings": tried[1]["settings"], "metric": "HR@5", "tried": tried}
+    page, source = page_of(told, tmp_path)
+    assert f"order={HOSTILE}: 0.3750 HR@5 (order=recency: 0.2500)" in page.text
+    assert "<script" not in source
+    assert f"Markov with order={HOSTILE}: 0.3750 of validation HR@5" in format_table(Results.model_validate(told))
 
 
 def test_the_table_marks_the_best_and_tells_the_protocol(results: dict[str, Any]) -> None:
