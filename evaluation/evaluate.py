@@ -34,6 +34,8 @@ class Evaluation:
     ranks: RankMetrics
     unknown: int = 0
     """Targets whose item training does not know: a miss, but for what scores items without a row of the table."""
+    filtered: int = 0
+    """Targets that training knows and the filter of seen items took out: a miss."""
     hits: dict[str, Ints] = field(default_factory=dict)
     """Hits and targets with a label, of each intent."""
     majority: dict[str, Ints] = field(default_factory=dict)
@@ -41,18 +43,15 @@ class Evaluation:
     attention: dict[str, float] = field(default_factory=dict)
     """Sum of each intent's weight over the targets."""
 
-    @property
-    def filtered(self) -> int:
-        """Targets that the filter of seen items took out: a miss."""
-        return int(self.ranks.counts[MISS]) - self.unknown
-
     def mean_attention(self) -> dict[str, float]:
         return {name: weight / max(self.ranks.targets, 1) for name, weight in self.attention.items()}
 
     def count(self, batch: Batch, prediction: Prediction, ranks: Ints, hits: Hits, majority: dict[str, int]) -> None:
         """Add a batch with its targets' ranks; `majority`: the label index that is most common, by intent."""
         self.ranks.update(ranks)
-        self.unknown += int((~batch.known_Q).sum())
+        known_Q = batch.known_Q.cpu().numpy()
+        self.unknown += int((~known_Q).sum())
+        self.filtered += int(((ranks == MISS) & known_Q).sum())
         always = {name: torch.full_like(batch.target_Q, label) for name, label in majority.items()}
         _add(self.hits, {name: _counted(*found) for name, found in hits.items()})
         _add(self.majority, {name: _counted(*intent_hits(top, batch.labels[name])) for name, top in always.items()})
@@ -64,7 +63,7 @@ class Evaluation:
         """All workers' counts together; every worker calls it."""
         merged = Evaluation(RankMetrics(total(torch.from_numpy(self.ranks.counts).to(worker.device)).cpu().numpy()))
         for part in gather_objects(replace(self, ranks=RankMetrics.of(0))):
-            merged.unknown += part.unknown
+            merged.unknown, merged.filtered = merged.unknown + part.unknown, merged.filtered + part.filtered
             _add(merged.hits, part.hits)
             _add(merged.majority, part.majority)
             _add(merged.attention, part.attention)
