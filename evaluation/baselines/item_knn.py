@@ -114,7 +114,9 @@ class Similarities:
             column_P, item_P, dot_P = self._products(first, last)
             norms_P = self.norm_V[self.item_v[column_P]] * self.norm_V[item_P]
             similarity_P = dot_P / (norms_P + self.shrink)
-            other = np.flatnonzero(item_P != self.item_v[column_P])  # ascending by column and item, as the sort is stable
+            other = np.flatnonzero(
+                item_P != self.item_v[column_P]
+            )  # ascending by column and item, as the sort is stable
             order = other[np.lexsort((-similarity_P[other], column_P[other]))]
             order = order[places(column_P[order], len(self.item_v)) < most]
             found.append((item_P[order], column_P[order], similarity_P[order]))
