@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from evaluation.baselines.base import Prepared
+    from ingest.arrays.jagged import Integers
     from ingest.data.batch import Batch
     from ingest.data.schema import DataConfig
     from trainer.recommender import Query
@@ -84,10 +85,25 @@ class Trending(BaselineScorer):
         import torch
 
         bucket_D, row_Q = np.unique(query[0].cpu().numpy(), return_inverse=True)
-        counts_Dv = np.zeros((len(bucket_D), len(self.popularity_v)))
-        begin_D, end_D = np.searchsorted(self.bucket_N, [bucket_D - self.buckets, bucket_D])
-        for counts_v, begin, end in zip(counts_Dv, begin_D, end_D, strict=True):
-            np.add.at(counts_v, self.column_N[begin:end], self.count_N[begin:end])
         device = self.popularity_v.device
-        scores_Dv = torch.from_numpy(counts_Dv).to(device) + self.popularity_v
+        scores_Dv = torch.from_numpy(self._counts(bucket_D)).to(device) + self.popularity_v
         return scores_Dv[torch.from_numpy(row_Q).to(device)]
+
+    def _counts(self, bucket_D: Integers) -> np.ndarray:
+        """The events of each item in the buckets before each of `bucket_D`, which ascend: float64 [D, v].
+
+        From one to the next only what comes in and what goes out is counted.
+        """
+        counts_Dv = np.empty((len(bucket_D), len(self.popularity_v)))
+        counts_v = np.zeros(len(self.popularity_v))
+        begin = end = 0
+        entries_D = zip(*np.searchsorted(self.bucket_N, [bucket_D - self.buckets, bucket_D]).tolist(), strict=True)
+        for row, (first, last) in enumerate(entries_D):
+            if first >= end:  # nothing of the window before
+                counts_v[:] = 0
+                begin = end = first
+            np.add.at(counts_v, self.column_N[end:last], self.count_N[end:last])
+            np.subtract.at(counts_v, self.column_N[begin:first], self.count_N[begin:first])
+            begin, end = first, last
+            counts_Dv[row] = counts_v
+        return counts_Dv
