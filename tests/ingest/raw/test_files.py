@@ -336,4 +336,5 @@ def test_odd_characters_in_every_folder(name: str, tmp_path: Path, monkeypatch: 
     assert config.work == f"{tmp_path}/{name}/work"
     manifest = prepare(config, f"{relative}/out", lambda _: None)
     assert manifest.counts["users"] == USERS
-    assert sorted(path.name for path in (tmp_path / name / "out").iterdir())[:2] == ["items.parquet", "manifest.json"]
+    found = sorted(path.name for path in (tmp_path / name / "out").iterdir())
+    assert found[:3] == ["activity", "items.parquet", "manifest.json"]
