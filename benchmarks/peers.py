@@ -111,24 +111,27 @@ def validation_losses(step: Any, reader: Any) -> dict[str, float]:
     for batch, _ in reader.epoch(0):
         scores_QV = scorer.scores(scorer.predict(batch).query)
         scores_QV[:, :FIRST_VALUE] = -torch.inf
-        loss_Q = torch.nn.functional.cross_entropy(scores_QV, scorer.item_to_row(batch.target_Q), reduction="none")
+        row_Q = scorer.item_to_row(batch.in_table(batch.target_Q))
+        loss_Q = torch.nn.functional.cross_entropy(scores_QV, row_Q, reduction="none")
         users = [batch.users[row] for row in batch.row_Q.tolist()]
-        known_Q = (batch.target_Q >= FIRST_VALUE).tolist()
-        losses.update({str(u): x for u, x, known in zip(users, loss_Q.tolist(), known_Q, strict=True) if known})
+        known = zip(users, loss_Q.tolist(), batch.known_Q.tolist(), strict=True)
+        losses.update({str(user): loss for user, loss, is_known in known if is_known})
     return losses
 
 
 def export(data: str, folder: Path) -> None:
     """The prepared data set's training histories and held-out items as CSV: users, item indices, places."""
 
+    manifest = load_manifest(data)
+
     def read(split: SplitName) -> pl.DataFrame:
-        shards = load_manifest(data).shards[split]
-        return pl.concat([pl.read_parquet(join(data, shard.path), columns=["user", "item"]) for shard in shards])
+        paths = [join(data, shard.path) for shard in manifest.shards[split]]
+        return pl.concat([pl.read_parquet(path, columns=["user", "item"]) for path in paths])
 
     position = pl.int_range(pl.len()).over("user").alias("position")
     read("train").explode("item").with_columns(position).write_csv(folder / "train.csv")
     held_out = read("validation").with_columns(pl.col("item").list.last())
-    held_out.filter(pl.col("item") >= FIRST_VALUE).write_csv(folder / "validation.csv")
+    held_out.filter(pl.col("item").is_between(FIRST_VALUE, manifest.items - 1)).write_csv(folder / "validation.csv")
 
 
 @contextmanager

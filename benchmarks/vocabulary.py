@@ -79,6 +79,7 @@ def _over(worker: Worker, items: int) -> Callable[..., dict[str, Any]]:
     content: dict[str, Any] = {"time_unit": "position", "first_time": 0, "last_time": 200, "has_duration": False}
     content |= {
         "items": items + FIRST_VALUE,
+        "catalogue": items + FIRST_VALUE,
         "features": [],
         "split": {},
         "counts": {},
@@ -107,6 +108,6 @@ def _made(manifest: Manifest, draw: str, seed: list[int]) -> Batch:
     drawn, known = rng.random(lengths.sum()), manifest.items - FIRST_VALUE
     rank = drawn * known if draw == "uniform" else np.expm1(drawn * np.log1p(known))
     item = np.minimum(rank.astype(np.int64), known - 1) + FIRST_VALUE
-    nothing = ItemTable(manifest.items, {}, np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
+    nothing = ItemTable(manifest.items, {}, np.zeros(0, dtype=np.int64))
     builder = BatchBuilder(manifest, nothing, max_length=200, windows=False, features=False)
     return builder.build(StoredRows([], lengths - 1, offsets_of(lengths), {"item": item, "time": np.arange(len(item))}))

@@ -23,7 +23,6 @@ from embeddings.spread import Spread
 from embeddings.table_config import ITEM, PREFIX, TableConfig
 from ingest.data.batch import Batch, Lists
 from ingest.data.manifest import Manifest
-from ingest.features.feature import UNKNOWN
 
 
 def expected_lookups(tables: list[EmbeddingConfig], tokens: int, candidates: int) -> dict[str, float]:
@@ -80,7 +79,7 @@ class Tables(nn.Module):
             for name, size in rows.items()
         ]
         self.collection = EmbeddingCollection(tables=self.configs, device=torch.device("meta"))
-        self.names, self.items = list(rows), manifest.items
+        self.names = list(rows)
         self.spreads = {name: Spread(size) for name, size in rows.items() if name not in shared}
         """Where values lie that have a row of their own, by table."""
         self.lookups = dict.fromkeys(self.names, 0)
@@ -90,7 +89,7 @@ class Tables(nn.Module):
         """Vectors of the inputs, each [T, D], and the item table's rows of the candidates, [C, D]."""
         values = {name: batch.item_T if name == ITEM else batch.features[name] for name in self.names}
         index = {name: value.values if isinstance(value, Lists) else value for name, value in values.items()}
-        index[ITEM] = torch.cat([index[ITEM].masked_fill(index[ITEM] >= self.items, UNKNOWN), candidates_C])
+        index[ITEM] = torch.cat([batch.in_table(index[ITEM]), candidates_C])
         rows, places = lookup_once(self.configs, [self._rows(name, index_N) for name, index_N in index.items()])
         if self.training:
             for name, count in zip(self.names, rows.length_per_key(), strict=True):

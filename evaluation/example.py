@@ -42,7 +42,7 @@ def example_of(scorer: Scorer, reader: Reader, worker: Worker, filter_seen: bool
 def _choose(batch: Batch) -> int:
     """The target with a known item whose history is nearest to `SHOWN_HISTORY` interactions."""
     assert batch.seen is not None
-    unknown_Q = (batch.target_Q < FIRST_VALUE).long()
+    unknown_Q = (~batch.known_Q).long()
     return int(((batch.seen.lengths - SHOWN_HISTORY).abs() + 10_000 * unknown_Q).argmin())
 
 

@@ -110,12 +110,12 @@ class Step:
 
     def _full(self, batch: Batch) -> tuple[Prediction, Tensor]:
         prediction: Prediction = self.parallel(batch, self.slice_v)
-        rows_vD, row_Q = prediction.candidates_CD, self.spread.rows(batch.known_target_Q)
+        rows_vD, row_Q = prediction.candidates_CD, self.spread.rows(batch.in_table(batch.target_Q))
         item = full_softmax(prediction.query[0], rows_vD, row_Q, batch.item_weight_Q, self.first, self.scores)
         return prediction, item
 
     def _sampled(self, batch: Batch, number: int) -> tuple[Prediction, Tensor]:
-        target_Q = batch.known_target_Q
+        target_Q = batch.in_table(batch.target_Q)
         negatives = self.sampler(number, gather_rows(target_Q)[0] if self.sampler.needs_targets else target_Q)
         prediction: Prediction = self.parallel(batch, torch.cat([target_Q, negatives.item_N]))
         positive_QD, negative_ND = prediction.candidates_CD.split([len(target_Q), len(negatives.item_N)])

@@ -70,10 +70,9 @@ class Batch:
         """Whether training knows each target's item."""
         return (self.target_Q >= FIRST_VALUE) & (self.target_Q < self.items)
 
-    @property
-    def known_target_Q(self) -> Tensor:
-        """Each target's item, `UNKNOWN` where training does not know it: what the item table has a row for."""
-        return self.target_Q.masked_fill(~self.known_Q, UNKNOWN)
+    def in_table(self, item_N: Tensor) -> Tensor:
+        """The items, `UNKNOWN` where training does not know them: what the embedding table has a row for."""
+        return item_N.masked_fill(item_N >= self.items, UNKNOWN)
 
     @property
     def item_weight_Q(self) -> Tensor:
