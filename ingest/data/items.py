@@ -11,13 +11,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ingest.arrays.jagged import Column, Integers
+from ingest.arrays.jagged import Column
 from ingest.data.manifest import Manifest
 from ingest.features.feature import PreparedFeature, kind_of
 from ingest.storage import arrow_filesystem, join
-
-ALWAYS = int(np.iinfo(np.int64).min)
-"""Before every moment."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +25,6 @@ class ItemTable:
     columns: dict[str, Column]
     counts: NDArray[np.int64]
     """How often the training data have each item: shape [V], or [0] where it was not asked for."""
-    exists: Integers
-    """Milliseconds since 1970 from which on each item is there, [V]; `ALWAYS` for those of the log's item table."""
 
     def of(self, feature: PreparedFeature, item_N: NDArray, time_N: NDArray) -> Column:
         """The feature's values for interactions with items, or lists of values. Ages are counted until `time_N`."""
@@ -41,10 +36,9 @@ def load_items(url: str, manifest: Manifest, counts: bool = True) -> ItemTable:
     filesystem, path = arrow_filesystem(join(url, "items.parquet"))
     features = [feature for feature in manifest.features if feature.of == "item"]
     names = [feature.name for feature in features]
-    table = pq.read_table(path, filesystem=filesystem, columns=["exists", *names] + ["count"] * counts)
+    table = pq.read_table(path, filesystem=filesystem, columns=["count", *names] if counts else names)
     return ItemTable(
         size=manifest.catalogue,
         columns={feature.name: kind_of(feature).load(table[feature.name].combine_chunks()) for feature in features},
         counts=table["count"].to_numpy().astype(np.int64) if counts else np.empty(0, np.int64),
-        exists=table["exists"].combine_chunks().fill_null(ALWAYS).to_numpy(),
     )
