@@ -1,31 +1,20 @@
-"""How often each item was taken in each bucket of time, as prepare has counted it."""
+"""How often each item was taken in each bucket of time, as prepare has counted it; only a log with times has it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from ingest.arrays.jagged import Integers
-from ingest.errors import InputError
-from ingest.features.vocabulary import read_parts
-from ingest.storage import join, list_names
+from ingest.data.pairs import read_pairs
 
 BUCKET = 300_000
 """Milliseconds of a bucket: bucket b holds the times from b * BUCKET on."""
 
 
-def read_activity(url: str) -> Iterator[tuple[Integers, Integers, Integers, Integers]]:
+def read_activity(url: str) -> Iterator[tuple[Integers, ...]]:
     """Item, bucket, training events and events of all splits, part by part: four arrays [N] of int64.
 
     Ascending by item and bucket over all parts. `url`: the folder of the prepared data set. Raises `InputError` where
     they are not there.
     """
-    folder = join(url, "activity")
-    names = sorted(list_names(folder))
-    if not names:
-        raise InputError(
-            f"{folder}: no such folder, or nothing in it; `intentrec prepare` writes it for a log with times"
-        )
-    for name in names:
-        for part in read_parts(join(folder, name), ["item", "bucket", "training", "total"]):
-            item, bucket, training, total = (part[column].cast(int).to_numpy() for column in part.columns)
-            yield item, bucket, training, total
+    return read_pairs(url, "activity", ["item", "bucket", "training", "total"])

@@ -1,7 +1,7 @@
 """The third pass over a log: each partition's histories become shards of indices and numbers.
 
 Before it, `count_ages` counts what depends on both an item and the time of an event. Besides shards, a partition leaves
-how often its labels come (`labels/<partition>.parquet`) which item follows which, and when each was taken
+how often its labels come (`labels/<partition>.parquet`), which item follows which, and when each was taken
 (`prepare.pairs`).
 
 N  events
@@ -25,7 +25,7 @@ from ingest.features.vocabulary import look_up, read_parts
 from ingest.prepare.fit import feature_of, vocabulary_of
 from ingest.prepare.histories import ITEM, counts_of, read_histories, read_users
 from ingest.prepare.item_table import ITEMS
-from ingest.prepare.pairs import spill_activity, spill_transitions
+from ingest.prepare.pairs import pairs_of, spill_activity, spill_transitions
 from ingest.prepare.partition import Job
 from ingest.prepare.shard_writer import write_shards, write_table
 from ingest.prepare.split import SplitLog, split_log, targets_where
@@ -78,10 +78,14 @@ class _Partition:
         """The items from which is learned: those that training does not know are one unknown item."""
         return np.where(self.known_N, self.index_N, np.int32(UNKNOWN))
 
-    def seen(self, found: PreparedFeature, items: pa.Array, index_N: NDArray[np.int32], places: Integers) -> Column:
-        """An item feature as a batch has it at `places`, of events with the items `index_N`; `items`: of each item."""
-        values = kind_of(found).load(items).take(index_N[places])
-        return kind_of(found).at_event(found, values, self.events["time"].to_numpy()[places])
+    def seen(self, found: PreparedFeature, values: Column, index_N: NDArray[np.int32], places: Integers) -> Column:
+        """A feature as a batch has it at `places`.
+
+        `values`: of each event, or of each item, where events have the items `index_N`.
+        """
+        if found.of == "event":
+            return values.take(places)
+        return kind_of(found).at_event(found, values.take(index_N[places]), self.events["time"].to_numpy()[places])
 
 
 def count_ages(job: Job, task: tuple[int, list[str]]) -> dict[str, Any]:
@@ -113,13 +117,14 @@ def encode_partition(job: Job, task: tuple[int, dict[str, Any], list[int]]) -> d
             columns[feature.name] = partition.encoded(feature, found)
         if is_counted(found):
             event = feature.of == "event"
-            labels.append(_counted(partition, found, columns[feature.name] if event else partition.of_items(feature)))
+            values = _loaded(columns[feature.name]) if event else kind_of(found).load(partition.of_items(feature))
+            labels.append(_counted(partition, found, values))
     if labels:
         write_table(_labels_of(job, number), pl.concat(labels))
     targets = partition.training_targets
     pairs = targets[partition.known_N[targets] & partition.known_N[targets - 1]]
     spill_transitions(job, number, index_N[pairs - 1], index_N[pairs], begins)
-    if job.config.time_unit != "position":
+    if "activity" in pairs_of(job.config):
         time_N = partition.events["time"].to_numpy()
         spill_activity(job, number, index_N, time_N, partition.split.training, begins)
     sizes = job.config.row_group_interactions, job.config.shard_interactions
@@ -142,7 +147,7 @@ def _loaded(column: pa.Array) -> Column:
     return Jagged.from_arrow(column) if pa.types.is_list(column.type) else column.to_numpy(zero_copy_only=False)
 
 
-def _counted(partition: _Partition, found: PreparedFeature, values: pa.Array) -> pl.DataFrame:
+def _counted(partition: _Partition, found: PreparedFeature, values: Column) -> pl.DataFrame:
     """How often each index of a feature comes among the training events, and among the training targets.
 
     `values`: of each event, or of each item. As everything that is learned, the events' bins are counted without
@@ -153,8 +158,7 @@ def _counted(partition: _Partition, found: PreparedFeature, values: pa.Array) ->
         ("events", partition.training, partition.learned_N),
         ("targets", partition.training_targets, partition.index_N),
     ):
-        event = found.of == "event"
-        seen = _loaded(values).take(places) if event else partition.seen(found, values, index_N, places)
+        seen = partition.seen(found, values, index_N, places)
         counts[name] = np.bincount(seen.values if isinstance(seen, Jagged) else seen, minlength=found.size)
     frame = pl.DataFrame({"feature": found.name, "index": np.arange(found.size), **counts})
     return frame.filter((pl.col("events") > 0) | (pl.col("targets") > 0))

@@ -83,7 +83,7 @@ def _catalogue(job: Job, logged: pl.DataFrame, items: pl.DataFrame | None) -> pl
     others = value.to_frame().join(known, on="value", how="anti").join(logged, on="value", how="left")
     others = others.with_columns(pl.col("count", "total").fill_null(0), first="appeared")
     others = others.sort("count", "value", descending=[True, False])
-    table = pl.concat([known, others.select(pl.lit(0, pl.Int32).alias("index"), pl.exclude("index"))], how="diagonal")
+    table = pl.concat([known, others], how="diagonal")
     return table.with_columns(index=pl.int_range(table.height, dtype=pl.Int32)).rename({"value": "id"})
 
 

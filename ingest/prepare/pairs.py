@@ -18,12 +18,18 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ingest.data.activity import BUCKET
+from ingest.data.schema import DataConfig
 from ingest.features.feature import FIRST_VALUE
 from ingest.prepare.partition import Job, new_file, one_batch, read_batch
 from ingest.prepare.shard_writer import write_table
 from ingest.storage import join, open_file
 
 KEYS = {"transitions": ("before", "after"), "activity": ("item", "bucket")}
+
+
+def pairs_of(config: DataConfig) -> list[str]:
+    """What is counted of such a log; one that has positions alone has no buckets of time."""
+    return [name for name in KEYS if name != "activity" or config.time_unit != "position"]
 
 
 def _spilled(job: Job, name: str, partition: int) -> str:

@@ -31,7 +31,7 @@ from ingest.prepare.fit import fit_feature, fit_items, keep_base, merge_counts, 
 from ingest.prepare.histories import ITEM, build_histories, counts_of
 from ingest.prepare.item_table import ITEMS, build_items
 from ingest.prepare.log import event_features
-from ingest.prepare.pairs import merge_pairs
+from ingest.prepare.pairs import merge_pairs, pairs_of
 from ingest.prepare.partition import Job, partition_piece
 from ingest.prepare.report import (
     SPLITS,
@@ -261,9 +261,9 @@ class _Pipeline:
         encoded = self._stage("encode", encode_partition, tasks, "partitions written")
         for name in SPLITS:
             counts[f"unknown_targets_{name}"] = sum(part["unknown_targets"][name] for part in encoded)
-        for kind in ("transitions", "activity") if self.config.time_unit != "position" else ("transitions",):
-            pairs = [(kind, number) for number in range(job.partitions)]
-            self._stage(f"merge/{kind}", merge_pairs, pairs, f"{kind} counted")
+        for pairs in pairs_of(self.config):
+            ranged = [(pairs, number) for number in range(job.partitions)]
+            self._stage(f"merge/{pairs}", merge_pairs, ranged, f"{pairs} counted")
         counted = {name: described[name] for name, feature in features.items() if is_counted(feature)}
         (labels,) = self._stage("merge/labels", sum_labels, [counted], "labels counted")
         self.log(f"writing vocabularies: {counts['items']:,} items that training knows")
