@@ -42,7 +42,7 @@ class Scorer(Protocol):
     def scores(self, query: Query) -> Tensor:
         """Scores of this worker's slice for any worker's queries: tensors [A, ...] -> [A, v], which may be changed.
 
-        -inf for an item that it can not score.
+        A scorer that knows only what training does gives the slice's first columns, the known items, alone.
         """
         ...
 
@@ -62,10 +62,9 @@ class NeuralScorer:
     """
 
     def __init__(self, step: Step, rows_at_once: int = 262_144) -> None:
-        self.step, self.predict, manifest = step, step.predict, step.manifest
+        self.step, self.predict = step, step.predict
         rows_vD = rows_in_place(step.parallel, ITEM, step.worker.workers)
         self.rows_vD = self._fetched(rows_at_once) if rows_vD is None else rows_vD
-        self.others = len(CatalogueSlice(manifest.items, manifest.catalogue, step.worker)) - len(self.rows_vD)
 
     def _fetched(self, rows_at_once: int) -> Tensor:
         worker, items = self.step.worker, self.step.manifest.items
@@ -82,12 +81,8 @@ class NeuralScorer:
     def scores(self, query: Query) -> Tensor:
         query_AD = query[0]
         if self.rows_vD.dtype == query_AD.dtype:
-            parts = [query_AD @ self.rows_vD.T]
-        else:
-            parts = [query_AD @ rows.to(query_AD.dtype).T for rows in self.rows_vD.split(ROWS_CONVERTED)]
-        if self.others:
-            parts.append(query_AD.new_full((len(query_AD), self.others), -torch.inf))
-        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+            return query_AD @ self.rows_vD.T
+        return torch.cat([query_AD @ rows.to(query_AD.dtype).T for rows in self.rows_vD.split(ROWS_CONVERTED)], dim=1)
 
     def item_to_row(self, item_N: Tensor) -> Tensor:
         return torch.where(item_N < self.step.manifest.items, self.step.spread.rows(item_N), item_N)
@@ -136,7 +131,7 @@ class CatalogueRanker:
         for begin, scores_av in self._scored(query, seen):
             part = slice(begin, begin + len(scores_av))
             column_a = self.slice.columns(target_A[part])
-            own_a = column_a >= 0
+            own_a = (column_a >= 0) & (column_a < scores_av.shape[1])
             value_a = scores_av.new_full((len(scores_av),), -torch.inf)
             value_a[own_a] = scores_av[own_a, column_a[own_a]]
             dist.all_reduce(value_a, op=dist.ReduceOp.MAX)
@@ -188,7 +183,7 @@ class CatalogueRanker:
             scores_av[:, : max(FIRST_VALUE - self.slice.begin, 0)] = -torch.inf
             if seen_columns is not None:
                 column_N, query_N = seen_columns
-                here = (query_N >= begin) & (query_N < begin + len(scores_av))
+                here = (query_N >= begin) & (query_N < begin + len(scores_av)) & (column_N < scores_av.shape[1])
                 scores_av[query_N[here] - begin, column_N[here]] = -torch.inf
             yield begin, scores_av
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from embeddings.workers import Worker
+    from evaluation.baselines.incidence import Incidence
     from evaluation.ranking import Scorer
     from evaluation.slices import CatalogueSlice
     from ingest.data.batch import Batch
@@ -70,6 +71,13 @@ class Prepared:
 
         share_v = self.items.counts[self.slice.rows.numpy()] / (self.items.counts.sum() + 1.0)
         return torch.from_numpy(share_v).to(self.worker.device)
+
+    @cached_property
+    def incidence(self) -> Incidence:
+        """Which training rows have which items; counted once for all settings that are tried."""
+        from evaluation.baselines.incidence import Incidence
+
+        return Incidence.of(self.training_rows(), self.manifest.catalogue)
 
     def training_rows(self) -> Iterator[StoredRows]:
         """All training rows, those of every worker, a shuffle block at a time. Who has one event only has no row."""

@@ -5,12 +5,13 @@ R  training rows, the newest first: by the time of their last event     N  diffe
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
-from evaluation.baselines.base import Prepared
 from ingest.arrays.jagged import Integers, concat
+from ingest.data.shards import StoredRows
 from ingest.features.feature import FIRST_VALUE
 
 
@@ -24,15 +25,15 @@ class Incidence:
     count_N: Integers
 
     @classmethod
-    def of(cls, data: Prepared) -> Incidence:
+    def of(cls, training: Iterable[StoredRows], catalogue: int) -> Incidence:
         """Of all training rows, on every worker: memory grows with the interactions."""
         rows, last = 0, [np.zeros(0, np.int64)]
         parts = [np.zeros((3, 0), dtype=np.int64)]
-        for stored in data.training_rows():
+        for stored in training:
             row_M = np.repeat(np.arange(len(stored)), stored.lengths)
-            key_M = row_M * data.manifest.catalogue + stored.columns["item"]
+            key_M = row_M * catalogue + stored.columns["item"]
             key, count = np.unique(key_M, return_counts=True)
-            row, item = np.divmod(key, data.manifest.catalogue)
+            row, item = np.divmod(key, catalogue)
             known = item >= FIRST_VALUE
             parts.append(np.stack([rows + row, item, count])[:, known])
             last.append(stored.columns["time"].take(stored.offsets[1:] - 1))

@@ -55,12 +55,11 @@ class ItemKnn(BaselineScorer):
     """The similarities of this worker's items, v of them, to their neighbours. A query is the user's items: [Q, L]."""
 
     def __init__(self, data: Prepared, config: ItemKnnConfig) -> None:
-        from evaluation.baselines.incidence import Incidence
         from evaluation.baselines.sparse import SparseRows
 
         self.popularity_v = data.popularity_v
         self.length, self.decay = single(config.length), single(config.decay)
-        similar = Similarities(data, Incidence.of(data), single(config.counted), single(config.shrink))
+        similar = Similarities(data, data.incidence, single(config.counted), single(config.shrink))
         neighbours = similar.neighbours(single(config.neighbours))
         self.similarity = SparseRows(*neighbours, data.manifest.catalogue)
 
@@ -114,9 +113,7 @@ class Similarities:
             column_P, item_P, dot_P = self._products(first, last)
             norms_P = self.norm_V[self.item_v[column_P]] * self.norm_V[item_P]
             similarity_P = dot_P / (norms_P + self.shrink)
-            other = np.flatnonzero(
-                item_P != self.item_v[column_P]
-            )  # ascending by column and item, as the sort is stable
+            other = np.flatnonzero(item_P != self.item_v[column_P])  # ascending by column, then by item
             order = other[np.lexsort((-similarity_P[other], column_P[other]))]
             order = order[places(column_P[order], len(self.item_v)) < most]
             found.append((item_P[order], column_P[order], similarity_P[order]))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ingest.data.batch import Batch
     from trainer.recommender import Query
 
-Transitions: TypeAlias = Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]
+Transitions: TypeAlias = Iterable[tuple[np.ndarray, ...]]
 """Item, next item and how often, sorted by both, part by part."""
 
 
@@ -66,7 +66,6 @@ class Markov(BaselineScorer):
         scores_Qv = self.popularity_v.repeat(len(last_Q1), 1)
         self.transitions.add(scores_Qv, last_Q1, last_Q1.new_ones(last_Q1.shape))
         if not self.repeats:
-            column_QL = self.slice.columns(query[1])
-            query_N, place_N = ((query[1] >= FIRST_VALUE) & (column_QL >= 0)).nonzero(as_tuple=True)
-            scores_Qv[query_N, column_QL[query_N, place_N]] -= self.above_all
+            query_N, _, column_N = self.slice.entries(query[1])
+            scores_Qv[query_N, column_N] -= self.above_all
         return scores_Qv

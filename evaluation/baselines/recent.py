@@ -12,7 +12,6 @@ import numpy as np
 from pydantic import Field
 
 from evaluation.baselines.base import BaselineConfig, BaselineScorer, OneOrMore, Positive, single
-from ingest.features.feature import FIRST_VALUE
 from trainer.models.registry import register
 
 if TYPE_CHECKING:
@@ -84,8 +83,6 @@ class Recent(BaselineScorer):
 
         (item_QL,) = query
         scores_Qv = self.popularity_v.repeat(len(item_QL), 1)
-        column_QL = self.slice.columns(item_QL)
-        query_N, place_N = ((item_QL >= FIRST_VALUE) & (column_QL >= 0)).nonzero(as_tuple=True)
-        from_last_N = (self.length - place_N).to(torch.float64)
-        scores_Qv[query_N, column_QL[query_N, place_N]] = from_last_N
+        query_N, place_N, column_N = self.slice.entries(item_QL)
+        scores_Qv[query_N, column_N] = (self.length - place_N).to(torch.float64)
         return scores_Qv

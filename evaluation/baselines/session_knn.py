@@ -60,14 +60,13 @@ class SessionKnn(BaselineScorer):
     def __init__(self, data: Prepared, config: SessionKnnConfig) -> None:
         import torch
 
-        from evaluation.baselines.incidence import Incidence
         from evaluation.baselines.sparse import SparseRows
 
         self.popularity_v, catalogue = data.popularity_v, data.manifest.catalogue
         self.neighbours, self.sample = single(config.neighbours), single(config.sample)
         self.length = single(config.length)
         self.weights: Weights = single(config.weights)
-        found = Incidence.of(data)
+        found = data.incidence
         self.rows = found.rows
         column = data.slice.columns(torch.from_numpy(found.item_N)).numpy()
         own = column >= 0
@@ -113,8 +112,8 @@ class SessionKnn(BaselineScorer):
         sampled = places(query_P, queries) < self.sample
         query_P, row_P, similarity_P = query_P[sampled], row_P[sampled], (overlap_P / self.norm_R[row_P])[sampled]
         order = np.lexsort((row_P, -similarity_P, query_P))
-        columns = (padded(query_P[order], value[order], queries, self.neighbours) for value in (row_P, similarity_P))
-        return next(columns), next(columns)
+        row_Qk = padded(query_P[order], row_P[order], queries, self.neighbours)
+        return row_Qk, padded(query_P[order], similarity_P[order], queries, self.neighbours)
 
     def _weights(self, item_QL: Integers) -> Floats:
         """Of the places of each history: [Q, L]."""
@@ -122,7 +121,8 @@ class SessionKnn(BaselineScorer):
         place_L = np.arange(item_QL.shape[1])
         if self.weights == "linear":
             return (count_Q1 - place_L) / np.maximum(count_Q1, 1)
-        return np.broadcast_to(1.0 / (place_L + 1.0) if self.weights == "div" else place_L * 0.0 + 1.0, item_QL.shape)
+        weight_L = 1.0 / (place_L + 1.0) if self.weights == "div" else np.ones(len(place_L))
+        return np.broadcast_to(weight_L, item_QL.shape)
 
     def scores(self, query: Query) -> Tensor:
         from evaluation.baselines.sparse import or_popular
