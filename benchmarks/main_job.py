@@ -45,6 +45,7 @@ def measure(config: str, overrides: list[str]) -> dict[str, Any]:
             name: {"metrics": {metric: model["metrics"][metric] for metric in METRICS}, "intents": model["intents"]}
             for name, model in results["models"].items()
         },
+        "chosen": {name: model["chosen"]["settings"] for name, model in results["models"].items() if model["chosen"]},
         "versus": results["models"][next(iter(results["models"]))]["versus"],
     }
 
@@ -58,7 +59,7 @@ def section(run: dict[str, Any]) -> str:
         f"## {Path(words[3]).stem}",
         "",
         f"{data['events']:,} events of {data['users']:,} users and {data['items']:,} items; {run['targets']:,} targets"
-        f", of which {run['unknown_targets']:,} are items that training never saw. From the log to the report "
+        f", of which {run['unknown_targets']:,} are items that training does not know. From the log to the report "
         f"{seconds['all'] / 60:.1f} minutes (training {seconds['train']:.0f} s, evaluation {seconds['evaluate']:.0f} s)"
         f" and {run['peak_memory_gib']:.1f} GiB over all processes.",
         "",
@@ -74,6 +75,9 @@ def section(run: dict[str, Any]) -> str:
             p = "< 0.001" if versus["p"] < 0.001 else f"{versus['p']:.3f}"
             pair = f"| {versus['difference']:+.4f} {versus['metric']} | {p} |"
         lines.append(f"| {model} | {values} {pair}")
+    if run["chosen"]:
+        chosen = (f"{name} {', '.join(f'{k} {v}' for k, v in found.items())}" for name, found in run["chosen"].items())
+        lines += ["", f"Chosen on validation: {'; '.join(chosen)}."]
     if intents := run["models"][first]["intents"]:
         accuracy = ", ".join(f"{intent} {value:.3f}" for intent, value in intents.items())
         lines += ["", f"Intent accuracy of {first}: {accuracy}."]
