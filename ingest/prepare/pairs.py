@@ -63,8 +63,13 @@ def _spill(job: Job, name: str, partition: int, frame: pl.DataFrame, ranges: lis
 
 
 def _summed(frame: pl.DataFrame, name: str) -> pl.DataFrame:
-    keys = KEYS[name]
-    return frame.group_by(keys).agg(pl.exclude(keys).cast(pl.Int64).sum()).sort(keys)
+    """The sums of all pairs that are the same, ascending: as one number, a pair takes half the time."""
+    first, second = KEYS[name]
+    pair = pl.col(first).cast(pl.Int64) * 2**32 + (pl.col(second).cast(pl.Int64) + 2**31)
+    summed = frame.group_by(pair.alias("pair")).agg(pl.exclude(first, second).cast(pl.Int64).sum()).sort("pair")
+    firsts = (pl.col("pair") // 2**32).cast(frame[first].dtype).alias(first)
+    seconds = (pl.col("pair") % 2**32 - 2**31).cast(frame[second].dtype).alias(second)
+    return summed.select(firsts, seconds, pl.exclude("pair"))
 
 
 def merge_pairs(job: Job, task: tuple[str, int]) -> dict[str, Any]:
