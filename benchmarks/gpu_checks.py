@@ -24,7 +24,6 @@ from trainer.attention import CausalAttention, Layout
 from trainer.models.intentrec import IntentRecConfig
 from trainer.models.registry import NeuralConfig
 from trainer.models.sasrec import SASRecConfig
-from trainer.step import weights_of
 from trainer.train_config import TrainConfig
 
 CPU = torch.device("cpu")
@@ -183,7 +182,7 @@ def one_step(case: Case, device: torch.device) -> Taken:
     worker = Worker(device=device)
     step, (batch,) = case.step(worker), case.batches(1, worker)
     before, batch = rows_of(step), batch.to(device)
-    losses, _ = step.train(batch, 0, weights_of(batch).tolist())
+    losses, _ = step.train(batch, 0, step.weights_of(batch).tolist())
     loss = losses.item + sum(losses.intents.values())
     gradients = {
         name: parameter.grad.detach().cpu()

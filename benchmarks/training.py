@@ -33,7 +33,7 @@ from ingest.data.manifest import Manifest, load_manifest
 from ingest.data.reader import Reader
 from ingest.settings import load_settings
 from trainer.models.registry import NeuralConfig
-from trainer.step import Step, weights_of
+from trainer.step import Step
 from trainer.train_config import TrainConfig
 
 
@@ -104,7 +104,7 @@ class Training:
     def take(self) -> None:
         """One step; `StopIteration` where no batch is left."""
         batch = next(self.batches)
-        weights = total(weights_of(batch)).tolist()
+        weights = total(self.step.weights_of(batch)).tolist()
         losses, _ = self.step.train(batch, self.number, weights)
         self.losses.append(float(total(losses.item.double())) / max(weights[0], 1e-12))
         self.number += 1

@@ -59,10 +59,13 @@ class Tables(nn.Module):
     """Holds the EmbeddingCollection of a model, on the meta device and without memory until `embeddings.sharding.shard`
     places it; TorchRec replaces `collection` by its sharded form. Items that training does not know share one row.
 
-    `features`: whether the model reads category features besides the item. `seed`: of rows that evicted values had.
+    `features`: whether the model reads category features besides the item; `request`: and what is known of the next
+    interaction's when it is requested. `seed`: of rows that evicted values had.
     """
 
-    def __init__(self, manifest: Manifest, config: TableConfig, features: bool, seed: int) -> None:
+    def __init__(
+        self, manifest: Manifest, config: TableConfig, features: bool, seed: int, request: bool = False
+    ) -> None:
         super().__init__()
         self.collisions = Collisions(config.zch, config.dimension, config.initial_deviation, seed)
         shared = {table: settings.size for table, settings in config.zch.items()}
@@ -80,30 +83,33 @@ class Tables(nn.Module):
         ]
         self.collection = EmbeddingCollection(tables=self.configs, device=torch.device("meta"))
         self.names = list(rows)
+        self.requested = [feature.name for feature in read if request and feature.at_request]
         self.spreads = {name: Spread(size) for name, size in rows.items() if name not in shared}
         """Where values lie that have a row of their own, by table."""
         self.lookups = dict.fromkeys(self.names, 0)
         """Different rows that this worker has looked up in training since it was last set to 0, by table."""
 
-    def forward(self, batch: Batch, candidates_C: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Vectors of the inputs, each [T, D], and the item table's rows of the candidates, [C, D]."""
+    def forward(self, batch: Batch, candidates_C: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+        """Vectors of the inputs and of the request's features, each [T, D], and the candidates' item rows, [C, D]."""
         values = {name: batch.item_T if name == ITEM else batch.features[name] for name in self.names}
         index = {name: value.values if isinstance(value, Lists) else value for name, value in values.items()}
         index[ITEM] = torch.cat([batch.in_table(index[ITEM]), candidates_C])
+        for name in self.requested:
+            index[name] = torch.cat([index[name], batch.request[name]])
         rows, places = lookup_once(self.configs, [self._rows(name, index_N) for name, index_N in index.items()])
         if self.training:
             for name, count in zip(self.names, rows.length_per_key(), strict=True):
                 self.lookups[name] += count
-        embedded, place_C = self.collection(rows), places[0][batch.tokens :]
-        places[0] = places[0][: batch.tokens]
-        vectors = {}
+        embedded = {name: rows_U.values() for name, rows_U in self.collection(rows).items()}
+        vectors, request = {}, {}
         for (name, value), place_N in zip(values.items(), places, strict=True):
-            rows_UD = embedded[name].values()
             if isinstance(value, Lists):
-                vectors[name] = mean_of_lists(rows_UD, place_N, value.lengths)
+                vectors[name] = mean_of_lists(embedded[name], place_N, value.lengths)
             else:
-                vectors[name] = rows_UD.index_select(0, place_N)
-        return vectors, embedded[ITEM].values().index_select(0, place_C)
+                vectors[name] = embedded[name].index_select(0, place_N[: batch.tokens])
+            if name in self.requested:
+                request[name] = embedded[name].index_select(0, place_N[batch.tokens :])
+        return vectors, request, embedded[ITEM].index_select(0, places[0][batch.tokens :])
 
     def _rows(self, table: str, index_N: Tensor) -> Tensor:
         """The rows that hold the values `index_N`."""

@@ -154,9 +154,11 @@ def _facts(scorer: NeuralScorer, progress: Progress) -> dict[str, Any]:
     recommender, train = scorer.step.recommender, scorer.step.config
     tables = recommender.tables.configs
     rows = sum(config.num_embeddings for config in tables)
+    parts = recommender.network, recommender.scores
+    trained = sum(parameter.numel() for part in parts for parameter in part.parameters())
     return {
-        "inputs": "items, features, times" if len(tables) > 1 else "items",
-        "parameters": rows * train.tables.dimension + sum(p.numel() for p in recommender.network.parameters()),
+        "inputs": ", ".join(["items, features, times" if len(tables) > 1 else "items", *scorer.step.knows]),
+        "parameters": rows * train.tables.dimension + trained,
         "best_epoch": progress.best_epoch,
         "seconds": progress.seconds,
         "curve": Curve(train=progress.train_curve, validation=progress.validation_curve),

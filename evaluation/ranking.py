@@ -63,6 +63,7 @@ class NeuralScorer:
 
     def __init__(self, step: Step, rows_at_once: int = 262_144) -> None:
         self.step, self.predict = step, step.predict
+        self.slice = CatalogueSlice(step.manifest.items, step.manifest.catalogue, step.worker)
         rows_vD = rows_in_place(step.parallel, ITEM, step.worker.workers)
         self.rows_vD = self._fetched(rows_at_once) if rows_vD is None else rows_vD
 
@@ -79,7 +80,27 @@ class NeuralScorer:
         return torch.cat(parts)
 
     def scores(self, query: Query) -> Tensor:
-        query_AD = query[0]
+        """Products with the known items; where the query has candidates of its own, their probabilities are added."""
+        query_AD, *candidates = query
+        scores_av = self._products(query_AD)
+        if not candidates:
+            return scores_av
+        others = len(self.slice) - self.slice.known
+        item_AW, logit_AW = candidates
+        return self._add(torch.nn.functional.pad(scores_av, (0, others), value=-torch.inf), item_AW, logit_AW)
+
+    def _add(self, scores_av: Tensor, item_AW: Tensor, logit_AW: Tensor) -> Tensor:
+        """log(exp score + sum of exp logit over the candidates that are the item), in place."""
+        query_N, place_N, column_N = self.slice.entries(self.item_to_row(item_AW))
+        logit_N = logit_AW[query_N, place_N]
+        key_U, nth_N = torch.unique(query_N * scores_av.shape[1] + column_N, return_inverse=True)
+        largest_U = scores_av.flatten()[key_U].scatter_reduce_(0, nth_N, logit_N, "amax")
+        rest_U = largest_U.clamp(min=torch.finfo(scores_av.dtype).min)  # no difference of infinities
+        sum_U = (scores_av.flatten()[key_U] - rest_U).exp_().index_add_(0, nth_N, (logit_N - rest_U[nth_N]).exp_())
+        scores_av.view(-1)[key_U] = rest_U + sum_U.log_()
+        return scores_av
+
+    def _products(self, query_AD: Tensor) -> Tensor:
         if self.rows_vD.dtype == query_AD.dtype:
             return query_AD @ self.rows_vD.T
         return torch.cat([query_AD @ rows.to(query_AD.dtype).T for rows in self.rows_vD.split(ROWS_CONVERTED)], dim=1)

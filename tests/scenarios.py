@@ -44,7 +44,7 @@ from trainer.checkpoint import Checkpoints
 from trainer.models.deep import DeepConfig
 from trainer.progress import Progress
 from trainer.softmax import full_softmax
-from trainer.step import Step, weights_of
+from trainer.step import Step
 
 ALL = ["item", "action", "tags", "genres", "content_type", "release_age"]
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -86,7 +86,7 @@ def take(step: Any, data: Data, worker: Worker, number: int) -> tuple[float, flo
     parts = STEPS[number]
     whole = partly_unknown(data.batch([row for part in parts for row in part]))
     batch = whole if worker.workers == 1 else partly_unknown(data.batch(parts[worker.rank]))
-    losses, norm = step.train(batch, number, weights_of(whole).tolist())
+    losses, norm = step.train(batch, number, step.weights_of(whole).tolist())
     return float(total(losses.item)) + sum(float(total(value)) for value in losses.intents.values()), norm
 
 

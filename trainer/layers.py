@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ingest.data.manifest import Manifest
 from ingest.durations import parse_duration
+from ingest.features.feature import PreparedFeature
 from trainer.attention import CausalAttention, Layout
 
 if TYPE_CHECKING:
@@ -76,40 +77,54 @@ class Dropout(nn.Module):
         return x * (torch.from_numpy(kept).view(x.shape) * x.new_tensor(2**16 / (2**16 - self.dropped)))
 
 
-class TimestampEncoding(nn.Module):
-    """The embedding of the timestamp that all Transformers take as positional encoding: [T] -> [T, D].
+class Waves(nn.Module):
+    """Sines and cosines of a time: [T] -> [T, `width`].
 
-    Sines and cosines of the time, at the day and the week with their harmonics and at periods spread evenly in the
-    logarithm up to the log's span, and of the time since the interaction before, then a linear layer. The paper names
-    the encoding and leaves its form open: this form is ours. Times count from the log's first.
+    Of the day and the week with their harmonics and at periods spread evenly in the logarithm up to the log's span.
+    Times count from the log's first.
     """
 
-    def __init__(self, manifest: Manifest, dimension: int, waves: int = 12) -> None:
+    def __init__(self, manifest: Manifest, waves: int = 12) -> None:
         super().__init__()
-        span = max(manifest.last_time - manifest.first_time, 2)
+        self.span = max(manifest.last_time - manifest.first_time, 2)
         self.origin = manifest.first_time
         if manifest.time_unit == "time":
             calendar = [_DAY, _DAY / 2, _DAY / 3, 7 * _DAY, 3.5 * _DAY]
-            shortest = min(_HOUR, span)
+            shortest = min(_HOUR, self.span)
         else:
             calendar, shortest = [], 2
-        ratio = (4 * span / shortest) ** (1 / (waves - 1))
+        ratio = (4 * self.span / shortest) ** (1 / (waves - 1))
         periods = [*calendar, *(shortest * ratio**i for i in range(waves))]
         frequency_w = 1 / torch.tensor(periods, dtype=torch.float64)
         self.frequency_w: Tensor
         self.register_buffer("frequency_w", frequency_w, persistent=False)
-        self.linear = nn.Linear(2 * len(periods) + 2, dimension)
-        self.gap_scale = math.log1p(span)
+        self.width = 2 * len(periods)
+
+    def forward(self, time_T: Tensor) -> Tensor:
+        turns_Tw = (time_T - self.origin).double()[:, None] * self.frequency_w
+        phase_Tw = (turns_Tw - turns_Tw.floor()).float() * (2 * math.pi)
+        return torch.cat([phase_Tw.sin(), phase_Tw.cos()], dim=1)
+
+
+class TimestampEncoding(nn.Module):
+    """The embedding of the timestamp that all Transformers take as positional encoding: [T] -> [T, D].
+
+    Waves of the time and the time since the interaction before, then a linear layer. The paper names the encoding and
+    leaves its form open: this form is ours.
+    """
+
+    def __init__(self, manifest: Manifest, dimension: int) -> None:
+        super().__init__()
+        self.waves = Waves(manifest)
+        self.linear = nn.Linear(self.waves.width + 2, dimension)
+        self.gap_scale = math.log1p(self.waves.span)
 
     def forward(self, inputs: Inputs) -> Tensor:
-        since_T = (inputs.time_T - self.origin).double()
-        turns_Tw = since_T[:, None] * self.frequency_w
-        phase_Tw = (turns_Tw - turns_Tw.floor()).float() * (2 * math.pi)
         gap_T = F.pad((inputs.time_T[1:] - inputs.time_T[:-1]), (1, 0)).clamp(min=0)
         first_T = (inputs.position_T == 0).float()
         gap_T = torch.log1p(gap_T.float()) / self.gap_scale * (1 - first_T)
-        waves = torch.cat([phase_Tw.sin(), phase_Tw.cos(), gap_T[:, None], first_T[:, None]], dim=1)
-        encoded: Tensor = self.linear(waves)
+        waves_Tw = torch.cat([self.waves(inputs.time_T), gap_T[:, None], first_T[:, None]], dim=1)
+        encoded: Tensor = self.linear(waves_Tw)
         return encoded
 
 
@@ -223,11 +238,11 @@ class FeatureVector(nn.Module):
     `project` does so, on the weights.
     """
 
-    def __init__(self, manifest: Manifest, dimension: int) -> None:
+    def __init__(self, features: Sequence[PreparedFeature], dimension: int) -> None:
         super().__init__()
-        numbers = sum(feature.is_number for feature in manifest.features)
+        numbers = sum(feature.is_number for feature in features)
         self.scale = math.sqrt(dimension)
-        self.width = dimension * (1 + len(manifest.features) - numbers) + numbers
+        self.width = dimension * (1 + len(features) - numbers) + numbers
 
     def forward(self, inputs: Inputs) -> Tensor:
         return torch.cat([*inputs.vectors.values(), inputs.numbers_Tn / self.scale], dim=1)
@@ -258,7 +273,7 @@ class TwoEncoders(nn.Module):
 
     def __init__(self, config: WindowConfig, manifest: Manifest, dimension: int, max_length: int) -> None:
         super().__init__()
-        self.features = FeatureVector(manifest, dimension)
+        self.features = FeatureVector(manifest.features, dimension)
         self.positions = Positions(manifest, dimension, max_length, timestamp=True, encoders=3)
         width, heads, dropout = self.features.width, config.heads, config.dropout
         self.short_term = ShortTerm(width, dimension, heads, dropout, config.window_span)

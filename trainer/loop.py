@@ -28,7 +28,7 @@ from trainer.device import on_device
 from trainer.models.registry import NeuralConfig
 from trainer.monitor import Monitor
 from trainer.progress import Progress, identity
-from trainer.step import Step, weights_of
+from trainer.step import Step
 from trainer.train_config import TrainConfig
 
 
@@ -140,7 +140,7 @@ class Trainer:
     def _counts(self, found: tuple[Batch, Remaining]) -> Tensor:
         """The weights of a batch, its tokens and its users; float64 [4]."""
         batch, _ = found
-        weights = weights_of(batch)
+        weights = self.step.weights_of(batch)
         return torch.cat([weights, weights.new_tensor([batch.tokens if batch.rows else 0, batch.rows])])
 
     def _checkpoint(self, left: Remaining) -> None:

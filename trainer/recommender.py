@@ -5,18 +5,23 @@ T  tokens     Q  targets     C  candidates     D  dimension     M  intents
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from embeddings.table_config import ITEM
 from embeddings.tables import Tables
 from ingest.data.batch import Batch
 from ingest.data.manifest import Manifest
 from trainer.attention import Layout
-from trainer.layers import Inputs
+from trainer.layers import FeatureVector, Inputs
 from trainer.models.registry import NeuralConfig
+from trainer.scores.history import HistoryPointer
+from trainer.scores.pointers import joined
+from trainer.scores.request import RequestEncoding
+from trainer.softmax import Pointed
 from trainer.train_config import TrainConfig
 
 Query: TypeAlias = tuple[Tensor, ...]
@@ -29,20 +34,43 @@ class Prediction:
 
     query: Query
     candidates_CD: Tensor
+    """Rows of the item table."""
     intents: dict[str, Tensor]
     """Logits of each intent, [Q, labels]."""
     attention_QM: Tensor | None
+    pointed: Pointed | None = None
+    """What the scores know besides, for the loss."""
+
+
+class Scores(nn.Module):
+    """The parts of a score that a model's `knows` names, each a module that is there or not."""
+
+    def __init__(self, model: NeuralConfig, train: TrainConfig, manifest: Manifest) -> None:
+        super().__init__()
+        dimension, features = train.tables.dimension, manifest.features if model.reads_features else []
+        request = "request" in model.knows
+        asked = [feature.name for feature in features if feature.at_request]
+        self.features = FeatureVector(features, dimension)
+        self.request = RequestEncoding(manifest, asked, dimension) if request else None
+        self.history: HistoryPointer | None = None
+        if "history" in model.knows:
+            length, items = train.reader.max_length, manifest.items
+            self.history = HistoryPointer(self.features.width, dimension, length, items, request)
 
 
 class Recommender(nn.Module):
-    """Tables and network; `forward` looks up the inputs and the candidates in one exchange."""
+    """Tables, network and scores; `forward` looks up the inputs and the candidates in one exchange.
 
-    def __init__(self, network: nn.Module, tables: Tables, numbers: list[str]) -> None:
+    In training it gives what the loss needs, else what ranking does: then the query has the candidates of the
+    history, too.
+    """
+
+    def __init__(self, network: nn.Module, scores: Scores, tables: Tables, numbers: list[str]) -> None:
         super().__init__()
-        self.tables, self.network, self.numbers = tables, network, numbers
+        self.tables, self.network, self.scores, self.numbers = tables, network, scores, numbers
 
     def forward(self, batch: Batch, candidates_C: Tensor) -> Prediction:
-        vectors, candidates_CD = self.tables(batch, candidates_C)
+        vectors, request, candidates_CD = self.tables(batch, candidates_C)
         columns = [batch.features[name] for name in self.numbers]
         numbers_Tn = (
             torch.stack([column for column in columns if isinstance(column, Tensor)], dim=1)
@@ -52,13 +80,26 @@ class Recommender(nn.Module):
         inputs = Inputs(
             vectors, numbers_Tn, batch.time_T, batch.position_T, Layout(batch.lengths_B, batch.item_T.device)
         )
+        features_TX = self.scores.features(inputs) * self.scores.features.scale if self.scores.history else None
+        if self.scores.request is not None:
+            asked_TD = self.scores.request(inputs, batch.request_time_T, request)
+            inputs = replace(inputs, vectors=vectors | {ITEM: vectors[ITEM] + asked_TD})
         output = self.network(inputs)
         at = batch.target_position_Q
+        query = [output.query_TD.index_select(0, at).float()]
+        pointed: list[Pointed] = []
+        if self.scores.history is not None:
+            listed = not self.training
+            sums, found = self.scores.history(output.query_TD, features_TX, batch, inputs.layout, listed)
+            pointed.append(sums)
+            if listed:
+                query += [found.item_QW, found.logit_QW]
         return Prediction(
-            (output.query_TD.index_select(0, at).float(),),
+            tuple(query),
             candidates_CD,
             {name: logits.index_select(0, at).float() for name, logits in output.intents.items()},
             None if output.attention_TM is None else output.attention_TM.index_select(0, at),
+            joined(pointed),
         )
 
 
@@ -68,5 +109,7 @@ def build(model: NeuralConfig, train: TrainConfig, manifest: Manifest) -> Recomm
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(train.seed)
         network = model.network(manifest, dimension, length)
+        scores = Scores(model, train, manifest)
     numbers = [feature.name for feature in manifest.features if feature.is_number] if model.reads_features else []
-    return Recommender(network, Tables(manifest, train.tables, model.reads_features, train.seed), numbers)
+    tables = Tables(manifest, train.tables, model.reads_features, train.seed, "request" in model.knows)
+    return Recommender(network, scores, tables, numbers)

@@ -7,25 +7,39 @@ block of the item table's rows.
 Losses are sums over targets. Gradients are taken in the forward pass, chunk by chunk, so that at most `scores` scores
 are alive (and their softmax). Scores are products in autocast's type where it is on; the softmax, the losses and the
 sums of gradients are in float32 at least.
+
+With `Pointed`, each target has further candidates of its own, of which an item may have several, and their
+probabilities are added to the item's (a pointer mixture, arXiv 1609.07843):
+
+    P(i) = (exp s(i) + sum of exp a over the candidates that are i) / (sum of exp s over the items + sum of exp a)
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
 from embeddings.workers import gather_rows
+from ingest.features.feature import FIRST_VALUE
 from trainer.negatives import Negatives
 
 FEWEST = 64
 """Targets in a chunk below which matrix products are slow, and the slice is rather cut into tiles."""
 TILED = 256
 """Targets in a chunk that is scored tile by tile."""
+
+
+@dataclass(frozen=True)
+class Pointed:
+    """The log-sum-exps of each target's own candidates: of all of them, and of those that are the target."""
+
+    all_Q: Tensor
+    target_Q: Tensor
 
 
 def default_scores(device: torch.device) -> int:
@@ -41,21 +55,42 @@ def sampled_softmax(
     negatives: Negatives,
     weight_Q: Tensor,
     scores: int,
+    pointed: Pointed | None = None,
 ) -> Tensor:
-    """The weighted sum of -log of the target's probability among itself and the negatives; a scalar.
+    """The weighted sum of -log of the target's probability among itself, the negatives and `Pointed`; a scalar.
 
     `positive_QD`, `negative_ND`: rows of the item table. A negative's score is lowered by the logarithm of its expected
     count, which makes the denominator an unbiased estimate of the full softmax's (Bengio and Senecal 2008); the target
-    is there by itself and takes no correction (arXiv 2507.09331). A negative that is the target is masked.
+    is there by itself and takes no correction (arXiv 2507.09331). A negative that is the target is masked. An unknown
+    target (below `FIRST_VALUE`) has no score; one that nothing points at has to have weight 0.
     """
+    all_Q, own_Q = _pointed(pointed, query_QD, weight_Q)
     loss: Tensor = _SampledSoftmax.apply(
-        query_QD, positive_QD, negative_ND, target_Q, negatives.item_N, negatives.log_q_N, weight_Q, scores
+        query_QD,
+        positive_QD,
+        negative_ND,
+        all_Q,
+        own_Q,
+        target_Q,
+        negatives.item_N,
+        negatives.log_q_N,
+        weight_Q,
+        scores,
     )
     return loss
 
 
+def _pointed(pointed: Pointed | None, query_QD: Tensor, weight_Q: Tensor) -> tuple[Tensor, Tensor]:
+    """Both log-sum-exps; that of a target without weight is any number, so that its loss is no NaN."""
+    if pointed is None:
+        nothing_Q = query_QD.new_full((len(query_QD),), -torch.inf)
+        return nothing_Q, nothing_Q.masked_fill(weight_Q == 0, 0)
+    return pointed.all_Q, pointed.target_Q.masked_fill(weight_Q == 0, 0)
+
+
 class _SampledSoftmax(torch.autograd.Function):
-    """With t the target's score and L the log-sum-exp of the negatives', a target's loss is -log sigmoid(t - L)."""
+    """With t the target's score, L the log-sum-exp of the negatives' and those of `Pointed`, a target's loss is
+    log(exp L + exp t + exp all) - log(exp t + exp own)."""
 
     @staticmethod
     def forward(
@@ -63,6 +98,8 @@ class _SampledSoftmax(torch.autograd.Function):
         query_QD: Tensor,
         positive_QD: Tensor,
         negative_ND: Tensor,
+        all_Q: Tensor,
+        own_Q: Tensor,
         target_Q: Tensor,
         item_N: Tensor,
         log_q_N: Tensor,
@@ -73,23 +110,30 @@ class _SampledSoftmax(torch.autograd.Function):
         make = torch.empty_like if len(item_N) else torch.zeros_like
         grad_query_QD, grad_positive_QD = make(query_QD, dtype=exact), make(positive_QD, dtype=exact)
         grad_negative_ND = torch.zeros_like(negative_ND, dtype=exact)
+        grad_all_Q, grad_own_Q = make(all_Q, dtype=exact), make(own_Q, dtype=exact)
         loss = grad_query_QD.new_zeros(())
         rows_ND, shift_N, weight_Q = negative_ND.to(product), log_q_N.to(exact).neg(), weight_Q.to(exact)
+        all_X, own_X = all_Q.to(exact), own_Q.to(exact)
         chunks = _chunks(len(query_QD), max(1, scores // len(item_N))) if len(item_N) else ()
         with torch.autocast(query_QD.device.type, enabled=False):
             for part in chunks:
                 query_CD, positive_CD, weight_C = query_QD[part].to(exact), positive_QD[part].to(exact), weight_Q[part]
                 scores_CN = _scores(query_CD, rows_ND, shift_N)
-                probability_CN, log_total_C = _softmax(_mask(scores_CN, item_N, target_Q[part]))
-                margin_C = (query_CD * positive_CD).sum(dim=1) - log_total_C
-                loss -= weight_C @ F.logsigmoid(margin_C)
-                moved_C1 = (weight_C * margin_C.neg().sigmoid())[:, None]
+                probability_CN, log_sampled_C = _softmax(_mask(scores_CN, item_N, target_Q[part]))
+                score_C = (query_CD * positive_CD).sum(dim=1).masked_fill_(target_Q[part] < FIRST_VALUE, -torch.inf)
+                log_total_C = torch.logaddexp(torch.logaddexp(log_sampled_C, score_C), all_X[part])
+                log_own_C = torch.logaddexp(score_C, own_X[part])
+                loss += weight_C @ (log_total_C - log_own_C)
+                sampled_C1 = (weight_C * (log_sampled_C - log_total_C).exp_())[:, None]
+                moved_C1 = (weight_C * ((score_C - log_total_C).exp_() - (score_C - log_own_C).exp_()))[:, None]
                 mean_CD = (probability_CN.to(product) @ rows_ND).to(exact)
-                torch.mul(mean_CD.sub_(positive_CD), moved_C1, out=grad_query_QD[part])
-                torch.mul(query_CD, moved_C1.neg(), out=grad_positive_QD[part])
-                _add_product(grad_negative_ND, probability_CN.T, grad_positive_QD[part], product, -1)
-        gradients = (grad_query_QD, grad_positive_QD, grad_negative_ND)
-        ctx.save_for_backward(*_like(gradients, (query_QD, positive_QD, negative_ND)))
+                torch.addcmul(mean_CD.mul_(sampled_C1), positive_CD, moved_C1, out=grad_query_QD[part])
+                torch.mul(query_CD, moved_C1, out=grad_positive_QD[part])
+                _add_product(grad_negative_ND, probability_CN.T, query_CD * sampled_C1, product)
+                torch.mul(weight_C, (all_X[part] - log_total_C).exp_(), out=grad_all_Q[part])
+                torch.mul(weight_C, (own_X[part] - log_own_C).exp_().neg_(), out=grad_own_Q[part])
+        gradients = (grad_query_QD, grad_positive_QD, grad_negative_ND, grad_all_Q, grad_own_Q)
+        ctx.save_for_backward(*_like(gradients, (query_QD, positive_QD, negative_ND, all_Q, own_Q)))
         return loss
 
     @staticmethod
@@ -98,18 +142,26 @@ class _SampledSoftmax(torch.autograd.Function):
 
 
 def full_softmax(
-    query_QD: Tensor, items_vD: Tensor, row_Q: Tensor, weight_Q: Tensor, first: int, scores: int
+    query_QD: Tensor,
+    items_vD: Tensor,
+    row_Q: Tensor,
+    weight_Q: Tensor,
+    first: int,
+    scores: int,
+    pointed: Pointed | None = None,
 ) -> Tensor:
-    """The weighted sum of -log softmax over all workers' slices of the catalogue; a scalar.
+    """The weighted sum of -log of the target's probability, over all workers' slices of the catalogue and what is
+    pointed at; a scalar.
 
     `items_vD`: the item table's rows from `first` on, this worker's slice without padding and unknown. `row_Q`: where
-    the targets lie in the table; one in nobody's slice has to have weight 0. All workers have to call it at the same
-    time, and its backward with the same factor: the sum of their losses is the global loss, of which `items_vD` gets
-    the whole gradient here, as do the worker's own queries.
+    the targets lie in the table; one in nobody's slice that nothing points at has to have weight 0. All workers have to
+    call it at the same time, and its backward with the same factor: the sum of their losses is the global loss, of
+    which `items_vD` gets the whole gradient here, as do the worker's own queries.
 
     As in Megatron-LM's vocabulary-parallel cross-entropy (arXiv 1909.08053), queries travel, [A, D], and scores do not.
     """
-    loss: Tensor = _FullSoftmax.apply(query_QD, items_vD, row_Q, weight_Q, first, scores)
+    all_Q, own_Q = _pointed(pointed, query_QD, weight_Q)
+    loss: Tensor = _FullSoftmax.apply(query_QD, items_vD, all_Q, own_Q, row_Q, weight_Q, first, scores)
     return loss
 
 
@@ -119,6 +171,8 @@ class _FullSoftmax(torch.autograd.Function):
         ctx: Any,
         query_QD: Tensor,
         items_vD: Tensor,
+        all_Q: Tensor,
+        own_Q: Tensor,
         row_Q: Tensor,
         weight_Q: Tensor,
         first: int,
@@ -127,10 +181,12 @@ class _FullSoftmax(torch.autograd.Function):
         product, exact = _types(query_QD, items_vD)
         with torch.autocast(query_QD.device.type, enabled=False):
             query_AD, sizes = gather_rows(query_QD)
-            row_A, weight_A = (gather_rows(rows, sizes)[0] for rows in (row_Q, weight_Q.to(exact)))
+            row_A, weight_A, all_A, log_own_A = (
+                gather_rows(rows, sizes)[0] for rows in (row_Q, weight_Q.to(exact), all_Q.to(exact), own_Q.to(exact))
+            )
             workers, before = len(sizes), sum(sizes[: dist.get_rank()])
             own = slice(before, before + len(query_QD))
-            part = _Slice(query_AD.to(exact), items_vD, weight_A, product, scores, fused=workers == 1)
+            part = _Slice(query_AD.to(exact), items_vD, weight_A, all_A, product, scores, fused=workers == 1)
             part.score()
             own_a = ((row_A >= first) & (row_A < first + len(items_vD))).nonzero()[:, 0]
             column_a = row_A[own_a] - first
@@ -140,15 +196,22 @@ class _FullSoftmax(torch.autograd.Function):
             log_total_A = part.log_total_A
             if workers > 1:
                 log_total_A, positive_A = _over_workers(log_total_A, positive_A)
-                part.mean_AD *= (part.log_total_A - log_total_A).exp_()[:, None]
-            grad_query_AD = part.mean_AD.index_add_(0, own_a, positive_aD, alpha=-1).mul_(weight_A[:, None])
+            positive_A.masked_fill_(row_A < FIRST_VALUE, -torch.inf)
+            log_total_A = torch.logaddexp(log_total_A, all_A)
+            part.mean_AD *= (part.log_total_A - log_total_A).exp_()[:, None]
+            log_target_A = torch.logaddexp(positive_A, log_own_A)
+            share_a = (positive_A - log_target_A).exp_()[own_a, None]
+            grad_query_AD = part.mean_AD.index_add_(0, own_a, positive_aD * share_a, alpha=-1).mul_(weight_A[:, None])
             summing = dist.all_reduce(grad_query_AD, async_op=True) if workers > 1 else None
             grad_items_vD = part.grad_items(log_total_A)
-            grad_items_vD.index_add_(0, column_a, part.weighted_AD[own_a], alpha=-1)
+            grad_items_vD.index_add_(0, column_a, part.weighted_AD[own_a] * share_a, alpha=-1)
             if summing is not None:
                 summing.wait()
-            loss = weight_A[own] @ (log_total_A - positive_A)[own]
-        ctx.save_for_backward(*_like((grad_query_AD[own], grad_items_vD), (query_QD, items_vD)))
+            loss = weight_A[own] @ (log_total_A - log_target_A)[own]
+            grad_all_Q = (weight_A * (all_A - log_total_A).exp_())[own]
+            grad_own_Q = (weight_A * (log_own_A - log_target_A).exp_().neg_())[own]
+        gradients = (grad_query_AD[own], grad_items_vD, grad_all_Q, grad_own_Q)
+        ctx.save_for_backward(*_like(gradients, (query_QD, items_vD, all_Q, own_Q)))
         return loss
 
     @staticmethod
@@ -164,9 +227,16 @@ class _Slice:
     """
 
     def __init__(
-        self, query_AD: Tensor, items_vD: Tensor, weight_A: Tensor, product: torch.dtype, scores: int, fused: bool
+        self,
+        query_AD: Tensor,
+        items_vD: Tensor,
+        weight_A: Tensor,
+        all_A: Tensor,
+        product: torch.dtype,
+        scores: int,
+        fused: bool,
     ) -> None:
-        self.query_AD, self.product = query_AD, product
+        self.query_AD, self.all_A, self.product = query_AD, all_A, product
         self.rows_vD = items_vD.to(product)
         self.weighted_AD = weight_A[:, None] * query_AD
         self.mean_AD = torch.zeros_like(query_AD)
@@ -187,14 +257,16 @@ class _Slice:
                 probability_Cn, log_tile_C = _softmax(_scores(self.query_AD[chunk], self.rows_vD[tile]))
                 tile_CD = (probability_Cn.to(self.product) @ self.rows_vD[tile]).to(mean_CD.dtype)
                 if self.fused:
-                    _add_product(self.grad_items_vD, probability_Cn.T, self.weighted_AD[chunk], self.product)
+                    share_C = (log_tile_C - torch.logaddexp(log_tile_C, self.all_A[chunk])).exp_()
+                    weighted_CD = self.weighted_AD[chunk] * share_C[:, None]
+                    _add_product(self.grad_items_vD, probability_Cn.T, weighted_CD, self.product)
                 both_C = torch.logaddexp(log_total_C, log_tile_C)
                 mean_CD *= (log_total_C - both_C).exp_()[:, None]
                 mean_CD += tile_CD * (log_tile_C - both_C).exp_()[:, None]
                 log_total_C.copy_(both_C)
 
     def grad_items(self, log_total_A: Tensor) -> Tensor:
-        """What the scores but for the targets' own give, [v, D]; `log_total_A` is over the whole catalogue."""
+        """What the scores but for the targets' own give, [v, D]; `log_total_A` is over everything."""
         if self.fused:
             return self.grad_items_vD
         for tile in self.tiles:

@@ -42,11 +42,6 @@ class Losses:
     intents: dict[str, Tensor]
 
 
-def weights_of(batch: Batch) -> Tensor:
-    """What the batch's item losses and its intents' losses weigh, float64 [2]: an unknown item has no loss."""
-    return torch.stack([batch.item_weight_Q.sum(), batch.weight_Q.sum()]).double()
-
-
 class Step:
     """A sharded model with its optimizers.
 
@@ -64,6 +59,7 @@ class Step:
         self.config, self.manifest, self.worker = config, manifest, worker
         recommender = build(model, config, manifest)
         recommender.network.to(worker.device)
+        recommender.scores.to(worker.device)
         if config.compile:
             for block in recommender.network.modules():
                 if isinstance(block, Block):
@@ -83,6 +79,7 @@ class Step:
             self.dense.values(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
         self.sampler = NegativeSampler(config.loss, manifest.items, config.seed, counts)
+        self.knows = model.knows
         self.intent_weight = model.weight_of_intents
         self.attributes = {feature.name for feature in manifest.features if feature.of == "item"}
         self.spread = tables.spreads[ITEM]
@@ -94,6 +91,16 @@ class Step:
         """The model inside, its tables in their sharded form."""
         module: Recommender = self.parallel.module
         return module
+
+    def item_weights(self, batch: Batch) -> Tensor:
+        """The weight of each target's item loss, [Q]: 0 where training knows no such item and nothing points at it."""
+        if "history" not in self.knows or batch.known_Q.all():
+            return batch.item_weight_Q
+        return batch.weight_Q * (batch.known_Q | batch.again_Q)
+
+    def weights_of(self, batch: Batch) -> Tensor:
+        """What the batch's item losses and its intents' losses weigh, float64 [2]."""
+        return torch.stack([self.item_weights(batch).sum(), batch.weight_Q.sum()]).double()
 
     def losses(self, batch: Batch, number: int) -> Losses:
         """The losses of `batch` in step `number`, as sums over this worker's targets."""
@@ -111,7 +118,8 @@ class Step:
     def _full(self, batch: Batch) -> tuple[Prediction, Tensor]:
         prediction: Prediction = self.parallel(batch, self.slice_v)
         rows_vD, row_Q = prediction.candidates_CD, self.spread.rows(batch.in_table(batch.target_Q))
-        item = full_softmax(prediction.query[0], rows_vD, row_Q, batch.item_weight_Q, self.first, self.scores)
+        weight_Q = self.item_weights(batch)
+        item = full_softmax(prediction.query[0], rows_vD, row_Q, weight_Q, self.first, self.scores, prediction.pointed)
         return prediction, item
 
     def _sampled(self, batch: Batch, number: int) -> tuple[Prediction, Tensor]:
@@ -120,7 +128,14 @@ class Step:
         prediction: Prediction = self.parallel(batch, torch.cat([target_Q, negatives.item_N]))
         positive_QD, negative_ND = prediction.candidates_CD.split([len(target_Q), len(negatives.item_N)])
         item = sampled_softmax(
-            prediction.query[0], positive_QD, negative_ND, target_Q, negatives, batch.item_weight_Q, self.scores
+            prediction.query[0],
+            positive_QD,
+            negative_ND,
+            target_Q,
+            negatives,
+            self.item_weights(batch),
+            self.scores,
+            prediction.pointed,
         )
         return prediction, item
 

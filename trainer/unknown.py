@@ -38,7 +38,7 @@ def with_unknowns(batch: Batch, share: float, attributes: Collection[str], seed:
         else:
             own_T = item_T if name in attributes else _mixed(item_T + number)
             features[name] = _unknown(value, own_T, share)
-    return replace(batch, item_T=_unknown(batch.item_T, item_T, share), features=features)
+    return replace(batch, item_T=_unknown(batch.item_T, item_T, share), true_item_T=batch.item_T, features=features)
 
 
 def _unknown(index_N: Tensor, hash_N: Tensor, share: float) -> Tensor:

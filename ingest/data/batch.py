@@ -46,6 +46,10 @@ class Batch:
     """Place of the token in its sequence, from 0."""
     features: dict[str, Tensor | Lists]
     """Every declared feature of the inputs: indices [T], numbers [T] or lists of indices."""
+    request_time_T: Tensor
+    """The time of the interaction after each token: that of the request."""
+    request: dict[str, Tensor]
+    """The features of the interaction after each token that are known at the request: indices [T]."""
     target_position_Q: Tensor
     """The token from which each target is predicted."""
     target_Q: Tensor
@@ -64,6 +68,28 @@ class Batch:
     """The time of each target; given when evaluating, but not where it is the unknown next one."""
     target_place_Q: Tensor | None = None
     """The place of each target among all of its user's interactions, from 0; given when evaluating."""
+
+    true_item_T: Tensor | None = None
+    """The items of the tokens where `item_T` hides some of them."""
+
+    @property
+    def past_T(self) -> Tensor:
+        """The items of the tokens, hidden or not."""
+        return self.item_T if self.true_item_T is None else self.true_item_T
+
+    @property
+    def again_Q(self) -> Tensor:
+        """Whether each target's item is among the tokens of its sequence up to the one it is predicted from."""
+        sequence_T = torch.repeat_interleave(self.lengths_B).to(self.item_T.device)
+        width = self.tokens + 1
+        pair_N = torch.cat([self.past_T, self.target_Q]) * width
+        pair_N += torch.cat([sequence_T, sequence_T[self.target_position_Q]])
+        place_N = torch.unique(pair_N, return_inverse=True)[1]
+        first_N = torch.full_like(pair_N, self.tokens)
+        token_T = torch.arange(self.tokens, device=pair_N.device)
+        first_N.scatter_reduce_(0, place_N[: self.tokens], token_T, "amin")
+        found_Q = first_N[place_N[self.tokens :]] <= self.target_position_Q
+        return found_Q & (self.target_Q >= FIRST_VALUE)
 
     @property
     def known_Q(self) -> Tensor:
@@ -120,7 +146,7 @@ class Batch:
         together.
         """
         sizes = {"B": sequences, "T": tokens, "Q": targets}
-        sizes |= {"features": tokens, "labels": targets, "seen": targets}
+        sizes |= {"features": tokens, "request": tokens, "labels": targets, "seen": targets}
         parts: dict[str, Any] = {
             name: _split(value, sizes[name if name in sizes else name[-1]])
             for name, value in vars(self).items()

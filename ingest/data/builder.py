@@ -19,7 +19,7 @@ from ingest.data.batch import Batch, Lists
 from ingest.data.items import ItemTable
 from ingest.data.manifest import Manifest
 from ingest.data.shards import StoredRows
-from ingest.features.feature import PADDING, PreparedFeature
+from ingest.features.feature import PADDING, UNKNOWN, PreparedFeature
 
 
 class BatchBuilder:
@@ -29,7 +29,8 @@ class BatchBuilder:
     target once, each with at least half of `max_length` of history where there is one; without into its last.
 
     With `after_last` a row is a history that is to go on: all its interactions are inputs, and its one target is the
-    one after the last, whose item (`PADDING`) and intents nobody knows.
+    one after the last, whose item (`PADDING`) and intents nobody knows. It is asked for at `moment`, in milliseconds
+    since 1970 (by default the time of the log's last event), and its features of the request are unknown.
     """
 
     def __init__(
@@ -41,8 +42,10 @@ class BatchBuilder:
         with_seen: bool = False,
         after_last: bool = False,
         features: bool = True,
+        moment: int | None = None,
     ) -> None:
         self.manifest, self.items = manifest, items
+        self.moment = manifest.last_time if moment is None else moment
         self.features = manifest.features if features else []
         self.max_length, self.windows = max_length, windows and not after_last
         self.with_seen, self.after_last = with_seen, after_last
@@ -93,6 +96,12 @@ class BatchBuilder:
         token_of_batch_B = offsets_of(length_B)[1:] - np.repeat(offsets_of(tokens_K)[:-1], sequences_K)
         row_of_batch_B = row_B - np.repeat(offsets_of(rows_K)[:-1], sequences_K)
         known = not self.after_last
+        next_T = place_T + 1
+        last_T = np.empty(0, dtype=np.int64)
+        if not known:  # of a row's last interaction there is none
+            last_T = np.flatnonzero(next_T == np.repeat(row_begin_B + end_B - 1, length_B))
+            next_T[last_T] -= 1
+        asked = [feature for feature in self.features if feature.at_request]
         features = {feature.name: self._feature(feature, rows, place_T) for feature in self.features}
         intents = [feature for feature in self.features if feature.intent and known]
         whole = Batch(
@@ -103,6 +112,8 @@ class BatchBuilder:
             time_T=_tensor(time.take(place_T)),
             position_T=_tensor(ranges(np.zeros_like(length_B), length_B)),
             features=features,
+            request_time_T=_tensor(_put(time.take(next_T), last_T, self.moment)),
+            request={f.name: _tensor(_put(rows.columns[f.name].take(next_T), last_T, UNKNOWN)) for f in asked},
             target_position_Q=_tensor(ranges(token_of_batch_B - targets_B, targets_B)),
             target_Q=_tensor(item.take(place_Q) if known else np.full_like(place_Q, PADDING)),
             weight_Q=self._weights(rows, place_Q),
@@ -142,6 +153,8 @@ class BatchBuilder:
             time_T=zero + self.manifest.first_time,
             position_T=zero,
             features={feature.name: _padding(feature, 1) for feature in self.features},
+            request_time_T=zero + self.manifest.first_time,
+            request={feature.name: zero + PADDING for feature in self.features if feature.at_request},
             target_position_Q=none,
             target_Q=none,
             weight_Q=torch.zeros(0),
@@ -156,6 +169,13 @@ class BatchBuilder:
 def _padding(feature: PreparedFeature, tokens: int) -> Tensor | Lists:
     zeros = torch.zeros(tokens, dtype=torch.float32 if feature.is_number else torch.int64)
     return Lists(zeros[:0], zeros) if feature.is_list else zeros
+
+
+def _put(value_N: Column, index_M: Integers, value: int) -> NDArray:
+    """The values, with `value` at `index_M`."""
+    assert isinstance(value_N, np.ndarray)
+    value_N[index_M] = value
+    return value_N
 
 
 def _seen(item: Column, begin_Q: Integers, place_Q: Integers) -> Lists:

@@ -57,11 +57,12 @@ class Reader:
         evaluate: bool = False,
         after_last: bool = False,
         features: bool = True,
+        moment: int | None = None,
     ) -> None:
         """`evaluate`: in the stored order, all targets of long rows, with users and seen items.
 
-        `after_last`: likewise, but with what comes after each row's last interaction as its one target. `features`:
-        whether batches hold features and intents; without, their columns are not read.
+        `after_last`: likewise, but with what comes after each row's last interaction as its one target, asked for at
+        `moment`. `features`: whether batches hold features and intents; without, their columns are not read.
         """
         self.manifest, self.config, self.split = manifest, config, split
         self.rank, self.workers = rank, workers
@@ -75,6 +76,7 @@ class Reader:
             with_seen=evaluate,
             after_last=after_last,
             features=features,
+            moment=moment,
         )
         self.columns = ["user"] * evaluate + ["targets", "item", "time"] + ["duration"] * manifest.has_duration
         self.columns += [feature.name for feature in self.builder.features if feature.of == "event"]

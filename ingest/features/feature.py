@@ -70,12 +70,19 @@ class Feature(Settings):
     """The label of `first_of` where no flag is true."""
     since_first_event: bool = False
     """An `elapsed` of the item that counts from the item's first event in the training data."""
+    at_request: bool = False
+    """Of an event feature: its value is known when the request is made, before the item is chosen (a device, a place, a
+    referrer), so that a model that knows the request has it as an input for the next interaction."""
 
     @model_validator(mode="after")
     def _check(self) -> Feature:
         if self.name in RESERVED:
             raise SettingError("name", f"this name is taken; not allowed: {', '.join(sorted(RESERVED))}")
         kind_of(self).check(self)
+        if self.at_request and (self.of == "item" or self.is_number or kind_of(self).is_list):
+            raise SettingError("at_request", "takes an event's feature with one value of a vocabulary or of bins")
+        if self.at_request and self.intent:
+            raise SettingError("at_request", "what is known at the request is nothing to predict: leave out intent")
         return self
 
     @property
@@ -96,6 +103,7 @@ class PreparedFeature(Settings):
     kind: KindName
     of: Literal["event", "item"]
     intent: bool
+    at_request: bool = False
     size: int
     """Rows of its table, padding and unknown included; 0 for a number."""
     edges: list[float] = []
@@ -239,5 +247,5 @@ def prepared(
     feature: Feature, size: int, edges: list[float] | None = None, mean: float = 0.0, deviation: float = 1.0
 ) -> PreparedFeature:
     """The feature as the manifest has it."""
-    same = feature.model_dump(include={"name", "kind", "of", "intent"})
+    same = feature.model_dump(include={"name", "kind", "of", "intent", "at_request"})
     return PreparedFeature(**same, size=size, edges=edges or [], mean=mean, deviation=deviation)

@@ -18,7 +18,6 @@ from ingest.settings import build_settings
 from tests.small import Data, make_step, same, weights
 from trainer.checkpoint import Checkpoints
 from trainer.progress import Progress
-from trainer.step import weights_of
 
 pytestmark = pytest.mark.usefixtures("alone")
 ROUNDS = [{2: 8, 3: 7, 4: 6, 5: 5, 6: 4}, {9: 20, 4: 3}, {}, {5: 30, 7: 2}]
@@ -78,7 +77,7 @@ def test_nothing_seen_is_dropped_after_an_empty_first_batch() -> None:
 
 def take(step: Any, data: Data, number: int) -> None:
     batch = data.batch(range(6 * number, 6 * number + 6))
-    step.train(batch, number, weights_of(batch).tolist())
+    step.train(batch, number, step.weights_of(batch).tolist())
 
 
 @pytest.mark.parametrize("eviction", ["lfu", "lru", "distance_lfu"])

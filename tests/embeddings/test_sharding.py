@@ -12,7 +12,6 @@ from ingest.errors import InputError
 from ingest.settings import build_settings
 from tests.scenarios import ALL, HALF, SETTINGS, TwoWorkers
 from tests.small import Data, make_step, same, weights
-from trainer.step import weights_of
 from trainer.train_config import TrainConfig
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -80,7 +79,7 @@ def test_rows_in_the_machines_memory_train_as_those_on_the_gpu(kernel: str, opti
             step = make_step(data.manifest, Worker(device=device), tables=tables)
             for number in range(3):
                 batch = data.batch(range(8 * number, 8 * number + 8)).to(device)
-                step.train(batch, number, weights_of(batch).tolist())
+                step.train(batch, number, step.weights_of(batch).tolist())
             after.append({name: value.cpu() for name, value in weights(step).items()})
             need = step.planned.needs[0]
             assert (need.on_machine > 0) == (chosen != "fused")
@@ -93,7 +92,7 @@ def test_a_table_has_its_own_learning_rate(data: Data) -> None:
     for rates in ({}, {"item": 0.3}):
         step = make_step(data.manifest, tables={"optimizer": "sgd", "learning_rate": 0.1, "learning_rates": rates})
         before, batch = weights(step), data.batch(range(8))
-        step.train(batch, 0, weights_of(batch).tolist())
+        step.train(batch, 0, step.weights_of(batch).tolist())
         after = weights(step)
         moved.append({name: after[name] - before[name] for name in ALL})
     torch.testing.assert_close(moved[1]["item"], 3 * moved[0]["item"], rtol=1e-3, atol=1e-6)

@@ -15,7 +15,6 @@ from tests.scenarios import TwoWorkers, load
 from tests.small import PIECE_BYTES, Data, make_step, same, weights
 from trainer.checkpoint import Checkpoints
 from trainer.progress import Progress
-from trainer.step import weights_of
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -106,7 +105,7 @@ def test_a_damaged_marker_is_told_with_its_path(data: Data, tmp_path: Path) -> N
 def test_loading_gives_back_weights_and_progress_bit_for_bit(data: Data, tmp_path: Path) -> None:
     step = make_step(data.manifest)
     batch = data.batch(range(5))
-    step.train(batch, 0, weights_of(batch).tolist())
+    step.train(batch, 0, step.weights_of(batch).tolist())
     progress = Progress(step=3, best=0.1 + 0.2, train_curve=[(1, 1 / 3)], position={"epoch": 1, "workers": [[]]})
     checkpoints = Checkpoints(str(tmp_path), 1, Worker())
     checkpoints.save(step, progress, {})

@@ -18,7 +18,7 @@ def test_every_tensor_of_a_batch_is_told(data: Data) -> None:
     batch = data.batch([0, 1, 2])
     tensors = list(batch.tensors())
     assert sum(tensor is batch.item_T for tensor in tensors) == 1
-    assert len(tensors) == 8 + 2 * 2 + (len(batch.features) - 2) + 2 * 1 + (len(batch.labels) - 1)
+    assert len(tensors) == 9 + 2 * 2 + (len(batch.features) - 2) + 2 * 1 + (len(batch.labels) - 1)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

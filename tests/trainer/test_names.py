@@ -20,7 +20,6 @@ from ingest.features.feature import RESERVED
 from ingest.prepare.pipeline import prepare
 from tests.small import MODEL, START, Data, make_step
 from trainer.models.deep import DeepConfig
-from trainer.step import weights_of
 
 MODULES = (nn.ModuleDict, nn.Linear, EmbeddingCollection, ShardedEmbeddingCollection)
 TAKEN = {name for module in MODULES for name in (*dir(module), *nn.Module().__dict__)}
@@ -42,7 +41,7 @@ def test_every_name_of_an_attribute_trains(intent: bool, tmp_path: Path) -> None
     data = Data(str(tmp_path / "data"))
     model = MODEL if intent else DeepConfig(window="8h")
     step, batch = make_step(data.manifest, model=model, tables={"sharding": {"type": "row_wise"}}), data.batch(range(6))
-    losses, norm = step.train(batch, 0, weights_of(batch).tolist())
+    losses, norm = step.train(batch, 0, step.weights_of(batch).tolist())
     assert 0 < norm < math.inf
     assert sorted(losses.intents) == (NAMES if intent else [])
     rows = describe_plan(step.planned).split("\n\n")[0].splitlines()[2:]

@@ -21,7 +21,6 @@ from trainer.attention import Layout
 from trainer.layers import Inputs
 from trainer.models.intentrec import IntentRecConfig
 from trainer.recommender import build
-from trainer.step import weights_of
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -84,7 +83,7 @@ def test_one_step_equals_plain_torch(data: Data, sampling: str | None, optimizer
     log_expected = None if negative is None else step.sampler.log_expected(negative).float()
     loss = plain_loss(network, tables, step.with_unknowns(batch, 0), negative, log_expected)
     loss.backward()
-    losses, norm = step.train(batch, 0, weights_of(batch).tolist())
+    losses, norm = step.train(batch, 0, step.weights_of(batch).tolist())
     ours = losses.item / batch.item_weight_Q.sum() + sum(losses.intents.values()) / batch.weight_Q.sum()
     torch.testing.assert_close(ours, loss.detach())
 
@@ -119,7 +118,7 @@ def test_bf16_is_close_to_fp32_and_keeps_weights_in_fp32(data: Data, kind: str) 
     for precision in ("fp32", "bf16"):
         step = make_step(data.manifest, precision=precision, loss={"kind": kind, "negatives": 20}, clip_norm=1e9)
         query_QD = step.predict(batch).query[0]
-        losses, norm = step.train(batch, 0, weights_of(batch).tolist())
+        losses, norm = step.train(batch, 0, step.weights_of(batch).tolist())
         found[precision] = torch.stack([losses.item, *losses.intents.values()]), norm, query_QD
         assert {value.dtype for value in (*weights(step).values(), query_QD)} == {torch.float32}
     for ours, theirs in zip(found["bf16"], found["fp32"], strict=True):
@@ -159,7 +158,7 @@ def test_an_evaluation_between_two_steps_changes_neither(data: Data) -> None:
         step = make_step(data.manifest, model=model)
         for number in range(3):
             batch = data.batch(range(4 * number, 4 * number + 4))
-            step.train(batch, number, weights_of(batch).tolist())
+            step.train(batch, number, step.weights_of(batch).tolist())
             before = weights(step)
             if evaluating:
                 validate(step, data.reader("validation", evaluate=True), Worker(), True)
@@ -180,7 +179,7 @@ def test_unknown_targets_have_no_item_loss(kind: str, data: Data, two_workers: T
 def test_the_item_loss_reaches_the_intent_heads(data: Data) -> None:
     model = IntentRecConfig(heads=2, dropout=0.0, window="8h", intent_weight=0.0)
     step, batch = make_step(data.manifest, model=model), data.batch(range(6))
-    step.train(batch, 0, weights_of(batch).tolist())
+    step.train(batch, 0, step.weights_of(batch).tolist())
     gradients = {name: value for name, value in dense(step, gradients=True).items() if "intent_heads" in name}
     assert len(gradients) == 2 * 4
     assert all(value.abs().max() > 1e-8 for value in gradients.values())
@@ -190,6 +189,6 @@ def test_the_learning_rate_warms_up(data: Data) -> None:
     step, batch = make_step(data.manifest, warmup_steps=4), data.batch(range(2))
     rates = []
     for number in range(5):
-        step.train(batch, number, weights_of(batch).tolist())
+        step.train(batch, number, step.weights_of(batch).tolist())
         rates.append(step.optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01])

@@ -13,7 +13,7 @@ from evaluation.evaluate import validate
 from ingest.data.batch import Batch, Lists
 from ingest.features.feature import FIRST_VALUE, UNKNOWN
 from tests.small import Data, make_step, weights
-from trainer.step import Step, weights_of
+from trainer.step import Step
 from trainer.unknown import with_unknowns
 
 SHARE = 0.2
@@ -79,7 +79,7 @@ def test_rows_for_unknown_values_move_in_training(data: Data, share: float) -> N
             for name, value in batch.features.items() if isinstance(value, Tensor)
         }  # fmt: skip
         batch = replace(batch, features=batch.features | features)
-        step.train(batch, number, weights_of(batch).tolist())
+        step.train(batch, number, step.weights_of(batch).tolist())
     after = weights(step)
     for name in step.recommender.tables.names:
         moved = not torch.equal(after[name][UNKNOWN], before[name][UNKNOWN])

@@ -19,6 +19,7 @@ class TransformerConfig(NeuralConfig):
     """Width of the feed-forward layers, in model dimensions."""
 
     def check(self, data: DataConfig, train: TrainConfig) -> None:
+        super().check(data, train)
         if train.tables.dimension % self.heads:
             raise ValueError(f"heads: {self.heads} do not divide train.tables.dimension, {train.tables.dimension}")
 

@@ -7,7 +7,9 @@ the kind; a module of the user's own registers its kinds when it is imported. Im
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
+
+from pydantic import AfterValidator
 
 from ingest.data.schema import DataConfig
 from ingest.registry import Registry
@@ -18,6 +20,15 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ingest.data.manifest import Manifest
+
+
+Knowledge: TypeAlias = Literal["request", "history"]
+
+
+def _once(values: list[Knowledge]) -> list[Knowledge]:
+    if len(set(values)) < len(values):
+        raise ValueError(f"takes each part once, got {', '.join(values)}")
+    return values
 
 
 class ModelConfig(Kinded):
@@ -38,6 +49,14 @@ class NeuralConfig(ModelConfig):
     """Whether the model sees more than items, places and times: columns that it does not see are not read."""
     train: dict[str, Any] = {}
     """Keys of the `train` section that are other for this model."""
+    knows: Annotated[list[Knowledge], AfterValidator(_once)] = []
+    """What its scores know beside the model's query and the items' rows (trainer/scores/): `request`, the time at which
+    the next item is asked for and the features that are `at_request`; `history`, that each place of the user's past can
+    be taken again."""
+
+    def check(self, data: DataConfig, train: TrainConfig) -> None:
+        if "request" in self.knows and data.time_unit == "position":
+            raise ValueError("knows: request needs real times, not time_unit position")
 
     @property
     def weight_of_intents(self) -> float:

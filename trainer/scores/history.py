@@ -1,0 +1,109 @@
+"""Copying from the history: every place of the user's past is a candidate, so its item can be taken again.
+
+    T  tokens     Q  targets     D  dimension     W  places of a target's history, padded
+    b  sequences of a group (`trainer.attention.Layout`)     L  the longest of them
+
+The logit of place j for what comes after place k (pointer networks, arXiv 1506.03134; RepeatNet, arXiv 1812.02646):
+
+    a_kj = q_k . m_j / sqrt(D) + u_k[how many places ago] + v_k[how long ago] + g_k
+
+q, u, v and g are linear in the model's query h_k, so that a session's intent decides whether, and how far back, people
+return. The key m_j is linear in the features of place j (the item, the action, the seconds watched ...) and in
+h_(j-1): what had been expected there, so that a place is found that was reached from a state like today's.
+
+What is copied is a place, not a row of a table: an item that the vocabulary lacks is copied like any other.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ingest.data.batch import Batch
+from ingest.features.feature import FIRST_VALUE, PADDING
+from trainer.attention import Layout
+from trainer.scores.pointers import Candidates, sum_exp
+from trainer.softmax import Pointed
+
+AGO = 4
+"""Buckets of each doubling of the number of places."""
+GAPS = 44
+"""Buckets of time, one for each doubling of milliseconds; the last begins after 278 years."""
+
+
+class HistoryPointer(nn.Module):
+    """The candidates of the history. `width`: of a place's features; `items`: how many there are to rank."""
+
+    def __init__(self, width: int, dimension: int, max_length: int, items: int, request: bool) -> None:
+        """`request`: whether the time of the request is known; else time counts up to the last interaction."""
+        super().__init__()
+        self.request, self.dimension, self.max_length = request, dimension, max_length
+        ago = int(AGO * math.log2(max_length)) + 1
+        self.sizes = [dimension, ago, GAPS, 1]
+        self.query = nn.Linear(dimension, sum(self.sizes))
+        self.key = nn.Linear(width, dimension)
+        self.before = nn.Linear(dimension, dimension, bias=False)
+        with torch.no_grad():
+            _, ago_weight, gap_weight, gate_weight = self.query.weight.split(self.sizes)
+            _, ago_bias, gap_bias, gate_bias = self.query.bias.split(self.sizes)
+            for part in (ago_weight, gap_weight, gate_weight, gap_bias):
+                part.zero_()
+            # the newest place first, and all of them together about as likely as the catalogue, whose scores begin at 0
+            ago_bias.copy_(-torch.arange(ago) / AGO * math.log(2))
+            gate_bias.fill_(math.log(max(items, 2)))
+
+    def forward(
+        self, query_TD: Tensor, features_TX: Tensor, batch: Batch, layout: Layout, listed: bool
+    ) -> tuple[Pointed, Candidates | None]:
+        """What the history gives each target, and, where they are to be `listed`, its candidates one by one."""
+        asked_TX = self.query(query_TD)
+        first_T1 = (batch.position_T == 0)[:, None]
+        before_TD = torch.cat([query_TD[:1], query_TD[:-1]]).masked_fill(first_T1, 0)
+        key_TD = self.key(features_TX) + self.before(before_TD)
+        target_T = torch.full_like(batch.item_T, PADDING).index_copy_(0, batch.target_position_Q, batch.target_Q)
+        now_T = batch.request_time_T if self.request else batch.time_T
+        assert now_T is not None
+        numbers_T4 = torch.stack([batch.past_T, target_T, batch.time_T, now_T], dim=1)
+        place_Q = layout.place_T.to(query_TD.device)[batch.target_position_Q]
+        groups = zip(*(layout.grouped(layout.take(x, 1), 1) for x in (asked_TX, key_TD, numbers_T4)), strict=True)
+        sums, lists, begin = [], [], 0
+        for (asked_bLX,), (key_bLD,), (numbers_bL4,) in groups:
+            item_bL, target_bL, time_bL, now_bL = numbers_bL4.unbind(2)
+            logit_bLL = self._logits(asked_bLX, key_bLD, item_bL, now_bL[:, :, None] - time_bL[:, None])
+            if listed:
+                size, longest = item_bL.shape
+                row_q = place_Q[(place_Q >= begin) & (place_Q < begin + size * longest)] - begin
+                found = Candidates(item_bL[row_q // longest], logit_bLL.flatten(0, 1)[row_q])
+                lists.append(found.padded(self.max_length))
+                begin += size * longest
+            sums.append(
+                [part_bL.flatten() for part_bL in sum_exp(logit_bLL, target_bL[:, :, None] == item_bL[:, None])]
+            )
+        all_P, target_P = (torch.cat(parts) for parts in zip(*sums, strict=True))
+        pointed = Pointed(all_P.index_select(0, place_Q), target_P.index_select(0, place_Q))
+        if not listed:
+            return pointed, None
+        return pointed, Candidates(
+            torch.cat([part.item_QW for part in lists]), torch.cat([part.logit_QW for part in lists])
+        )
+
+    def _logits(self, asked_bLX: Tensor, key_bLD: Tensor, item_bL: Tensor, gap_bLL: Tensor) -> Tensor:
+        """The logit of each place (last) for what comes after each place, -inf for the places after it."""
+        query_bLD, ago_bLA, gap_bLG, gate_bL1 = asked_bLX.split(self.sizes, dim=2)
+        longest, device = item_bL.shape[1], item_bL.device
+        logit_bLL = torch.baddbmm(gate_bL1, query_bLD, key_bLD.mT, alpha=1 / math.sqrt(self.dimension)).float()
+        place_L = torch.arange(longest, device=device)
+        ago_LL = (place_L[:, None] - place_L).clamp_(min=0)
+        bucket_LL = ((ago_LL + 1).double().log2() * AGO).long()
+        logit_bLL = logit_bLL + ago_bLA.gather(2, bucket_LL.expand(len(item_bL), -1, -1))
+        logit_bLL = logit_bLL + gap_bLG.gather(2, time_bucket(gap_bLL))
+        hidden_bLL = (place_L[:, None] < place_L) | (item_bL < FIRST_VALUE)[:, None]
+        return logit_bLL.masked_fill(hidden_bLL, -torch.inf)
+
+
+def time_bucket(span: Tensor) -> Tensor:
+    """0 for spans of time up to 0, then one more for each doubling of milliseconds, up to `GAPS` - 1: int64."""
+    exponent = (span.clamp(min=0) + 1).float().view(torch.int32) >> 23  # of the float: 127 for 1
+    return (exponent - 127).clamp_(max=GAPS - 1).long()
