@@ -161,7 +161,8 @@ def full_softmax(
     As in Megatron-LM's vocabulary-parallel cross-entropy (arXiv 1909.08053), queries travel, [A, D], and scores do not.
     """
     all_Q, own_Q = _pointed(pointed, query_QD, weight_Q)
-    loss: Tensor = _FullSoftmax.apply(query_QD, items_vD, all_Q, own_Q, row_Q, weight_Q, first, scores)
+    given = all_Q, own_Q, row_Q, weight_Q, pointed is not None
+    loss: Tensor = _FullSoftmax.apply(query_QD, items_vD, *given, first, scores)
     return loss
 
 
@@ -175,15 +176,19 @@ class _FullSoftmax(torch.autograd.Function):
         own_Q: Tensor,
         row_Q: Tensor,
         weight_Q: Tensor,
+        pointed: bool,
         first: int,
         scores: int,
     ) -> Tensor:
         product, exact = _types(query_QD, items_vD)
         with torch.autocast(query_QD.device.type, enabled=False):
             query_AD, sizes = gather_rows(query_QD)
-            row_A, weight_A, all_A, log_own_A = (
-                gather_rows(rows, sizes)[0] for rows in (row_Q, weight_Q.to(exact), all_Q.to(exact), own_Q.to(exact))
-            )
+            row_A, weight_A = (gather_rows(rows, sizes)[0] for rows in (row_Q, weight_Q.to(exact)))
+            if pointed:
+                all_A, log_own_A = (gather_rows(rows.to(exact), sizes)[0] for rows in (all_Q, own_Q))
+            else:
+                all_A = torch.full_like(weight_A, -torch.inf)
+                log_own_A = all_A.masked_fill(weight_A == 0, 0)
             workers, before = len(sizes), sum(sizes[: dist.get_rank()])
             own = slice(before, before + len(query_QD))
             part = _Slice(query_AD.to(exact), items_vD, weight_A, all_A, product, scores, fused=workers == 1)
@@ -216,7 +221,7 @@ class _FullSoftmax(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return *(saved.mul_(gradients[0]) for saved in ctx.saved_tensors), None, None, None, None
+        return *(saved.mul_(gradients[0]) for saved in ctx.saved_tensors), None, None, None, None, None
 
 
 class _Slice:

@@ -46,8 +46,9 @@ def test_a_share_of_every_known_input_becomes_unknown(data: Data) -> None:
             known[name] += int((before >= FIRST_VALUE).sum())
         item = batch.item_T != masked.item_T
         assert (masked.features["content_type"][item] == UNKNOWN).all()  # type: ignore[index]
+        assert masked.past_T is batch.item_T
         assert {id(value) for value in batch.tensors()} - {id(value) for value in masked.tensors()} == {
-            id(value) for value in indices(batch).values()
+            id(value) for name, value in indices(batch).items() if name != "item"
         }
     for name, count in known.items():
         assert hits[name] == pytest.approx(SHARE * count, abs=5 * math.sqrt(SHARE * (1 - SHARE) * count)), name
