@@ -10,6 +10,8 @@ do not care about sequences, and the stride stays 1 on every worker however many
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
@@ -55,6 +57,30 @@ def mean_of_lists(rows_UD: Tensor, place_N: Tensor, lengths_T: Tensor) -> Tensor
     return F.embedding_bag(place_N, rows_UD, offsets, mode="mean", include_last_offset=True)
 
 
+@dataclass(frozen=True)
+class Vectors:
+    """What `Tables` looks up for a batch."""
+
+    inputs: dict[str, Tensor]
+    """Of the item and every category feature, [T, D] each."""
+    request: dict[str, Tensor]
+    """Of the features of the next interaction that are known at the request, [T, D] each."""
+    candidates_CD: Tensor
+    """The item table's rows."""
+    attributes: dict[str, Tensor]
+    """Of the candidates' own features, [C, D] each."""
+
+
+def _values(value: Tensor | Lists) -> Tensor:
+    return value.values if isinstance(value, Lists) else value
+
+
+def _vectors(rows_UD: Tensor, place_N: Tensor, value: Tensor | Lists) -> Tensor:
+    if isinstance(value, Lists):
+        return mean_of_lists(rows_UD, place_N, value.lengths)
+    return rows_UD.index_select(0, place_N)
+
+
 class Tables(nn.Module):
     """Holds the EmbeddingCollection of a model, on the meta device and without memory until `embeddings.sharding.shard`
     places it; TorchRec replaces `collection` by its sharded form. Items that training does not know share one row.
@@ -89,27 +115,27 @@ class Tables(nn.Module):
         self.lookups = dict.fromkeys(self.names, 0)
         """Different rows that this worker has looked up in training since it was last set to 0, by table."""
 
-    def forward(self, batch: Batch, candidates_C: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
-        """Vectors of the inputs and of the request's features, each [T, D], and the candidates' item rows, [C, D]."""
-        values = {name: batch.item_T if name == ITEM else batch.features[name] for name in self.names}
-        index = {name: value.values if isinstance(value, Lists) else value for name, value in values.items()}
-        index[ITEM] = torch.cat([batch.in_table(index[ITEM]), candidates_C])
-        for name in self.requested:
-            index[name] = torch.cat([index[name], batch.request[name]])
-        rows, places = lookup_once(self.configs, [self._rows(name, index_N) for name, index_N in index.items()])
+    def forward(self, batch: Batch, candidates_C: Tensor, attributes: Mapping[str, Tensor | Lists] = {}) -> Vectors:
+        """Look up everything at once. `attributes`: values of the candidates' own features, [C] or lists of them."""
+        inputs = {name: batch.item_T if name == ITEM else batch.features[name] for name in self.names}
+        wanted = {name: [value] for name, value in inputs.items()}
+        wanted[ITEM] = [batch.in_table(batch.item_T), candidates_C]
+        request = {name: batch.request[name] for name in self.requested}
+        for name, value in (*request.items(), *attributes.items()):
+            wanted[name].append(value)
+        index = [self._rows(name, torch.cat([_values(value) for value in parts])) for name, parts in wanted.items()]
+        rows, places = lookup_once(self.configs, index)
         if self.training:
             for name, count in zip(self.names, rows.length_per_key(), strict=True):
                 self.lookups[name] += count
-        embedded = {name: rows_U.values() for name, rows_U in self.collection(rows).items()}
-        vectors, request = {}, {}
-        for (name, value), place_N in zip(values.items(), places, strict=True):
-            if isinstance(value, Lists):
-                vectors[name] = mean_of_lists(embedded[name], place_N, value.lengths)
-            else:
-                vectors[name] = embedded[name].index_select(0, place_N[: batch.tokens])
-            if name in self.requested:
-                request[name] = embedded[name].index_select(0, place_N[batch.tokens :])
-        return vectors, request, embedded[ITEM].index_select(0, places[0][batch.tokens :])
+        embedded = self.collection(rows)
+        found = {}
+        for (name, parts), place_N in zip(wanted.items(), places, strict=True):
+            rows_UD = embedded[name].values()
+            split = place_N.split([len(_values(value)) for value in parts])
+            found[name] = iter([_vectors(rows_UD, place, value) for place, value in zip(split, parts, strict=True)])
+        inputs_TD, request_TD = ({name: next(found[name]) for name in names} for names in (inputs, request))
+        return Vectors(inputs_TD, request_TD, next(found[ITEM]), {name: next(found[name]) for name in attributes})
 
     def _rows(self, table: str, index_N: Tensor) -> Tensor:
         """The rows that hold the values `index_N`."""
@@ -119,6 +145,14 @@ class Tables(nn.Module):
     @torch.no_grad()
     def item_rows(self, index_C: Tensor) -> Tensor:
         """Rows of the items `index_C`, [C, D], wherever they are; every worker has to call it at the same time."""
-        wanted = [self.spreads[ITEM].rows(index_C) if name == ITEM else index_C.new_empty(0) for name in self.names]
-        rows, places = lookup_once(self.configs, wanted)
-        return self.collection(rows)[ITEM].values().detach().index_select(0, places[0])
+        return self.rows({ITEM: index_C})[ITEM]
+
+    @torch.no_grad()
+    def rows(self, wanted: Mapping[str, Tensor | Lists]) -> dict[str, Tensor]:
+        """Vectors of values of some tables, [C, D] each; every worker has to call it at the same time."""
+        nothing = torch.empty(0, dtype=torch.int64, device=_values(next(iter(wanted.values()))).device)
+        index = [self._rows(name, _values(wanted[name]) if name in wanted else nothing) for name in self.names]
+        rows, places = lookup_once(self.configs, index)
+        found = self.collection(rows)
+        there = zip(self.names, places, strict=True)
+        return {n: _vectors(found[n].values().detach(), place_N, wanted[n]) for n, place_N in there if n in wanted}

@@ -31,6 +31,7 @@ from ingest.data.reader import Reader
 from ingest.errors import InputError
 from ingest.features.feature import FIRST_VALUE
 from ingest.storage import join, remove
+from trainer.candidates import Known
 from trainer.progress import Progress
 
 
@@ -105,7 +106,7 @@ class _Evaluator:
             scorer, facts = config.scorer(data), facts | {"chosen": chosen}
             self.skipped.update(astuple(entry) for part in gather_objects(data.skipped) for entry in part)
         else:
-            scorer, progress = model.restored(self.manifest, self.worker)
+            scorer, progress = model.restored(self.manifest, self.worker, Known(self.run.data, self.items))
             self.skipped.update((path, group, rows, reason) for path, group, rows, reason in progress.skipped)
             facts = _facts(scorer, progress)
             if self.example is None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from embeddings.workers import Worker
 from evaluation.ranking import NeuralScorer
 from ingest.data.manifest import Manifest
+from trainer.candidates import Known
 from trainer.checkpoint import Checkpoints
 from trainer.models.registry import ModelConfig, NeuralConfig
 from trainer.progress import Progress
@@ -23,11 +24,11 @@ class Model:
     checkpoints: str
     """Folder of its checkpoints, where it is trained."""
 
-    def restored(self, manifest: Manifest, worker: Worker) -> tuple[NeuralScorer, Progress]:
+    def restored(self, manifest: Manifest, worker: Worker, known: Known) -> tuple[NeuralScorer, Progress]:
         """The weights of its best checkpoint, and where its training ended; every worker calls it."""
         assert isinstance(self.config, NeuralConfig)
         checkpoints = Checkpoints(self.checkpoints, self.train.keep, worker)
         best = checkpoints.require_best(self.name)
-        step = Step(self.config, self.train, manifest, worker)
+        step = Step(self.config, self.train, manifest, worker, known=known)
         checkpoints.load(step, best)
         return NeuralScorer(step), checkpoints.progress(checkpoints.latest() or best)

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from embeddings.sharding import rows_in_place
 from embeddings.table_config import ITEM
-from embeddings.workers import Worker, gather_rows, own_rows
+from embeddings.workers import Worker, gather_rows
 from evaluation.metrics import MISS
 from evaluation.slices import CatalogueSlice
 from ingest.data.batch import Batch, Lists
-from ingest.features.feature import FIRST_VALUE
+from ingest.features.feature import FIRST_VALUE, UNKNOWN
 from trainer.recommender import Prediction, Query
 from trainer.step import Step
 
@@ -64,19 +64,25 @@ class NeuralScorer:
     def __init__(self, step: Step, rows_at_once: int = 262_144) -> None:
         self.step, self.predict = step, step.predict
         self.slice = CatalogueSlice(step.manifest.items, step.manifest.catalogue, step.worker)
-        rows_vD = rows_in_place(step.parallel, ITEM, step.worker.workers)
+        self.attributes = step.recommender.scores.attributes
+        rows_vD = None if self.attributes else rows_in_place(step.parallel, ITEM, step.worker.workers)
         self.rows_vD = self._fetched(rows_at_once) if rows_vD is None else rows_vD
 
+    @torch.no_grad()
     def _fetched(self, rows_at_once: int) -> Tensor:
-        worker, items = self.step.worker, self.step.manifest.items
-        begin, end = own_rows(items, worker.rank, worker.workers)
-        largest = -(-items // worker.workers)
+        """The vectors of the slice's known items; with attributes, those of the others, too."""
+        step, worker = self.step, self.step.worker
+        row_v = self.slice.rows if self.attributes else self.slice.rows[: self.slice.known]
+        others = step.manifest.catalogue - step.manifest.items if self.attributes else 0
+        largest = -(-step.manifest.items // worker.workers) - (-others // worker.workers)
         parts = []
         for offset in range(0, largest, rows_at_once):
-            row_N = torch.arange(
-                min(begin + offset, end), min(begin + offset + rows_at_once, end), device=worker.device
-            )
-            parts.append(self.step.recommender.tables.item_rows(self.row_to_item(row_N)))
+            item_N = self.row_to_item(row_v[offset : offset + rows_at_once].to(worker.device))
+            row_N = item_N.masked_fill(item_N >= step.manifest.items, UNKNOWN)
+            attributes = step.candidates.attributes.of(item_N) if step.candidates.attributes else {}
+            found = step.recommender.tables.rows({ITEM: row_N, **attributes})
+            rows_ND = found.pop(ITEM)
+            parts.append(rows_ND + self.attributes(found) if self.attributes else rows_ND)
         return torch.cat(parts)
 
     def scores(self, query: Query) -> Tensor:
@@ -85,7 +91,7 @@ class NeuralScorer:
         scores_av = self._products(query_AD)
         if not candidates:
             return scores_av
-        others = len(self.slice) - self.slice.known
+        others = len(self.slice) - scores_av.shape[1]
         item_AW, logit_AW = candidates
         return self._add(torch.nn.functional.pad(scores_av, (0, others), value=-torch.inf), item_AW, logit_AW)
 

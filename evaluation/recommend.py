@@ -34,6 +34,7 @@ from ingest.data.items import load_items
 from ingest.data.manifest import SplitName, load_manifest
 from ingest.data.reader import Reader
 from ingest.features.feature import FIRST_VALUE
+from trainer.candidates import Known
 
 SPLITS: tuple[SplitName, ...] = ("test", "rest")
 """Together they hold every user once."""
@@ -45,7 +46,7 @@ def recommend_users(
     """Write what `model` recommends to every user of the prepared data set `data` to `folder`; all workers call it."""
     manifest = load_manifest(data)
     items = load_items(data, manifest, counts=False)
-    scorer, _ = model.restored(manifest, worker)
+    scorer, _ = model.restored(manifest, worker, Known(data, items))
     readers = [
         Reader(data, manifest, items, split, model.train.reader,
                rank=worker.rank, workers=worker.workers, after_last=True)

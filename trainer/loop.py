@@ -23,6 +23,7 @@ from ingest.data.order import Position, Remaining
 from ingest.data.reader import Reader
 from ingest.errors import InputError
 from ingest.storage import join
+from trainer.candidates import Known
 from trainer.checkpoint import Checkpoints
 from trainer.device import on_device
 from trainer.models.registry import NeuralConfig
@@ -75,7 +76,8 @@ class Trainer:
         self.manifest: Manifest = load_manifest(run.data)
         needs_counts = run.train.loss.needs_counts
         self.items = load_items(run.data, self.manifest, needs_counts) if items is None else items
-        self.step = Step(run.model, run.train, self.manifest, worker, self.items.counts if needs_counts else None)
+        counts, known = self.items.counts if needs_counts else None, Known(run.data, self.items)
+        self.step = Step(run.model, run.train, self.manifest, worker, counts, known)
         self.checkpoints = Checkpoints(run.checkpoints, run.train.keep, worker)
         self.reader = Reader(
             run.data,

@@ -5,6 +5,7 @@ T  tokens     Q  targets     C  candidates     D  dimension     M  intents
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -13,17 +14,20 @@ from torch import Tensor, nn
 
 from embeddings.table_config import ITEM
 from embeddings.tables import Tables
-from ingest.data.batch import Batch
+from ingest.data.batch import Batch, Lists
 from ingest.data.manifest import Manifest
 from trainer.attention import Layout
 from trainer.layers import FeatureVector, Inputs
 from trainer.models.registry import NeuralConfig
+from trainer.scores.attributes import AttributeVectors, lasting
 from trainer.scores.history import HistoryPointer
+from trainer.scores.moments import MomentPointer, Moments
 from trainer.scores.pointers import joined
 from trainer.scores.request import RequestEncoding
 from trainer.softmax import Pointed
 from trainer.train_config import TrainConfig
 
+NOTHING: Mapping[str, Tensor | Lists] = {}
 Query: TypeAlias = tuple[Tensor, ...]
 """What is needed to score the catalogue, a row a target in each tensor."""
 
@@ -34,7 +38,7 @@ class Prediction:
 
     query: Query
     candidates_CD: Tensor
-    """Rows of the item table."""
+    """Their vectors, but for those of the moments' items."""
     intents: dict[str, Tensor]
     """Logits of each intent, [Q, labels]."""
     attention_QM: Tensor | None
@@ -52,10 +56,15 @@ class Scores(nn.Module):
         asked = [feature.name for feature in features if feature.at_request]
         self.features = FeatureVector(features, dimension)
         self.request = RequestEncoding(manifest, asked, dimension) if request else None
+        names = [feature.name for feature in lasting(manifest)]
+        self.attributes = AttributeVectors(names, dimension) if "attributes" in model.knows else None
         self.history: HistoryPointer | None = None
         if "history" in model.knows:
             length, items = train.reader.max_length, manifest.items
             self.history = HistoryPointer(self.features.width, dimension, length, items, request)
+        self.recent: MomentPointer | None = None
+        if "recent" in model.knows:
+            self.recent = MomentPointer(dimension, manifest.items, model.moments.items)
 
 
 class Recommender(nn.Module):
@@ -69,8 +78,18 @@ class Recommender(nn.Module):
         super().__init__()
         self.tables, self.network, self.scores, self.numbers = tables, network, scores, numbers
 
-    def forward(self, batch: Batch, candidates_C: Tensor) -> Prediction:
-        vectors, request, candidates_CD = self.tables(batch, candidates_C)
+    def forward(
+        self,
+        batch: Batch,
+        candidates_C: Tensor,
+        attributes: Mapping[str, Tensor | Lists] = NOTHING,
+        moments: Moments | None = None,
+    ) -> Prediction:
+        """`attributes`: of the candidates; `moments`: of the targets, and their items are the last candidates."""
+        found = self.tables(batch, candidates_C, attributes)
+        vectors, candidates_CD = found.inputs, found.candidates_CD
+        if self.scores.attributes is not None:
+            candidates_CD = candidates_CD + self.scores.attributes(found.attributes)
         columns = [batch.features[name] for name in self.numbers]
         numbers_Tn = (
             torch.stack([column for column in columns if isinstance(column, Tensor)], dim=1)
@@ -82,24 +101,28 @@ class Recommender(nn.Module):
         )
         features_TX = self.scores.features(inputs) * self.scores.features.scale if self.scores.history else None
         if self.scores.request is not None:
-            asked_TD = self.scores.request(inputs, batch.request_time_T, request)
+            asked_TD = self.scores.request(inputs, batch.request_time_T, found.request)
             inputs = replace(inputs, vectors=vectors | {ITEM: vectors[ITEM] + asked_TD})
         output = self.network(inputs)
         at = batch.target_position_Q
         query = [output.query_TD.index_select(0, at).float()]
-        pointed: list[Pointed] = []
+        listed, pointed = not self.training, []
         if self.scores.history is not None:
-            listed = not self.training
-            sums, found = self.scores.history(output.query_TD, features_TX, batch, inputs.layout, listed)
-            pointed.append(sums)
-            if listed:
-                query += [found.item_QW, found.logit_QW]
+            pointed.append(self.scores.history(output.query_TD, features_TX, batch, inputs.layout, listed))
+        if self.scores.recent is not None:
+            assert moments is not None
+            own = len(candidates_CD) - len(moments.item_U)
+            candidates_CD, recent_UD = candidates_CD[:own], candidates_CD[own:]
+            pointed.append(self.scores.recent(query[0], recent_UD, moments, batch.target_Q, listed))
+        if listed and pointed:
+            query += [torch.cat([candidates.item_QW for _, candidates in pointed], dim=1)]
+            query += [torch.cat([candidates.logit_QW for _, candidates in pointed], dim=1)]
         return Prediction(
             tuple(query),
             candidates_CD,
             {name: logits.index_select(0, at).float() for name, logits in output.intents.items()},
             None if output.attention_TM is None else output.attention_TM.index_select(0, at),
-            joined(pointed),
+            joined([sums for sums, _ in pointed]),
         )
 
 

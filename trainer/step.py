@@ -22,6 +22,7 @@ from embeddings.workers import Worker, gather_rows, own_rows
 from ingest.data.batch import Batch
 from ingest.data.manifest import Manifest
 from ingest.features.feature import FIRST_VALUE
+from trainer.candidates import CandidateReader, Known
 from trainer.layers import Block
 from trainer.losses import intent_loss
 from trainer.models.registry import NeuralConfig
@@ -46,6 +47,7 @@ class Step:
     """A sharded model with its optimizers.
 
     `counts`: how often the training data have each item, [V], without which in-batch negatives can not be drawn.
+    `known`: the data set, of which scores that know attributes or what is recent read more.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Step:
         manifest: Manifest,
         worker: Worker,
         counts: NDArray | None = None,
+        known: Known | None = None,
     ) -> None:
         self.config, self.manifest, self.worker = config, manifest, worker
         recommender = build(model, config, manifest)
@@ -79,7 +82,7 @@ class Step:
             self.dense.values(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
         self.sampler = NegativeSampler(config.loss, manifest.items, config.seed, counts)
-        self.knows = model.knows
+        self.knows, self.candidates = model.knows, CandidateReader(model, config, manifest, worker, known)
         self.intent_weight = model.weight_of_intents
         self.attributes = {feature.name for feature in manifest.features if feature.of == "item"}
         self.spread = tables.spreads[ITEM]
@@ -105,7 +108,9 @@ class Step:
     def losses(self, batch: Batch, number: int) -> Losses:
         """The losses of `batch` in step `number`, as sums over this worker's targets."""
         with self._autocast():
-            prediction, item = self._full(batch) if self.config.loss.kind == "full" else self._sampled(batch, number)
+            prediction, item = (
+                self._full(batch, number) if self.config.loss.kind == "full" else self._sampled(batch, number)
+            )
             intents = {
                 name: intent_loss(logits_QL, batch.labels[name], batch.weight_Q)
                 for name, logits_QL in prediction.intents.items()
@@ -115,8 +120,8 @@ class Step:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.worker.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
-    def _full(self, batch: Batch) -> tuple[Prediction, Tensor]:
-        prediction: Prediction = self.parallel(batch, self.slice_v)
+    def _full(self, batch: Batch, number: int) -> tuple[Prediction, Tensor]:
+        prediction = self._predicted(batch, self.slice_v, number)
         rows_vD, row_Q = prediction.candidates_CD, self.spread.rows(batch.in_table(batch.target_Q))
         weight_Q = self.item_weights(batch)
         item = full_softmax(prediction.query[0], rows_vD, row_Q, weight_Q, self.first, self.scores, prediction.pointed)
@@ -125,7 +130,7 @@ class Step:
     def _sampled(self, batch: Batch, number: int) -> tuple[Prediction, Tensor]:
         target_Q = batch.in_table(batch.target_Q)
         negatives = self.sampler(number, gather_rows(target_Q)[0] if self.sampler.needs_targets else target_Q)
-        prediction: Prediction = self.parallel(batch, torch.cat([target_Q, negatives.item_N]))
+        prediction = self._predicted(batch, torch.cat([target_Q, negatives.item_N]), number)
         positive_QD, negative_ND = prediction.candidates_CD.split([len(target_Q), len(negatives.item_N)])
         item = sampled_softmax(
             prediction.query[0],
@@ -138,6 +143,11 @@ class Step:
             prediction.pointed,
         )
         return prediction, item
+
+    def _predicted(self, batch: Batch, item_C: Tensor, number: int) -> Prediction:
+        """The model's answer in step `number`, with the items `item_C` as candidates."""
+        prediction: Prediction = self.parallel(batch, *self.candidates.of(batch, item_C, number))
+        return prediction
 
     def train(self, batch: Batch, number: int, weights: Sequence[float]) -> tuple[Losses, float]:
         """Take step `number` (from 0); the losses, detached, and the dense gradient's norm before it is cut.
@@ -176,5 +186,5 @@ class Step:
         """The model's answer for the batch's targets, without dropout and without candidates."""
         self.parallel.eval()
         with self._autocast():
-            prediction: Prediction = self.recommender(batch, batch.target_Q[:0])
+            prediction: Prediction = self.recommender(batch, *self.candidates.of(batch, batch.target_Q[:0], None))
         return prediction

@@ -16,8 +16,8 @@ import numpy as np
 from pydantic import AfterValidator
 
 from evaluation.baselines.base import BaselineConfig, BaselineScorer, OneOrMore, single
-from ingest.data.activity import BUCKET, read_activity
-from ingest.durations import duration_text, parse_duration
+from ingest.data.activity import BUCKET, of_buckets, read_activity
+from ingest.durations import parse_duration
 from ingest.features.feature import FIRST_VALUE
 from trainer.models.registry import register
 
@@ -32,17 +32,10 @@ if TYPE_CHECKING:
     from trainer.train_config import TrainConfig
 
 
-def _of_buckets(value: str) -> str:
-    milliseconds = parse_duration(value)
-    if milliseconds <= 0 or milliseconds % BUCKET:
-        raise ValueError(f"takes a multiple of {duration_text(BUCKET)}, such as 15m or 1d")
-    return value
-
-
 @register
 class TrendingConfig(BaselineConfig):
     kind: Literal["trending"] = "trending"
-    span: OneOrMore[Annotated[str, AfterValidator(_of_buckets)]] = "1d"
+    span: OneOrMore[Annotated[str, AfterValidator(of_buckets)]] = "1d"
     live: OneOrMore[bool] = False
     """Whether the span ends with the request, or with the training data."""
 

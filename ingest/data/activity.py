@@ -6,9 +6,18 @@ from collections.abc import Iterator
 
 from ingest.arrays.jagged import Integers
 from ingest.data.pairs import read_pairs
+from ingest.durations import duration_text, parse_duration
 
 BUCKET = 300_000
 """Milliseconds of a bucket: bucket b holds the times from b * BUCKET on."""
+
+
+def of_buckets(value: str) -> str:
+    """The span of time `value`; `ValueError` where it is not one or more whole buckets."""
+    milliseconds = parse_duration(value)
+    if milliseconds <= 0 or milliseconds % BUCKET:
+        raise ValueError(f"takes a multiple of {duration_text(BUCKET)}, such as 15m or 1d")
+    return value
 
 
 def read_activity(url: str) -> Iterator[tuple[Integers, ...]]:

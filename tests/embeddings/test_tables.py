@@ -14,9 +14,11 @@ def test_vectors_are_the_rows_of_the_tables_and_lists_are_their_means(data: Data
     step = make_step(data.manifest)
     batch = data.batch(range(7))
     candidates = torch.tensor([3, 3, 0, 41])
-    vectors, request, candidates_CD = step.recommender.tables(batch, candidates)
+    found = step.recommender.tables(batch, candidates)
+    vectors, candidates_CD = found.inputs, found.candidates_CD
     rows = weights(step)
-    assert not request
+    assert not found.request
+    assert not found.attributes
     assert torch.equal(candidates_CD, rows["item"][candidates])
     assert torch.equal(vectors["item"], rows["item"][batch.item_T])
     assert list(vectors) == ["item", "action", "tags", "genres", "content_type", "release_age"]

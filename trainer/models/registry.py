@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field, field_validator
 
+from ingest.data.activity import of_buckets
 from ingest.data.schema import DataConfig
+from ingest.durations import parse_duration
+from ingest.features.feature import kind_of
 from ingest.registry import Registry
-from ingest.settings import Kinded
+from ingest.settings import Kinded, Settings
 from trainer.train_config import TrainConfig
 
 if TYPE_CHECKING:
@@ -22,13 +25,34 @@ if TYPE_CHECKING:
     from ingest.data.manifest import Manifest
 
 
-Knowledge: TypeAlias = Literal["request", "history"]
+Knowledge: TypeAlias = Literal["request", "history", "attributes", "recent"]
 
 
 def _once(values: list[Knowledge]) -> list[Knowledge]:
     if len(set(values)) < len(values):
         raise ValueError(f"takes each part once, got {', '.join(values)}")
     return values
+
+
+class MomentsConfig(Settings):
+    """Which items a model that knows `recent` has as candidates besides: what is taken lately, and what is new."""
+
+    step: str = "1h"
+    """Time between two moments: a request knows what was taken before the last one."""
+    items: int = Field(default=128, ge=1)
+    """Of each moment."""
+    live: bool = True
+    """Whether evaluating and recommending count the events of all splits up to the request, as a service that counts
+    all the time; else the counts end with the training data."""
+
+    @field_validator("step")
+    @classmethod
+    def _of_buckets(cls, value: str) -> str:
+        return of_buckets(value)
+
+    @property
+    def milliseconds(self) -> int:
+        return parse_duration(self.step)
 
 
 class ModelConfig(Kinded):
@@ -52,11 +76,20 @@ class NeuralConfig(ModelConfig):
     knows: Annotated[list[Knowledge], AfterValidator(_once)] = []
     """What its scores know beside the model's query and the items' rows (trainer/scores/): `request`, the time at which
     the next item is asked for and the features that are `at_request`; `history`, that each place of the user's past can
-    be taken again."""
+    be taken again; `attributes`, the features of the candidates; `recent`, what is taken lately and what is new at the
+    moment of the request."""
+    moments: MomentsConfig = MomentsConfig()
+    cold_share: float = Field(default=0.1, ge=0, lt=1)
+    """The share of candidates that have the row for unknown items in a training step, so that it, and what is known
+    besides of an item without a row, are trained; of a model that knows `attributes` or `recent`."""
 
     def check(self, data: DataConfig, train: TrainConfig) -> None:
-        if "request" in self.knows and data.time_unit == "position":
-            raise ValueError("knows: request needs real times, not time_unit position")
+        for part in {"request", "recent"} & set(self.knows):
+            if data.time_unit == "position":
+                raise ValueError(f"knows: {part} needs real times, not time_unit position")
+        own = [f for f in data.features if f.of == "item" and not f.is_number and not kind_of(f).of_time]
+        if "attributes" in self.knows and not own:
+            raise ValueError("knows: attributes needs a category feature with `of: item` in data.features")
 
     @property
     def weight_of_intents(self) -> float:

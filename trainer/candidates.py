@@ -1,0 +1,76 @@
+"""The candidates of a batch as the tables look them up: rows, attributes, and the items of the moments.
+
+Q  targets     C  candidates     U  different items of the batch's moments
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from embeddings.workers import Worker
+from ingest.data.batch import Batch, Lists
+from ingest.data.items import ItemTable
+from ingest.data.manifest import Manifest
+from ingest.data.moments import Snapshots, take_snapshots
+from ingest.features.feature import UNKNOWN
+from trainer.models.registry import NeuralConfig
+from trainer.scores.attributes import Attributes, lasting
+from trainer.scores.moments import Moments
+from trainer.train_config import TrainConfig
+from trainer.unknown import chosen
+
+
+@dataclass(frozen=True)
+class Known:
+    """A prepared data set: its folder and its items."""
+
+    data: str
+    items: ItemTable
+
+
+class CandidateReader:
+    """Reads what a model's scores know of candidates. `ValueError` where they need `known` and there is none."""
+
+    def __init__(
+        self, model: NeuralConfig, config: TrainConfig, manifest: Manifest, worker: Worker, known: Known | None
+    ) -> None:
+        if known is None and {"attributes", "recent"} & set(model.knows):
+            raise ValueError(f"a model that knows {', '.join(model.knows)} needs the data set, got None")
+        self.known, self.manifest, self.settings = known, manifest, model.moments
+        self.recent, self.seed = "recent" in model.knows, config.seed
+        self.attributes: Attributes | None = None
+        if known is not None and "attributes" in model.knows:
+            self.attributes = Attributes(known.items, lasting(manifest), worker.device)
+        self.cold_share = model.cold_share if self.recent or self.attributes else 0.0
+        self._snapshots: dict[bool, Snapshots] = {}
+
+    def of(
+        self, batch: Batch, item_C: Tensor, number: int | None
+    ) -> tuple[Tensor, Mapping[str, Tensor | Lists], Moments | None]:
+        """What the tables look up of the candidates `item_C` and of the moments' items, and the moments.
+
+        In training step `number` a share of the items has the row for unknown ones, the same on all workers.
+        """
+        moments = self._moments(batch, number) if self.recent else None
+        if moments is not None:
+            item_C = torch.cat([item_C, moments.item_U])
+        row_C = batch.in_table(item_C)
+        if number is not None and self.cold_share:
+            row_C = row_C.masked_fill(chosen(row_C, self.cold_share, self.seed, number), UNKNOWN)
+        return row_C, self.attributes.of(item_C) if self.attributes else {}, moments
+
+    def _moments(self, batch: Batch, number: int | None) -> Moments:
+        """Training counts training events; what is live counts all of them."""
+        time_Q = batch.request_time_T[batch.target_position_Q]
+        return Moments.of(self._taken(number is None and self.settings.live), time_Q, self.settings.milliseconds)
+
+    def _taken(self, total: bool) -> Snapshots:
+        if total not in self._snapshots:
+            assert self.known is not None
+            step, size = self.settings.milliseconds, self.settings.items
+            self._snapshots[total] = take_snapshots(self.known.data, self.manifest, step, size, total)
+        return self._snapshots[total]

@@ -1,0 +1,101 @@
+"""What is taken lately, and what is new: items of the moment of the request are candidates of every target.
+
+    Q  targets     G  moments     M  items of each, padded     U  different ones of a batch     F  their features
+    D  dimension   H  width of what is learned of the features
+
+The logit of item i at moment t for a target q (`ingest.data.moments` has the items and the features x_i(t)):
+
+    b_qi = q_q . k_i / sqrt(D) + w_q . f(x_i(t)) + g_q
+
+q, w and g are linear in the model's query, k in the candidate's vector, f is a small network of the counts and the age.
+So an item is found by what it is and by how it is taken now, also one that training never saw.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ingest.data.moments import FEATURES, Snapshots
+from ingest.features.feature import FIRST_VALUE
+from trainer.scores.pointers import Candidates, sum_exp
+from trainer.softmax import Pointed
+
+TOGETHER = 16
+"""Targets of a moment that are one product."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """The moments of a batch's targets."""
+
+    item_U: Tensor
+    """The different items of all of them."""
+    place_GM: Tensor
+    """Where each moment's items are among them."""
+    feature_GMF: Tensor
+    moment_Q: Tensor
+    """The moment of each target."""
+
+    @classmethod
+    def of(cls, snapshots: Snapshots, time_Q: Tensor, step: int) -> Moments:
+        """The moments of requests at `time_Q`, in milliseconds; the last one for those after it."""
+        number_Q = (time_Q // step - snapshots.first).clamp(0, len(snapshots.item_GM) - 1)
+        number_G, moment_Q = number_Q.unique(return_inverse=True)
+        chosen = number_G.cpu().numpy()
+        item_GM, feature_GMF = (
+            torch.from_numpy(values[chosen]).to(time_Q.device) for values in (snapshots.item_GM, snapshots.feature_GMF)
+        )
+        item_U, place_GM = item_GM.unique(return_inverse=True)
+        return cls(item_U, place_GM, feature_GMF, moment_Q)
+
+
+class MomentPointer(nn.Module):
+    """The candidates of the moment. `items`: how many there are to rank; `size`: of them at a moment."""
+
+    def __init__(self, dimension: int, items: int, size: int, hidden: int = 32) -> None:
+        super().__init__()
+        self.dimension, self.hidden = dimension, hidden
+        self.query = nn.Linear(dimension, dimension + hidden + 1)
+        self.key = nn.Linear(dimension, dimension, bias=False)
+        self.features = nn.Sequential(nn.Linear(FEATURES, 64), nn.GELU(), nn.Linear(64, hidden))
+        with torch.no_grad():
+            self.query.weight[dimension:] = 0
+            self.query.bias[dimension:] = torch.randn(hidden + 1) / math.sqrt(hidden)
+            # all of them together about as likely as the catalogue, whose scores begin at 0
+            self.query.bias[-1] = math.log(max(items / size, 2))
+
+    def forward(
+        self, query_QD: Tensor, candidates_UD: Tensor, moments: Moments, target_Q: Tensor, listed: bool
+    ) -> tuple[Pointed, Candidates | None]:
+        """What the moments give each target, and, where they are to be `listed`, its candidates one by one."""
+        asked_QX = self.query(query_QD)
+        found_GMH = self.features(moments.feature_GMF)
+        key_UD = self.key(candidates_UD)
+        shown_GMX = torch.cat([key_UD[moments.place_GM], found_GMH], dim=2)
+        scaled_QX = torch.cat(
+            [asked_QX[:, : self.dimension] / math.sqrt(self.dimension), asked_QX[:, self.dimension : -1]], dim=1
+        )
+        item_GM = moments.item_U[moments.place_GM]
+        item_QM = item_GM[moments.moment_Q]
+        logit_QM = products(scaled_QX, shown_GMX, moments.moment_Q).float() + asked_QX[:, -1:].float()
+        logit_QM = logit_QM.masked_fill(item_QM < FIRST_VALUE, -torch.inf)
+        pointed = Pointed(*sum_exp(logit_QM, item_QM == target_Q[:, None]))
+        return pointed, Candidates(item_QM, logit_QM) if listed else None
+
+
+def products(query_QX: Tensor, rows_GMX: Tensor, group_Q: Tensor) -> Tensor:
+    """Each query's products with the rows of its group: [Q, M]. Queries of one group are multiplied together."""
+    count_G = torch.bincount(group_Q, minlength=len(rows_GMX))
+    blocks_G = (count_G + TOGETHER - 1) // TOGETHER
+    order_Q = group_Q.argsort(stable=True)
+    nth_Q = torch.arange(len(group_Q), device=group_Q.device) - (count_G.cumsum(0) - count_G)[group_Q[order_Q]]
+    place_Q = torch.empty_like(order_Q)
+    place_Q[order_Q] = ((blocks_G.cumsum(0) - blocks_G) * TOGETHER)[group_Q[order_Q]] + nth_Q
+    group_b = torch.repeat_interleave(blocks_G)
+    padded = query_QX.new_zeros(len(group_b) * TOGETHER, query_QX.shape[1]).index_copy(0, place_Q, query_QX)
+    found = torch.bmm(padded.view(len(group_b), TOGETHER, query_QX.shape[1]), rows_GMX[group_b].mT)
+    return found.flatten(0, 1).index_select(0, place_Q)
