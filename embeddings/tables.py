@@ -10,7 +10,7 @@ do not care about sequences, and the stride stays 1 on every worker however many
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -85,17 +85,24 @@ class Tables(nn.Module):
     """Holds the EmbeddingCollection of a model, on the meta device and without memory until `embeddings.sharding.shard`
     places it; TorchRec replaces `collection` by its sharded form. Items that training does not know share one row.
 
-    `features`: whether the model reads category features besides the item; `request`: and what is known of the next
-    interaction's when it is requested. `seed`: of rows that evicted values had.
+    `inputs`: the category features that the model reads besides the item; `request`: those of them that it knows of the
+    next interaction when that is requested; `attributes`: those that it knows of candidates. `seed`: of rows that
+    evicted values had.
     """
 
     def __init__(
-        self, manifest: Manifest, config: TableConfig, features: bool, seed: int, request: bool = False
+        self,
+        manifest: Manifest,
+        config: TableConfig,
+        inputs: Sequence[str],
+        seed: int,
+        request: Sequence[str] = (),
+        attributes: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.collisions = Collisions(config.zch, config.dimension, config.initial_deviation, seed)
         shared = {table: settings.size for table, settings in config.zch.items()}
-        read = [feature for feature in manifest.features if features and not feature.is_number]
+        read = [feature for feature in manifest.features if feature.name in {*inputs, *attributes}]
         rows = {ITEM: manifest.items} | {f.name: shared.get(f.name, f.size) for f in read}
         self.configs = [
             EmbeddingConfig(
@@ -109,7 +116,7 @@ class Tables(nn.Module):
         ]
         self.collection = EmbeddingCollection(tables=self.configs, device=torch.device("meta"))
         self.names = list(rows)
-        self.requested = [feature.name for feature in read if request and feature.at_request]
+        self.inputs, self.requested = [ITEM, *inputs], request
         self.spreads = {name: Spread(size) for name, size in rows.items() if name not in shared}
         """Where values lie that have a row of their own, by table."""
         self.lookups = dict.fromkeys(self.names, 0)
@@ -117,13 +124,18 @@ class Tables(nn.Module):
 
     def forward(self, batch: Batch, candidates_C: Tensor, attributes: Mapping[str, Tensor | Lists] = {}) -> Vectors:
         """Look up everything at once. `attributes`: values of the candidates' own features, [C] or lists of them."""
-        inputs = {name: batch.item_T if name == ITEM else batch.features[name] for name in self.names}
-        wanted = {name: [value] for name, value in inputs.items()}
+        inputs = {name: batch.item_T if name == ITEM else batch.features[name] for name in self.inputs}
+        wanted: dict[str, list[Tensor | Lists]] = {name: [] for name in self.names}
+        for name, value in inputs.items():
+            wanted[name].append(value)
         wanted[ITEM] = [batch.in_table(batch.item_T), candidates_C]
         request = {name: batch.request[name] for name in self.requested}
         for name, value in (*request.items(), *attributes.items()):
             wanted[name].append(value)
-        index = [self._rows(name, torch.cat([_values(value) for value in parts])) for name, parts in wanted.items()]
+        none = candidates_C.new_empty(0)
+        index = [
+            self._rows(name, torch.cat([none, *(_values(value) for value in parts)])) for name, parts in wanted.items()
+        ]
         rows, places = lookup_once(self.configs, index)
         if self.training:
             for name, count in zip(self.names, rows.length_per_key(), strict=True):

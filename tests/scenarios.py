@@ -25,8 +25,9 @@ from embeddings.sharding import table_states
 from embeddings.workers import Worker, own_rows, total
 from ingest.errors import InputError
 from ingest.features.feature import FIRST_VALUE
-from tests.evaluation.scenarios import baselines, chosen, evaluated, kinds, neural, ranking, recommended
+from tests.evaluation.scenarios import baselines, chosen, evaluated, kinds, knowing, neural, ranking, recommended
 from tests.small import (
+    MODEL,
     Data,
     Stopped,
     dense,
@@ -34,6 +35,7 @@ from tests.small import (
     make_step,
     make_trainer,
     partly_unknown,
+    pointed_case,
     small_pieces,
     softmax_case,
     watched,
@@ -42,11 +44,14 @@ from tests.small import (
 from tests.traffic import bytes_per_step, counted_steps, load_of
 from trainer.checkpoint import Checkpoints
 from trainer.models.deep import DeepConfig
+from trainer.models.registry import NeuralConfig
+from trainer.models.sasrec import SASRecConfig
 from trainer.progress import Progress
-from trainer.softmax import full_softmax
+from trainer.scores.pointers import sum_exp
+from trainer.softmax import Pointed, full_softmax
 from trainer.step import Step
 
-ALL = ["item", "action", "tags", "genres", "content_type", "release_age"]
+ALL = ["item", "action", "tags", "device", "genres", "content_type", "release_age"]
 SETTINGS: dict[str, dict[str, Any]] = {
     "row_wise": {"tables": {"sharding": dict.fromkeys(ALL, "row_wise"), "optimizer": "rowwise_adagrad"}},
     "table_wise": {"tables": {"sharding": dict.fromkeys(ALL, "table_wise")}},
@@ -74,6 +79,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
 HALF: dict[str, dict[str, Any]] = {
     "fp16 tables": {"tables": SETTINGS["row_wise"]["tables"] | {"precision": "fp16"}},
     "fp16 communication": {"tables": SETTINGS["row_wise"]["tables"] | {"communication": "fp16"}},
+}
+EVERYTHING = ["request", "history", "attributes", "recent"]
+KNOWING: dict[str, NeuralConfig] = {
+    "knows everything": MODEL.model_copy(update={"knows": EVERYTHING}),
+    "knows the history, sampled": DeepConfig(heads=2, dropout=0.0, window="8h", knows=["history"]),
+    "knows what is recent, sampled": SASRecConfig(dropout=0.0, knows=["recent"]),
+}
+SETTINGS |= {
+    name: {"loss": {"kind": "full"}} if name == "knows everything" else SETTINGS["uniform"] for name in KNOWING
 }
 ZCH = {"genres": {"size": 5, "interval": 3}}
 """With a checkpoint after two steps and an eviction in the third."""
@@ -112,7 +126,9 @@ def refused(data: Data, folder: Path, worker: Worker) -> tuple[str]:
 
 
 def steps(data: Data, folder: Path, worker: Worker, setting: str) -> dict[str, Any]:
-    step = make_step(data.manifest, worker, counts=data.items.counts, **(SETTINGS | HALF)[setting])
+    step = make_step(
+        data.manifest, worker, KNOWING.get(setting, MODEL), data.items.counts, data.known, **(SETTINGS | HALF)[setting]
+    )
     before = weights(step)
     losses = [take(step, data, worker, 0)]
     first, gradients = weights(step), dense(step, gradients=True)
@@ -138,6 +154,17 @@ def sharded_softmax(data: Data, folder: Path, worker: Worker, scores: int) -> li
         loss = full_softmax(*rows, target[own], weight[own], first, scores)
         results.append([loss.detach(), *torch.autograd.grad(3 * loss, rows)])
     return results
+
+
+def pointed_softmax(data: Data, folder: Path, worker: Worker) -> tuple[Tensor, ...]:
+    """The gradients of this worker's queries, rows and logits of the candidates that each target has of its own."""
+    query, items, target, weight = softmax_case()
+    logit, hit = pointed_case(target)
+    begin, end = own_rows(len(items), worker.rank, worker.workers)
+    first, own = max(begin, FIRST_VALUE), slice(*own_rows(len(query), worker.rank, worker.workers))
+    inputs = tuple(part.detach().requires_grad_() for part in (query[own], items[first:end], logit[own]))
+    pointed = Pointed(*sum_exp(inputs[2], hit[own]))
+    return torch.autograd.grad(3 * full_softmax(*inputs[:2], target[own], weight[own], first, 30, pointed), inputs)
 
 
 def unknown_targets(data: Data, folder: Path, worker: Worker, loss: dict[str, Any]) -> tuple[float, float, bool]:
@@ -228,6 +255,7 @@ Scenario = Callable[..., Any]
 SCENARIOS: dict[str, tuple[Scenario, str, dict[str, Any]]] = {
     **{f"steps/{name}": (steps, "data", {"setting": name}) for name in SETTINGS | HALF},
     **{f"softmax/{scores}": (sharded_softmax, "data", {"scores": scores}) for scores in (1, 30, 10_000)},
+    "softmax/pointed": (pointed_softmax, "data", {}),
     **{
         f"unknown/{name}": (unknown_targets, "data", {"loss": loss})
         for name, loss in {
@@ -251,6 +279,7 @@ SCENARIOS: dict[str, tuple[Scenario, str, dict[str, Any]]] = {
     "baselines": (baselines, "data", {}),
     "kinds": (kinds, "in time", {}),
     "chosen": (chosen, "in time", {}),
+    "knowing": (knowing, "data", {}),
     "neural": (neural, "data", {}),
     "neural/row_wise": (neural, "data", {"sharding": "row_wise"}),
     **{f"traffic/{name}": (traffic, "data", {"changes": changes}) for name, changes in TRAFFIC.items()},

@@ -32,6 +32,7 @@ from ingest.data.schema import DataConfig
 from ingest.data.shards import StoredRows
 from ingest.features.feature import UNKNOWN
 from ingest.prepare.pipeline import prepare
+from trainer.candidates import Known
 from trainer.loop import Run, Trainer
 from trainer.models.intentrec import IntentRecConfig
 from trainer.models.registry import NeuralConfig
@@ -43,6 +44,7 @@ FEATURES = [
     {"name": "action", "intent": True},
     {"name": "tags", "kind": "categories"},
     {"name": "scroll", "kind": "number"},
+    {"name": "device", "at_request": True},
     {"name": "genres", "kind": "categories", "of": "item", "intent": True},
     {"name": "content_type", "of": "item", "intent": True},
     {"name": "release_age", "kind": "elapsed", "of": "item", "column": "released", "bins": ["7d", "30d"],
@@ -102,6 +104,7 @@ def make_data(
                     "action": [None, "play", "browse", "search"][rng.integers(4)],
                     "tags": list("abc"[: rng.integers(4)]),
                     "scroll": float(rng.normal()),
+                    "device": f"d{(user + 2 * int(item)) % 3}",
                 }
             )
     attributes = [
@@ -166,6 +169,7 @@ class Data:
     def __init__(self, url: str, max_length: int = 20) -> None:
         self.url, self.manifest = url, load_manifest(url)
         self.items = load_items(url, self.manifest)
+        self.known = Known(url, self.items)
         self.builder = BatchBuilder(self.manifest, self.items, max_length, False)
 
     def reader(
@@ -203,9 +207,10 @@ def make_step(
     worker: Worker | None = None,
     model: NeuralConfig = MODEL,
     counts: NDArray | None = None,
+    known: Known | None = None,
     **changes: Any,
 ) -> Step:
-    return Step(model, train_config(**changes), manifest, worker or Worker(), counts)
+    return Step(model, train_config(**changes), manifest, worker or Worker(), counts, known)
 
 
 def weights(step: Step) -> dict[str, Tensor]:
@@ -233,6 +238,16 @@ def softmax_case() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     target = torch.randint(2, 20, (13,), generator=generator)
     weight = torch.rand(13, generator=generator, dtype=torch.float64)
     return query.requires_grad_(), items.requires_grad_(), target, weight
+
+
+def pointed_case(target: Tensor) -> tuple[Tensor, Tensor]:
+    """Of six candidates of each target of `softmax_case`, some padding, the logits and whether they are the target."""
+    generator = torch.Generator().manual_seed(4)
+    item = torch.randint(0, 20, (len(target), 6), generator=generator)
+    item[::2, 1:3] = target[::2, None]
+    logit = torch.randn(len(target), 6, generator=generator, dtype=torch.float64).masked_fill(item < 2, -torch.inf)
+    logit[5] = -torch.inf  # this one has no candidates at all
+    return logit.requires_grad_(), item == target[:, None]
 
 
 def dense(step: Step, gradients: bool = False) -> dict[str, Tensor]:

@@ -133,6 +133,10 @@ def build(model: NeuralConfig, train: TrainConfig, manifest: Manifest) -> Recomm
         torch.manual_seed(train.seed)
         network = model.network(manifest, dimension, length)
         scores = Scores(model, train, manifest)
-    numbers = [feature.name for feature in manifest.features if feature.is_number] if model.reads_features else []
-    tables = Tables(manifest, train.tables, model.reads_features, train.seed, "request" in model.knows)
+    features = manifest.features if model.reads_features else []
+    numbers = [feature.name for feature in features if feature.is_number]
+    inputs = [feature.name for feature in features if not feature.is_number]
+    asked = scores.request.features if scores.request else []
+    attributes = scores.attributes.names if scores.attributes else []
+    tables = Tables(manifest, train.tables, inputs, train.seed, asked, attributes)
     return Recommender(network, scores, tables, numbers)

@@ -21,7 +21,7 @@ def test_vectors_are_the_rows_of_the_tables_and_lists_are_their_means(data: Data
     assert not found.attributes
     assert torch.equal(candidates_CD, rows["item"][candidates])
     assert torch.equal(vectors["item"], rows["item"][batch.item_T])
-    assert list(vectors) == ["item", "action", "tags", "genres", "content_type", "release_age"]
+    assert list(vectors) == ["item", "action", "tags", "device", "genres", "content_type", "release_age"]
     empty_lists = 0
     for name in list(vectors)[1:]:
         column = batch.features[name]

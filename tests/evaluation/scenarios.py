@@ -161,6 +161,30 @@ def chosen(data: Data, folder: Path, worker: Worker, changes: dict[str, Any] | N
     return evaluate_models(EvaluationRun(data.url, url, models, settings, 7, "HR@5"), worker)
 
 
+KNOWING = MODEL.model_copy(update={"knows": ["request", "history", "attributes", "recent"]})
+
+
+def knowing(data: Data, folder: Path, worker: Worker, part: str = "") -> Any:
+    """Of a model whose scores know everything, or one part: the query of the whole test batch, this worker's slice of
+    its scores, the validation, and the best items.
+    """
+    model = KNOWING.model_copy(update={"knows": [part]}) if part else KNOWING
+    step = make_step(data.manifest, worker, model, known=data.known, tables={"sharding": {"item": "row_wise"}})
+    torch.manual_seed(5)
+    for name, parameter in step.dense.items():
+        if "scores." in name:  # some begin as zero
+            torch.nn.init.normal_(parameter, std=0.3)
+    (whole,) = (batch for batch, _ in data.reader("test", evaluate=True, tokens=10**9, shuffle_buffer=10**9).epoch(0))
+    scorer = NeuralScorer(step, rows_at_once=7)
+    with torch.no_grad():
+        prediction = scorer.predict(whole)
+        scores = scorer.scores(prediction.query)
+    validation = validate(step, data.reader("validation", worker, evaluate=True), worker, filter_seen=False)
+    ranker = CatalogueRanker(scorer, data.manifest.items, data.manifest.catalogue, worker, False)
+    best = ranker.top(prediction.query, None, 5)
+    return [part.numpy() for part in prediction.query], scores.numpy(), validation, [part.numpy() for part in best]
+
+
 def neural(data: Data, folder: Path, worker: Worker, sharding: str = "table_wise") -> Any:
     """This worker's item rows, fetched in pieces, those of all places, and the validation of the model as it begins."""
     step = make_step(data.manifest, worker, tables={"sharding": {"item": sharding}})

@@ -12,7 +12,8 @@ from embeddings.sharding import table_states
 from embeddings.workers import Worker
 from evaluation.metrics import MISS
 from evaluation.ranking import CatalogueRanker, NeuralScorer
-from tests.evaluation.scenarios import MatrixScorer, neural, ranking, ranking_case
+from evaluation.slices import CatalogueSlice
+from tests.evaluation.scenarios import KNOWING, MatrixScorer, knowing, neural, ranking, ranking_case
 from tests.scenarios import SCENARIOS, TwoWorkers
 from tests.small import Data, make_step
 from tests.threads import on_threads
@@ -100,3 +101,43 @@ def test_validation_is_the_same_on_two_workers(name: str, data: Data, two_worker
         assert validation.metrics == pytest.approx(reference.metrics)
         assert validation.intents == pytest.approx(reference.intents)
         assert validation.attention == pytest.approx(reference.attention, rel=1e-5)
+
+
+@pytest.mark.parametrize("part", ["history", "recent", "attributes", ""])
+def test_scores_are_mixed_with_what_the_query_points_at(part: str, data: Data) -> None:
+    """By sums of exponentials, a candidate at a time; items that training does not know are among them."""
+    (query, *candidates), scores, _, _ = knowing(data, Path(), Worker(), part)
+    rows = CatalogueSlice(data.manifest.items, data.manifest.catalogue, Worker())
+    assert data.manifest.catalogue > data.manifest.items
+    assert scores.shape == (len(query), len(rows))
+    if part == "attributes":
+        assert np.isfinite(scores).all()
+        return
+    scorer = NeuralScorer(make_step(data.manifest, model=KNOWING.model_copy(update={"knows": []})))
+    assert candidates
+    item_QW, logit_QW = candidates
+    others = 0
+    for q in range(len(query)):
+        added = np.zeros(data.manifest.catalogue)
+        for item, logit in zip(item_QW[q], logit_QW[q], strict=True):
+            added[item] += np.exp(np.float64(logit))
+        item_v = scorer.row_to_item(rows.rows).numpy()
+        if part:
+            table = np.zeros(len(rows))
+            table[: rows.known] = np.exp(query[q].astype(np.float64) @ scorer.rows_vD.numpy().T)
+            expected = np.log(table + added[item_v])
+            np.testing.assert_allclose(scores[q], expected, rtol=1e-4, atol=1e-4)
+        others += (added[data.manifest.items :] > 0).sum()
+        assert np.isfinite(scores[q][added[item_v] > 0]).all()
+    assert others > 0 or part == "history"  # tests/trainer/scores copies items that training does not know
+
+
+def test_what_scores_know_is_ranked_the_same_on_two_workers(data: Data, two_workers: TwoWorkers) -> None:
+    _, scores, validation, best = knowing(data, Path(), Worker())
+    first, second = two_workers.result("knowing")
+    slices = [CatalogueSlice(data.manifest.items, data.manifest.catalogue, Worker(rank, 2)) for rank in (0, 1)]
+    whole = CatalogueSlice(data.manifest.items, data.manifest.catalogue, Worker())
+    for part, result in zip(slices, (first, second), strict=True):
+        np.testing.assert_allclose(result[1], scores[:, whole.columns(part.rows).numpy()], rtol=1e-4, atol=1e-4)
+        assert result[2].metrics == pytest.approx(validation.metrics)
+        np.testing.assert_array_equal(result[3][0], best[0])

@@ -28,7 +28,10 @@ MODELS = {
     "intentrec": MODEL,
     "deep": DeepConfig(heads=2, dropout=0.0, window="8h"),
     "sasrec": SASRecConfig(heads=2, dropout=0.0),
+    "with history and attributes": MODEL.model_copy(update={"knows": ["history", "attributes"]}),
+    "sasrec with history": SASRecConfig(heads=2, dropout=0.0, knows=["history"]),
 }
+KNOWS = {"request": ["request"], "request and history": ["history", "request"], "recent": ["recent"]}
 
 
 def changed(rows: StoredRows, data: Data, at: int) -> StoredRows:
@@ -48,15 +51,16 @@ def changed(rows: StoredRows, data: Data, at: int) -> StoredRows:
 
 
 def outputs(step: Step, batch: Batch) -> torch.Tensor:
-    """Queries and intents side by side, by position."""
+    """Queries, intents and the candidates of each target's own side by side, by position."""
     prediction: Prediction = step.predict(batch)
-    return torch.cat([prediction.query[0], *prediction.intents.values()], dim=1)
+    candidates = [part.float().nan_to_num(neginf=-1e4) for part in prediction.query[1:]]
+    return torch.cat([prediction.query[0], *prediction.intents.values(), *candidates], dim=1)
 
 
 @pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_the_future_and_the_target_change_no_earlier_prediction(model: NeuralConfig, data: Data) -> None:
-    step = make_step(data.manifest, model=model)
+    step = make_step(data.manifest, model=model, known=data.known)
     lengths = data.rows.lengths
     row = take_rows(data.rows, np.array([int(np.flatnonzero((lengths > 8) & (lengths <= 20))[0])]))
     n = int(row.lengths[0])
@@ -70,9 +74,36 @@ def test_the_future_and_the_target_change_no_earlier_prediction(model: NeuralCon
 
 
 @pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("kind", [MODEL, SASRecConfig(heads=2, dropout=0.0)], ids=["intentrec", "sasrec"])
+@pytest.mark.parametrize("knows", KNOWS.values(), ids=KNOWS)
+def test_of_the_next_interaction_the_request_alone_is_known(kind: NeuralConfig, knows: list[str], data: Data) -> None:
+    """Its time and its device; its item and its other features change nothing before them."""
+    step = make_step(data.manifest, model=kind.model_copy(update={"knows": knows}), known=data.known)
+    for name, parameter in step.dense.items():
+        if "scores." in name:  # the request's part begins as zero
+            torch.nn.init.normal_(parameter, std=0.3)
+    lengths = data.rows.lengths
+    row = take_rows(data.rows, np.array([int(np.flatnonzero((lengths > 8) & (lengths <= 20))[0])]))
+    before, at = outputs(step, data.builder.build(row)), 5
+    other = changed(row, data, at)
+    other.columns["time"][:] = row.columns["time"]
+    after = outputs(step, data.builder.build(other))
+    torch.testing.assert_close(after[:at], before[:at], rtol=1e-6, atol=1e-6)
+    for name in ["time", *(["device"] if knows[-1] == "request" and kind is MODEL else [])]:
+        other = take_rows(row, np.array([0]))
+        other.columns[name][at:] += 100 * HOUR if name == "time" else 1
+        if name == "device":
+            other.columns[name][at + 1 :] -= 1
+            other.columns[name][at] = 2 + (row.columns[name][at] - 1) % 3
+        after = outputs(step, data.builder.build(other))
+        torch.testing.assert_close(after[: at - 1], before[: at - 1], rtol=1e-6, atol=1e-6)
+        assert not torch.allclose(after[at - 1], before[at - 1], rtol=1e-4, atol=1e-4), name
+
+
+@pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_a_sequence_alone_is_predicted_as_in_a_batch(model: NeuralConfig, data: Data) -> None:
-    step = make_step(data.manifest, model=model)
+    step = make_step(data.manifest, model=model, known=data.known)
     batch = data.batch(range(25))
     together = outputs(step, batch)
     for row in range(25):

@@ -14,10 +14,11 @@ from torch.utils._pytree import tree_leaves
 
 from embeddings.workers import Worker, own_rows
 from tests.scenarios import SPLITS, TwoWorkers
-from tests.small import softmax_case
+from tests.small import pointed_case, softmax_case
 from tests.threads import on_threads
 from trainer.negatives import Negatives, NegativeSampler
-from trainer.softmax import full_softmax, sampled_softmax
+from trainer.scores.pointers import sum_exp
+from trainer.softmax import Pointed, full_softmax, sampled_softmax
 from trainer.train_config import LossConfig
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -263,3 +264,77 @@ def test_targets_times_items_are_never_alive_at_once(kind: str) -> None:
     else:
         assert recorder.largest <= max(scores, size * D)
     assert loss.isfinite()
+
+
+def mixture(scores: Tensor, target_score: Tensor, logit: Tensor, hit: Tensor) -> Tensor:
+    """-log of the target's probability, by the sums themselves."""
+    total = scores.exp().sum(dim=1) + logit.exp().sum(dim=1)
+    return total.log() - (target_score.exp() + (logit.exp() * hit).sum(dim=1)).log()
+
+
+@pytest.mark.parametrize("scores", [1, 3 * (V - 2), 10_000])
+@pytest.mark.parametrize("kind", ["full", "sampled"])
+def test_what_is_pointed_at_is_mixed_into_the_softmax(case: Case, kind: str, scores: int) -> None:
+    """Also for targets without a row, which only their candidates can give; those that nothing gives weigh nothing."""
+    query, items, target, weight = case
+    logit, hit = pointed_case(target)
+    row = target.clone()
+    row[:4] = 1  # these targets have no row; of two of them there is no candidate
+    known = row > 1
+    weight = weight * (known | (hit & logit.isfinite()).any(dim=1))
+    assert (weight == 0).sum() == 2
+    pointed = Pointed(*sum_exp(logit, hit))
+    negatives = Negatives(torch.tensor([2, 4, 9, 11]), torch.tensor([0.3, -0.2, 0.1, 0.0]))
+    own = (query * items[row]).sum(dim=1).masked_fill(~known, -torch.inf)
+    if kind == "full":
+        ours = full_softmax(query, items[2:], row, weight, 2, scores, pointed)
+        catalogue = (query @ items.T)[:, 2:]
+    else:
+        rows = items[row], items[negatives.item_N]
+        ours = sampled_softmax(query, *rows, row, negatives, weight, scores, pointed)
+        drawn = query @ items[negatives.item_N].T - negatives.log_q_N
+        drawn = drawn.masked_fill(row[:, None] == negatives.item_N, -torch.inf)
+        catalogue = torch.cat([drawn, own[:, None]], dim=1)
+    there = weight > 0
+    expected = weight[there] @ mixture(catalogue[there], own[there], logit[there], hit[there])
+    torch.testing.assert_close(ours, expected)
+    same_gradients(ours, expected, (query, items, logit))
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_two_slices_and_what_is_pointed_at_are_one_softmax(case: Case, workers: int) -> None:
+    query, items, target, weight = (part.detach() for part in case)
+    logit, hit = pointed_case(target)
+    all_Q, own_Q = (part.detach() for part in sum_exp(logit, hit))
+
+    def share(worker: Worker) -> Tensor:
+        begin, end = own_rows(V, worker.rank, worker.workers)
+        own = slice(*own_rows(Q, worker.rank, worker.workers))
+        first = max(begin, 2)
+        pointed = Pointed(all_Q[own], own_Q[own])
+        return full_softmax(query[own], items[first:end], target[own], weight[own], first, 30, pointed)
+
+    scores = query @ items.T
+    expected = mixture(scores[:, 2:], (query * items[target]).sum(dim=1), logit, hit)
+    torch.testing.assert_close(sum(on_threads(workers, share)), weight @ expected.detach())
+
+
+def test_two_workers_give_pointers_their_gradients(case: Case, two_workers: TwoWorkers) -> None:
+    """The gradients of queries, rows and logits on two workers are those of one."""
+    query, items, target, weight = case
+    logit, hit = pointed_case(target)
+    loss = full_softmax(query, items[2:], target, weight, 2, 30, Pointed(*sum_exp(logit, hit)))
+    expected = torch.autograd.grad(3 * loss, (query, items, logit))
+    queries, slices, logits = zip(*two_workers.result("softmax/pointed"), strict=True)
+    torch.testing.assert_close(torch.cat(queries), expected[0])
+    torch.testing.assert_close(torch.cat(slices), expected[1][2:])
+    torch.testing.assert_close(torch.cat(logits), expected[2])
+
+
+def test_sums_without_any_candidate_have_no_gradient() -> None:
+    logit = torch.tensor([[0.5, 1.0], [-torch.inf, -torch.inf]], requires_grad=True)
+    hit = torch.tensor([[False, False], [True, True]])
+    sums = sum_exp(logit, hit)
+    assert [part.isinf().tolist() for part in sums] == [[False, True], [True, True]]
+    (gradient,) = torch.autograd.grad([part[0] + part[1] for part in sums], logit, [torch.tensor(1.0)] * 2)
+    torch.testing.assert_close(gradient, torch.tensor([[0.37754, 0.62246], [0.0, 0.0]]), rtol=1e-4, atol=0)

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ingest.arrays.jagged import Jagged
@@ -51,8 +53,8 @@ class Attributes:
         return found
 
 
-def _tensor(values: object, device: torch.device) -> Tensor:
-    return torch.as_tensor(values, dtype=torch.int64, device=device)
+def _tensor(values: NDArray, device: torch.device) -> Tensor:
+    return torch.from_numpy(values.astype(np.int64)).to(device)
 
 
 class AttributeVectors(nn.Module):

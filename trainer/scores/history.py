@@ -75,8 +75,9 @@ class HistoryPointer(nn.Module):
             if listed:
                 size, longest = item_bL.shape
                 row_q = place_Q[(place_Q >= begin) & (place_Q < begin + size * longest)] - begin
-                found = Candidates(item_bL[row_q // longest], logit_bLL.flatten(0, 1)[row_q])
-                lists.append(found.padded(self.max_length))
+                logit_qL = logit_bLL.flatten(0, 1)[row_q]
+                item_qL = item_bL[row_q // longest].masked_fill(logit_qL == -torch.inf, PADDING)
+                lists.append(Candidates(item_qL, logit_qL).padded(self.max_length))
                 begin += size * longest
             sums.append(
                 [part_bL.flatten() for part_bL in sum_exp(logit_bLL, target_bL[:, :, None] == item_bL[:, None])]

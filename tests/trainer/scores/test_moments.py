@@ -1,0 +1,106 @@
+"""What is taken lately against counting the log itself, and its candidates against loops."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from ingest.data.activity import BUCKET
+from ingest.data.moments import SPANS, take_snapshots
+from tests.small import HOUR, Data, take_rows
+from trainer.scores.moments import MomentPointer, Moments, products
+
+
+@pytest.mark.parametrize("total", [False, True])
+@pytest.mark.parametrize("size", [6, 64])
+def test_snapshots_are_counts_of_the_log_before_each_moment(data: Data, total: bool, size: int) -> None:
+    """Each event of the log, or of the training data, once in every span that has it; nothing of the moment itself."""
+    step = 6 * HOUR
+    rows = [*data.reader("test" if total else "train", evaluate=True, shuffle_buffer=10**9).rows()]
+    (others,) = data.reader("rest", evaluate=True, shuffle_buffer=10**9).rows()
+    # without a training row, and yet in the training data: users with one event
+    rows.append(others if total else take_rows(others, np.flatnonzero(others.lengths == 1)))
+    time, item = (np.concatenate([part.columns[name] for part in rows]) for name in ("time", "item"))
+    found = take_snapshots(data.url, data.manifest, step, size, total)
+    full = 0
+    for g in range(0, len(found.item_GM), 3):
+        now = (found.first + g) * step
+        before = time // BUCKET < now // BUCKET
+        counts = {
+            span: np.bincount(
+                item[before & (time // BUCKET >= now // BUCKET - span)], minlength=data.manifest.catalogue
+            )
+            for span in [*SPANS, 10**9]
+        }
+        listed = found.item_GM[g][found.item_GM[g] > 0]
+        assert len(set(listed.tolist())) == len(listed)
+        assert len(listed) == min(size, (counts[10**9] > 0).sum())
+        full += len(listed) == size
+        for place, index in enumerate(listed.tolist()):
+            expected = [math.log1p(counts[span][index]) for span in counts]
+            age = now // BUCKET - (time[item == index] // BUCKET).min()
+            expected += [math.log1p(age * BUCKET / HOUR), 1.0]
+            np.testing.assert_allclose(found.feature_GMF[g, place], expected, rtol=1e-5, atol=1e-6)
+        for span in SPANS:  # the first of each list is there
+            if counts[span].any():
+                assert counts[span][listed].max() == counts[span].max()
+    assert (full > 0) == (size == 6)
+
+
+def test_each_query_meets_the_rows_of_its_group() -> None:
+    torch.manual_seed(0)
+    group = torch.randint(0, 5, (70,))
+    group[group == 3] = 4  # nobody is of group 3, and of one there are more than a block
+    query, rows = torch.randn(70, 6, requires_grad=True), torch.randn(5, 9, 6, requires_grad=True)
+    ours, expected = products(query, rows, group), torch.einsum("qx,qmx->qm", query, rows[group])
+    torch.testing.assert_close(ours, expected)
+    weight = torch.randn_like(expected)
+    pairs = (torch.autograd.grad((weight * out).sum(), (query, rows)) for out in (ours, expected))
+    for ours_grad, theirs in zip(*pairs, strict=True):
+        torch.testing.assert_close(ours_grad, theirs)
+    assert products(query[:0], rows, group[:0]).shape == (0, 9)
+
+
+def test_candidates_are_those_of_the_request_and_have_the_formulas_logits(data: Data) -> None:
+    torch.manual_seed(0)
+    batch, step, size = data.batch(range(12)), 12 * HOUR, 5
+    snapshots = take_snapshots(data.url, data.manifest, step, size, False)
+    time_Q = batch.request_time_T[batch.target_position_Q]
+    moments = Moments.of(snapshots, time_Q, step)
+    pointer = MomentPointer(8, 40, size)
+    query, rows = torch.randn(len(time_Q), 8), torch.randn(len(moments.item_U), 8)
+    pointed, candidates = pointer(query, rows, moments, batch.target_Q, listed=True)
+    assert candidates is not None
+    hits = 0
+    for q, time in enumerate(time_Q.tolist()):
+        g = time // step - snapshots.first
+        items = snapshots.item_GM[g]
+        assert candidates.item_QW[q].tolist() == items.tolist()
+        asked = pointer.query(query[q])
+        logits = []
+        for place, item in enumerate(items.tolist()):
+            if item:
+                key = pointer.key(rows[moments.item_U.tolist().index(item)])
+                shown = pointer.features(torch.from_numpy(snapshots.feature_GMF[g, place]))
+                logits.append(asked[:8] @ key / math.sqrt(8) + asked[8:-1] @ shown + asked[-1])
+                torch.testing.assert_close(candidates.logit_QW[q, place], logits[-1], rtol=1e-4, atol=1e-4)
+            else:
+                assert candidates.logit_QW[q, place] == -torch.inf
+        if logits:
+            torch.testing.assert_close(pointed.all_Q[q], torch.stack(logits).logsumexp(0), rtol=1e-4, atol=1e-4)
+        own = [logit for logit, item in zip(logits, items.tolist(), strict=False) if item == batch.target_Q[q]]
+        hits += len(own)
+        torch.testing.assert_close(
+            pointed.target_Q[q], own[0] if own else torch.tensor(-torch.inf), rtol=1e-4, atol=1e-4
+        )
+    assert hits > 10
+
+
+def test_requests_outside_the_log_have_its_first_or_last_moment(data: Data) -> None:
+    snapshots = take_snapshots(data.url, data.manifest, HOUR, 5, True)
+    time = torch.tensor([0, 10**15])
+    moments = Moments.of(snapshots, time, HOUR)
+    assert moments.item_U[moments.place_GM].tolist() == snapshots.item_GM[[0, -1]].tolist()
