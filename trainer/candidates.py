@@ -72,5 +72,5 @@ class CandidateReader:
         if total not in self._snapshots:
             assert self.known is not None
             step, size = self.settings.milliseconds, self.settings.items
-            self._snapshots[total] = take_snapshots(self.known.data, self.manifest, step, size, total)
+            self._snapshots[total] = take_snapshots(self.known.data, self.manifest, self.known.items, step, size, total)
         return self._snapshots[total]

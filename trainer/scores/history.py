@@ -5,11 +5,13 @@
 
 The logit of place j for what comes after place k (pointer networks, arXiv 1506.03134; RepeatNet, arXiv 1812.02646):
 
-    a_kj = q_k . m_j / sqrt(D) + u_k[how many places ago] + v_k[how long ago] + g_k
+    a_kj = q_k . m_j / sqrt(D) + u_k[how far back] + v_k[how long ago] + g_k
 
-q, u, v and g are linear in the model's query h_k, so that a session's intent decides whether, and how far back, people
-return. The key m_j is linear in the features of place j (the item, the action, the seconds watched ...) and in
-h_(j-1): what had been expected there, so that a place is found that was reached from a state like today's.
+How far back is counted in different items, for an item's last place: the stack distance, by which a list of one's own
+items is ordered; for its places before that, in places. q, u, v and g are linear in the model's query h_k, so that a
+session's intent decides whether, and how far back, people return. The key m_j is linear in the features of place j (the
+item, the action, the seconds watched ...) and in h_(j-1): what had been expected there, so that a place is found that
+was reached from a state like today's.
 
 What is copied is a place, not a row of a table: an item that the vocabulary lacks is copied like any other.
 """
@@ -27,8 +29,8 @@ from trainer.attention import Layout
 from trainer.scores.pointers import Candidates, sum_exp
 from trainer.softmax import Pointed
 
-AGO = 4
-"""Buckets of each doubling of the number of places."""
+BACK = 4
+"""Buckets of each doubling of how far back a place is."""
 GAPS = 44
 """Buckets of time, one for each doubling of milliseconds; the last begins after 278 years."""
 
@@ -40,18 +42,18 @@ class HistoryPointer(nn.Module):
         """`request`: whether the time of the request is known; else time counts up to the last interaction."""
         super().__init__()
         self.request, self.dimension, self.max_length = request, dimension, max_length
-        ago = int(AGO * math.log2(max_length)) + 1
-        self.sizes = [dimension, ago, GAPS, 1]
+        self.back = int(BACK * math.log2(max_length)) + 1
+        self.sizes = [dimension, 2 * self.back, GAPS, 1]
         self.query = nn.Linear(dimension, sum(self.sizes))
         self.key = nn.Linear(width, dimension)
         self.before = nn.Linear(dimension, dimension, bias=False)
         with torch.no_grad():
-            _, ago_weight, gap_weight, gate_weight = self.query.weight.split(self.sizes)
-            _, ago_bias, gap_bias, gate_bias = self.query.bias.split(self.sizes)
-            for part in (ago_weight, gap_weight, gate_weight, gap_bias):
+            _, back_weight, gap_weight, gate_weight = self.query.weight.split(self.sizes)
+            _, back_bias, gap_bias, gate_bias = self.query.bias.split(self.sizes)
+            for part in (back_weight, gap_weight, gate_weight, gap_bias):
                 part.zero_()
             # the newest place first, and all of them together about as likely as the catalogue, whose scores begin at 0
-            ago_bias.copy_(-torch.arange(ago) / AGO * math.log(2))
+            back_bias.copy_(-torch.arange(self.back).repeat(2) / BACK * math.log(2))
             gate_bias.fill_(math.log(max(items, 2)))
 
     def forward(
@@ -92,16 +94,27 @@ class HistoryPointer(nn.Module):
 
     def _logits(self, asked_bLX: Tensor, key_bLD: Tensor, item_bL: Tensor, gap_bLL: Tensor) -> Tensor:
         """The logit of each place (last) for what comes after each place, -inf for the places after it."""
-        query_bLD, ago_bLA, gap_bLG, gate_bL1 = asked_bLX.split(self.sizes, dim=2)
+        query_bLD, back_bLX, gap_bLG, gate_bL1 = asked_bLX.split(self.sizes, dim=2)
         longest, device = item_bL.shape[1], item_bL.device
         logit_bLL = torch.baddbmm(gate_bL1, query_bLD, key_bLD.mT, alpha=1 / math.sqrt(self.dimension)).float()
         place_L = torch.arange(longest, device=device)
-        ago_LL = (place_L[:, None] - place_L).clamp_(min=0)
-        bucket_LL = ((ago_LL + 1).double().log2() * AGO).long()
-        logit_bLL = logit_bLL + ago_bLA.gather(2, bucket_LL.expand(len(item_bL), -1, -1))
+        logit_bLL = logit_bLL + back_bLX.gather(2, self._how_far_back(item_bL))
         logit_bLL = logit_bLL + gap_bLG.gather(2, time_bucket(gap_bLL))
         hidden_bLL = (place_L[:, None] < place_L) | (item_bL < FIRST_VALUE)[:, None]
         return logit_bLL.masked_fill(hidden_bLL, -torch.inf)
+
+    def _how_far_back(self, item_bL: Tensor) -> Tensor:
+        """The bucket of each place (last) as seen from each place; any one for those after it."""
+        longest, device = item_bL.shape[1], item_bL.device
+        bucket_L = (torch.arange(1, longest + 1, device=device).double().log2() * BACK).long()
+        place_L = torch.arange(longest, device=device)
+        same_bLL = (item_bL[:, :, None] == item_bL[:, None]) & (place_L[:, None] < place_L)
+        again_bL = torch.where(same_bLL, place_L, longest).amin(dim=2)  # the next place of the same item
+        last_bLL = (again_bL[:, None] > place_L[:, None]) & (place_L <= place_L[:, None])
+        count_bLL = last_bLL.int().cumsum(dim=2, dtype=torch.int32)
+        items_bLL = (count_bLL[:, :, -1:] - count_bLL).long()  # different items after each place
+        ago_LL = (place_L[:, None] - place_L).clamp_(min=0)
+        return torch.where(last_bLL, bucket_L[items_bLL], bucket_L[ago_LL] + self.back)
 
 
 def time_bucket(span: Tensor) -> Tensor:

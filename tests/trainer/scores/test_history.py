@@ -14,7 +14,7 @@ from ingest.data.batch import Batch
 from ingest.features.feature import UNKNOWN
 from tests.small import Data
 from trainer.attention import Layout
-from trainer.scores.history import AGO, HistoryPointer, time_bucket
+from trainer.scores.history import BACK, HistoryPointer, time_bucket
 
 LENGTH, WIDTH, D = 20, 5, 8
 
@@ -45,13 +45,18 @@ def expected(history: HistoryPointer, query: Tensor, features: Tensor, batch: Ba
     for length in batch.lengths_B.tolist():
         for k in range(length):
             logits: dict[int, list[Tensor]] = {}
-            q, ago, gap, gate = asked[token + k].split(history.sizes)
+            q, back, gap, gate = asked[token + k].split(history.sizes)
             now = batch.request_time_T[token + k] if history.request else batch.time_T[token + k]
             for j in range(k + 1):
                 before = query[token + j - 1] if j else torch.zeros(D)
                 m = key[token + j] + history.before.weight @ before
                 passed = max(int(now - batch.time_T[token + j]), 0)
-                logit = q @ m / math.sqrt(D) + ago[int(AGO * math.log2(k - j + 1))]
+                after = batch.past_T[token + j + 1 : token + k + 1].tolist()
+                if batch.past_T[token + j] in after:
+                    bucket = history.back + int(BACK * math.log2(k - j + 1))
+                else:
+                    bucket = int(BACK * math.log2(len(set(after)) + 1))
+                logit = q @ m / math.sqrt(D) + back[bucket]
                 logit = logit + gap[int(math.log2(passed + 1))] + gate[0]
                 item = int(batch.past_T[token + j])
                 if item != UNKNOWN:

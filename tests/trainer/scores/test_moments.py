@@ -10,6 +10,7 @@ import torch
 
 from ingest.data.activity import BUCKET
 from ingest.data.moments import SPANS, take_snapshots
+from ingest.features.elapsed import MISSING_TIME
 from tests.small import HOUR, Data, take_rows
 from trainer.scores.moments import MomentPointer, Moments, products
 
@@ -24,8 +25,9 @@ def test_snapshots_are_counts_of_the_log_before_each_moment(data: Data, total: b
     # without a training row, and yet in the training data: users with one event
     rows.append(others if total else take_rows(others, np.flatnonzero(others.lengths == 1)))
     time, item = (np.concatenate([part.columns[name] for part in rows]) for name in ("time", "item"))
-    found = take_snapshots(data.url, data.manifest, step, size, total)
-    full = 0
+    found = take_snapshots(data.url, data.manifest, data.items, step, size, total)
+    full, released = 0, data.items.columns["release_age"]
+    assert isinstance(released, np.ndarray)
     for g in range(0, len(found.item_GM), 3):
         now = (found.first + g) * step
         before = time // BUCKET < now // BUCKET
@@ -37,12 +39,16 @@ def test_snapshots_are_counts_of_the_log_before_each_moment(data: Data, total: b
         }
         listed = found.item_GM[g][found.item_GM[g] > 0]
         assert len(set(listed.tolist())) == len(listed)
-        assert len(listed) == min(size, (counts[10**9] > 0).sum())
+        there = (released < now) & (released > MISSING_TIME)
+        there[item[before]] = True
+        assert len(listed) == min(size, there[2:].sum())
         full += len(listed) == size
         for place, index in enumerate(listed.tolist()):
             expected = [math.log1p(counts[span][index]) for span in counts]
-            age = now // BUCKET - (time[item == index] // BUCKET).min()
-            expected += [math.log1p(age * BUCKET / HOUR), 1.0]
+            since = (
+                released[index] if released[index] > MISSING_TIME else (time[item == index] // BUCKET).min() * BUCKET
+            )
+            expected.append(math.log1p((now - since) / HOUR))
             np.testing.assert_allclose(found.feature_GMF[g, place], expected, rtol=1e-5, atol=1e-6)
         for span in SPANS:  # the first of each list is there
             if counts[span].any():
@@ -67,7 +73,7 @@ def test_each_query_meets_the_rows_of_its_group() -> None:
 def test_candidates_are_those_of_the_request_and_have_the_formulas_logits(data: Data) -> None:
     torch.manual_seed(0)
     batch, step, size = data.batch(range(12)), 12 * HOUR, 5
-    snapshots = take_snapshots(data.url, data.manifest, step, size, False)
+    snapshots = take_snapshots(data.url, data.manifest, data.items, step, size, False)
     time_Q = batch.request_time_T[batch.target_position_Q]
     moments = Moments.of(snapshots, time_Q, step)
     pointer = MomentPointer(8, 40, size)
@@ -100,7 +106,7 @@ def test_candidates_are_those_of_the_request_and_have_the_formulas_logits(data: 
 
 
 def test_requests_outside_the_log_have_its_first_or_last_moment(data: Data) -> None:
-    snapshots = take_snapshots(data.url, data.manifest, HOUR, 5, True)
+    snapshots = take_snapshots(data.url, data.manifest, data.items, HOUR, 5, True)
     time = torch.tensor([0, 10**15])
     moments = Moments.of(snapshots, time, HOUR)
     assert moments.item_U[moments.place_GM].tolist() == snapshots.item_GM[[0, -1]].tolist()
