@@ -284,11 +284,11 @@ def watched(stop_after: int | None = None) -> Iterator[list[Batch]]:
     taken: list[Batch] = []
     original = Step.train
 
-    def train(self: Step, batch: Batch, number: int, weights: Sequence[float]) -> Any:
+    def train(self: Step, batch: Batch, number: int, weights: Sequence[float], epoch: int = 0) -> Any:
         if len(taken) == stop_after:
             raise Stopped
         taken.append(batch)
-        return original(self, batch, number, weights)
+        return original(self, batch, number, weights, epoch)
 
     Step.train = train  # type: ignore[method-assign]
     try:

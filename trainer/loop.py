@@ -154,7 +154,7 @@ class Trainer:
 
     def _train_step(self, batch: Batch, sums: list[float], bar: Any) -> None:
         *weights, tokens, users = sums
-        losses, norm = self.step.train(batch, self.progress.step, weights)
+        losses, norm = self.step.train(batch, self.progress.step, weights, self.progress.epoch)
         self.progress.step += 1
         self.monitor.tokens += int(tokens)
         self.monitor.steps += 1

@@ -19,7 +19,7 @@ from trainer.train_config import TrainConfig
 MARKER = "complete.json"
 MAY_CHANGE = {
     f"train.{key}"
-    for key in ("epochs", "patience", "keep", "log_steps", "checkpoint_steps", "learning_rate", "clip_norm")
+    for key in ("epochs", "patience", "keep", "log_steps", "checkpoint_steps", "learning_rate", "decay", "clip_norm")
 }
 """What may be other than in the checkpoint that training goes on from; the tables' placement may, too."""
 PLACEMENT = {"sharding", "kernel", "cache_load_factor", "communication", "hbm_gib", "ddr_gib"}

@@ -81,6 +81,7 @@ class Step:
         self.optimizer = torch.optim.AdamW(
             self.dense.values(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
+        self.table_rates = [group["lr"] for group in self.parallel.fused_optimizer.param_groups]
         self.sampler = NegativeSampler(config.loss, manifest.items, config.seed, counts)
         self.knows, self.candidates = model.knows, CandidateReader(model, config, manifest, worker, known)
         self.intent_weight = model.weight_of_intents
@@ -149,14 +150,15 @@ class Step:
         prediction: Prediction = self.parallel(batch, *self.candidates.of(batch, item_C, number))
         return prediction
 
-    def train(self, batch: Batch, number: int, weights: Sequence[float]) -> tuple[Losses, float]:
-        """Take step `number` (from 0); the losses, detached, and the dense gradient's norm before it is cut.
+    def train(self, batch: Batch, number: int, weights: Sequence[float], epoch: int = 0) -> tuple[Losses, float]:
+        """Take step `number` of all, in `epoch`, both from 0; the losses, detached, and the norm of the dense gradient
+        before it is cut.
 
         `weights`: the sums of `weights_of(batch)` over all workers.
         """
         self.parallel.train()
         torch.manual_seed((self.config.seed * 1_000_003 + number) * self.worker.workers + self.worker.rank)
-        self._set_learning_rate(number)
+        self._set_learning_rate(number, epoch)
         self.optimizer.zero_grad(set_to_none=True)
         losses = self.losses(self.with_unknowns(batch, number), number)
         loss = self.mean(losses.item, sum(losses.intents.values()), weights)
@@ -175,11 +177,16 @@ class Step:
         item_weight, weight = (max(value, 1e-12) for value in weights)
         return item / item_weight + intents * (self.intent_weight / weight)
 
-    def _set_learning_rate(self, number: int) -> None:
-        warmup = self.config.warmup_steps
+    def _set_learning_rate(self, number: int, epoch: int) -> None:
+        warmup, decay = self.config.warmup_steps, self.config.decay**epoch
         factor = min(1.0, (number + 1) / warmup) if warmup else 1.0
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * factor
+            group["lr"] = self.config.learning_rate * factor * decay
+        if self.config.decay < 1:
+            tables = self.parallel.fused_optimizer
+            for group, rate in zip(tables.param_groups, self.table_rates, strict=True):
+                group["lr"] = rate * decay
+            tables.zero_grad()  # which hands the rates to the kernels
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> Prediction:

@@ -41,6 +41,8 @@ class TrainConfig(Settings):
     weight_decay: float = Field(default=0.0, ge=0)
     warmup_steps: int = Field(default=0, ge=0)
     """Steps over which the dense learning rate rises from 0."""
+    decay: float = Field(default=1.0, gt=0, le=1)
+    """What the learning rates, also those of the tables, are multiplied by after each epoch."""
     clip_norm: float = Field(default=1.0, gt=0)
     """The dense gradient's norm is cut to this."""
     precision: Literal["fp32", "bf16"] = "fp32"

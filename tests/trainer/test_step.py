@@ -151,6 +151,19 @@ def test_two_workers_take_the_steps_of_one(setting: str, data: Data, two_workers
     assert len(moved) > len(one["third"]) - 3
 
 
+def test_all_learning_rates_decay_from_epoch_to_epoch(data: Data) -> None:
+    """A third of the rates with which the run begins, in the second epoch, is a step of such rates."""
+    batch, found = data.batch(range(12)), []
+    for epoch, decay, rate in ((1, 1 / 3, 0.3), (0, 1.0, 0.1), (0, 1 / 3, 0.3)):
+        tables = {"optimizer": "sgd", "learning_rate": rate}
+        step = make_step(data.manifest, decay=decay, learning_rate=rate / 10, tables=tables)
+        step.train(batch, 0, step.weights_of(batch).tolist(), epoch)
+        found.append(weights(step))
+    same(found[0], found[1], 1e-6)
+    moved = [not torch.allclose(found[2][name], value, rtol=1e-3, atol=1e-3) for name, value in found[0].items()]
+    assert sum(moved) > len(moved) / 2
+
+
 def test_an_evaluation_between_two_steps_changes_neither(data: Data) -> None:
     model = IntentRecConfig(heads=2, dropout=0.3, window="8h")
     results = []
