@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+
 from pydantic import Field, field_validator
 
 import evaluation.baselines  # noqa: F401
@@ -34,3 +36,13 @@ class RecommendConfig(Settings):
     """The likeliest labels of each intent."""
     filter_seen: bool | None = None
     """Whether items that the user had are left out; by default as in the evaluation."""
+    moment: datetime.datetime | None = None
+    """When the items are asked for (UTC), where the model knows the request or what is recent; by default at the log's
+    last event."""
+
+    @property
+    def milliseconds(self) -> int | None:
+        """`moment` in milliseconds since 1970."""
+        if self.moment is None:
+            return None
+        return round(self.moment.replace(tzinfo=self.moment.tzinfo or datetime.UTC).timestamp() * 1000)

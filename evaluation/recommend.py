@@ -49,7 +49,7 @@ def recommend_users(
     scorer, _ = model.restored(manifest, worker, Known(data, items))
     readers = [
         Reader(data, manifest, items, split, model.train.reader,
-               rank=worker.rank, workers=worker.workers, after_last=True)
+               rank=worker.rank, workers=worker.workers, after_last=True, moment=settings.milliseconds)
         for split in SPLITS
     ]  # fmt: skip
     users = recommend(scorer, readers, worker, settings, filter_seen, folder)

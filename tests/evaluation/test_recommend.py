@@ -8,12 +8,18 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from embeddings.workers import Worker
+from evaluation.evaluation_config import RecommendConfig
+from evaluation.ranking import NeuralScorer
+from evaluation.recommend import SPLITS, recommend
 from ingest.data.builder import BatchBuilder
+from ingest.data.reader import Reader
+from ingest.features.feature import UNKNOWN
 from tests.evaluation.scenarios import recommended
 from tests.scenarios import TwoWorkers
-from tests.small import Data, make_step, take_rows, weights
+from tests.small import MODEL, Data, make_step, take_rows, train_config, weights
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -74,3 +80,41 @@ def test_two_workers_write_what_one_does(found: dict[Any, dict[str, Any]], two_w
     for user, row in both.items():
         assert row["items"] == found[user]["items"]
         assert row["scores"] == pytest.approx(found[user]["scores"], rel=1e-4, abs=1e-6)
+
+
+def test_what_is_asked_for_depends_on_the_moment(data: Data, alone: None, tmp_path: Path) -> None:
+    """A model that knows the request and what is recent, asked at two moments, answers as with batches of them."""
+    model = MODEL.model_copy(update={"knows": ["request", "recent"]})
+    answers = []
+    for number, moment in enumerate(("2020-09-14T00:00:00", "2020-09-18T12:00:00+02:00")):
+        step = make_step(data.manifest, model=model, known=data.known)
+        torch.manual_seed(5)
+        for name, parameter in step.dense.items():
+            if "scores." in name:
+                torch.nn.init.normal_(parameter, std=0.3)
+        settings = RecommendConfig.model_validate({"top": 5, "moment": moment})
+        milliseconds = settings.milliseconds
+        assert milliseconds == [1_600_041_600_000, 1_600_423_200_000][number]
+        config = train_config().reader
+        readers = [Reader(data.url, data.manifest, data.items, split, config, after_last=True, moment=milliseconds)
+                   for split in SPLITS]  # fmt: skip
+        scorer = NeuralScorer(step)
+        folder = tmp_path / str(number)
+        recommend(scorer, readers, Worker(), settings, False, str(folder))
+        answers.append(rows_of(folder))
+        builder = BatchBuilder(
+            data.manifest, data.items, 20, windows=False, with_seen=True, after_last=True, moment=milliseconds
+        )
+        (rows,) = data.reader("test", evaluate=True, shuffle_buffer=10**9).rows()
+        ids = pq.read_table(Path(data.url, "vocab", "item.parquet"))["value"].to_pylist()
+        for place in range(0, len(rows), 7):
+            batch = builder.build(take_rows(rows, np.array([place])))
+            assert batch.request["device"][batch.target_position_Q].tolist() == [UNKNOWN]
+            prediction = step.predict(batch)
+            scores = scorer.scores(prediction.query)[0]
+            scores[:2] = -torch.inf
+            best = scores.topk(5)
+            assert answers[-1][rows.users[place]]["scores"] == pytest.approx(best.values.tolist(), rel=1e-4, abs=1e-5)
+            items = scorer.row_to_item(scorer.slice.rows_of(best.indices)).tolist()
+            assert answers[-1][rows.users[place]]["items"] == [ids[index] for index in items]
+    assert sum(answers[0][user]["items"] != answers[1][user]["items"] for user in answers[0]) > len(answers[0]) / 2

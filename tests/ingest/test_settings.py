@@ -70,7 +70,7 @@ def test_other_keys_are_named_where_they_stand() -> None:
     assert refused({"time_unit": "position"} | age).startswith("data.features[0].kind: needs real times")
     assert refused({"time_unit": "position", "until": "2020-01-01"}).startswith("data.until: a log with time_unit posi")
     assert refused({"features": [{"name": "a", "bin": 3}]}).startswith(
-        "unknown key 'data.features[0].bin'; allowed: bin_"
+        "unknown key 'data.features[0].bin'; allowed: at_request, bin_"
     )
     assert refused({"features": [{"kind": "number"}]}) == "key 'data.features[0].name' is missing"
     assert refused({"split": {"kind": "point_in_time"}}).startswith("data.split: split point_in_time needs both spans")

@@ -72,6 +72,9 @@ def check(data: Data, rows: StoredRows, batch: Batch, index: list[int], max_leng
 
     assert batch.item_T.tolist() == [of("item", row, k) for row, k, _ in tokens]
     assert batch.time_T.tolist() == [of("time", row, k) for row, k, _ in tokens]
+    assert batch.request_time_T.tolist() == [of("time", row, k + 1) for row, k, _ in tokens]
+    assert batch.request.keys() == {"device"}
+    assert batch.request["device"].tolist() == [of("device", row, k + 1) for row, k, _ in tokens]
     assert batch.position_T.tolist() == [position for _, _, position in tokens]
     assert batch.target_position_Q.tolist() == at
     assert batch.target_Q.tolist() == [of("item", row, k) for _, row, k in targets]

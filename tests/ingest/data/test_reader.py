@@ -181,8 +181,10 @@ def test_workers_get_about_the_same_number_of_interactions(urls: dict[int, str])
     assert max(sizes) - min(sizes) <= 2 * 30
 
 
-@pytest.mark.parametrize("max_length", [3, 50])
-def test_a_history_that_goes_on_has_the_inputs_of_its_continuation(urls: dict[int, str], max_length: int) -> None:
+@pytest.mark.parametrize(("max_length", "moment"), [(3, None), (50, 1_700_000_000_000)])
+def test_a_history_that_goes_on_has_the_inputs_of_its_continuation(
+    urls: dict[int, str], max_length: int, moment: int | None
+) -> None:
     """`after_last` on rows without their last event = predicting that event on the whole rows."""
     url = urls[70]
     manifest = load_manifest(url)
@@ -194,7 +196,13 @@ def test_a_history_that_goes_on_has_the_inputs_of_its_continuation(urls: dict[in
     short = replace(short, offsets=offsets_of(short.lengths - 1), columns=columns)
     whole.targets[:] = 1
     expected = BatchBuilder(manifest, items, max_length, windows=True, with_seen=True).build(whole)
-    found = BatchBuilder(manifest, items, max_length, windows=True, with_seen=True, after_last=True).build(short)
+    found = BatchBuilder(
+        manifest, items, max_length, windows=True, with_seen=True, after_last=True, moment=moment
+    ).build(short)
+    asked = torch.zeros(found.tokens, dtype=torch.bool)
+    asked[found.target_position_Q] = True
+    assert (found.request_time_T[asked] == (manifest.last_time if moment is None else moment)).all()
+    assert torch.equal(found.request_time_T[~asked], expected.request_time_T[~asked])
     for name in ("lengths_B", "item_T", "time_T", "position_T", "target_position_Q", "row_Q"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=0, atol=0)
     assert isinstance(found.seen, Lists)
@@ -213,10 +221,10 @@ def test_a_model_without_features_reads_no_columns_of_them(data: Data) -> None:
         Reader(data.url, data.manifest, data.items, "train", config, features=features) for features in (False, True)
     )
     assert plain.columns == ["targets", "item", "time", "duration"]
-    assert set(full.columns) == {*plain.columns, "action", "tags", "scroll"}
+    assert set(full.columns) == {*plain.columns, "action", "tags", "scroll", "device"}
     for (batch, left), (whole, also_left) in zip(plain.epoch(0), full.epoch(0), strict=True):
         assert left.blocks() == also_left.blocks()
-        assert batch.features == batch.labels == {}
+        assert batch.features == batch.labels == batch.request == {}
         assert set(whole.labels) == {"action", "genres", "content_type", "release_age"}
         for name in ("item_T", "time_T", "target_Q", "weight_Q", "target_position_Q"):
             assert torch.equal(getattr(batch, name), getattr(whole, name))
