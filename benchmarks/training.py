@@ -32,6 +32,7 @@ from ingest.data.items import load_items
 from ingest.data.manifest import Manifest, load_manifest
 from ingest.data.reader import Reader
 from ingest.settings import load_settings
+from trainer.candidates import Known
 from trainer.models.registry import NeuralConfig
 from trainer.step import Step
 from trainer.train_config import TrainConfig
@@ -91,7 +92,8 @@ class Case:
         return [batch for batch, _ in islice(self.reader(worker).epoch(0), count)]
 
     def step(self, worker: Worker) -> Step:
-        return Step(self.model, self.train, self.manifest, worker)
+        known = Known(self.data, load_items(self.data, self.manifest))
+        return Step(self.model, self.train, self.manifest, worker, known=known)
 
 
 class Training:
