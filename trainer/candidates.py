@@ -16,6 +16,7 @@ from ingest.data.batch import Batch, Lists
 from ingest.data.items import ItemTable
 from ingest.data.manifest import Manifest
 from ingest.data.moments import Snapshots, take_snapshots
+from ingest.durations import parse_duration
 from ingest.features.feature import UNKNOWN
 from trainer.models.registry import NeuralConfig
 from trainer.scores.attributes import Attributes, lasting
@@ -64,9 +65,13 @@ class CandidateReader:
         return row_C, self.attributes.of(item_C) if self.attributes else {}, moments
 
     def _moments(self, batch: Batch, number: int | None) -> Moments:
-        """Training counts training events; what is live counts all of them."""
-        time_Q = batch.request_time_T[batch.target_position_Q]
-        return Moments.of(self._taken(number is None and self.settings.live), time_Q, self.settings.milliseconds)
+        """Training counts training events, up to a time before the requests; what is live counts all of them."""
+        time_Q, lag = batch.request_time_T[batch.target_position_Q], 0
+        if number is not None and self.settings.lag is not None:
+            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + number) % 2**63)
+            lag = int(torch.rand((), generator=generator, dtype=torch.float64) * parse_duration(self.settings.lag))
+        snapshots = self._taken(number is None and self.settings.live)
+        return Moments.of(snapshots, time_Q, self.settings.milliseconds, lag)
 
     def _taken(self, total: bool) -> Snapshots:
         if total not in self._snapshots:

@@ -45,13 +45,18 @@ class MomentsConfig(Settings):
     """Whether evaluating and recommending count the events of all splits up to the request, as a service that counts
     all the time; else the counts end with the training data."""
 
-    @field_validator("step")
+    lag: str | None = None
+    """In a training step all counts end some time before the requests, drawn anew up to this span: so a model learns
+    what counts that have ended say later, which it needs where they are not `live`."""
+
+    @field_validator("step", "lag")
     @classmethod
-    def _of_buckets(cls, value: str) -> str:
-        return of_buckets(value)
+    def _of_buckets(cls, value: str | None) -> str | None:
+        return None if value is None else of_buckets(value)
 
     @property
     def milliseconds(self) -> int:
+        """Of a step."""
         return parse_duration(self.step)
 
 

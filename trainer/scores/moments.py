@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ingest.data.moments import FEATURES, Snapshots
+from ingest.durations import parse_duration
 from ingest.features.feature import FIRST_VALUE
 from trainer.scores.pointers import Candidates, sum_exp
 from trainer.softmax import Pointed
@@ -37,20 +38,27 @@ class Moments:
     place_GM: Tensor
     """Where each moment's items are among them."""
     feature_GMF: Tensor
+    """Of `Snapshots`, and log(1 + hours) between the moment and the request."""
     moment_Q: Tensor
     """The moment of each target."""
 
     @classmethod
-    def of(cls, snapshots: Snapshots, time_Q: Tensor, step: int) -> Moments:
-        """The moments of requests at `time_Q`, in milliseconds; the last one for those after it."""
-        number_Q = (time_Q // step - snapshots.first).clamp(0, len(snapshots.item_GM) - 1)
-        number_G, moment_Q = number_Q.unique(return_inverse=True)
-        chosen = number_G.cpu().numpy()
+    def of(cls, snapshots: Snapshots, time_Q: Tensor, step: int, lag: int = 0) -> Moments:
+        """The moments of requests at `time_Q`, in milliseconds, or `lag` before them; the last one for those after it.
+
+        How old a moment is at the request counts in hours, from 1 hour more than a step on.
+        """
+        last = snapshots.first + len(snapshots.item_GM) - 1
+        number_Q = ((time_Q - lag) // step).clamp(snapshots.first, last)
+        hours_Q = (time_Q - (number_Q + 1) * step).clamp(min=0) // parse_duration("1h")
+        pair_2G, moment_Q = torch.stack([number_Q, hours_Q]).unique(dim=1, return_inverse=True)
+        chosen = (pair_2G[0] - snapshots.first).cpu().numpy()
         item_GM, feature_GMF = (
             torch.from_numpy(values[chosen]).to(time_Q.device) for values in (snapshots.item_GM, snapshots.feature_GMF)
         )
+        hours_GM1 = pair_2G[1].float().log1p()[:, None, None].expand(-1, item_GM.shape[1], -1)
         item_U, place_GM = item_GM.unique(return_inverse=True)
-        return cls(item_U, place_GM, feature_GMF, moment_Q)
+        return cls(item_U, place_GM, torch.cat([feature_GMF, hours_GM1], dim=2), moment_Q)
 
 
 class MomentPointer(nn.Module):
@@ -61,7 +69,7 @@ class MomentPointer(nn.Module):
         self.dimension, self.hidden = dimension, hidden
         self.query = nn.Linear(dimension, dimension + hidden + 1)
         self.key = nn.Linear(dimension, dimension, bias=False)
-        self.features = nn.Sequential(nn.Linear(FEATURES, 64), nn.GELU(), nn.Linear(64, hidden))
+        self.features = nn.Sequential(nn.Linear(FEATURES + 1, 64), nn.GELU(), nn.Linear(64, hidden))
         with torch.no_grad():
             self.query.weight[dimension:] = 0
             self.query.bias[dimension:] = torch.randn(hidden + 1) / math.sqrt(hidden)

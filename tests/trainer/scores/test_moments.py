@@ -70,19 +70,23 @@ def test_each_query_meets_the_rows_of_its_group() -> None:
     assert products(query[:0], rows, group[:0]).shape == (0, 9)
 
 
-def test_candidates_are_those_of_the_request_and_have_the_formulas_logits(data: Data) -> None:
+@pytest.mark.parametrize("lag", [0, 31 * HOUR])
+def test_candidates_are_those_of_the_request_and_have_the_formulas_logits(data: Data, lag: int) -> None:
     torch.manual_seed(0)
     batch, step, size = data.batch(range(12)), 12 * HOUR, 5
     snapshots = take_snapshots(data.url, data.manifest, data.items, step, size, False)
     time_Q = batch.request_time_T[batch.target_position_Q]
-    moments = Moments.of(snapshots, time_Q, step)
+    moments = Moments.of(snapshots, time_Q, step, lag)
+    old = 0
     pointer = MomentPointer(8, 40, size)
     query, rows = torch.randn(len(time_Q), 8), torch.randn(len(moments.item_U), 8)
     pointed, candidates = pointer(query, rows, moments, batch.target_Q, listed=True)
     assert candidates is not None
     hits = 0
     for q, time in enumerate(time_Q.tolist()):
-        g = time // step - snapshots.first
+        g = max((time - lag) // step - snapshots.first, 0)
+        hours = max(time - (snapshots.first + g + 1) * step, 0) // HOUR
+        old += hours > 0
         items = snapshots.item_GM[g]
         assert candidates.item_QW[q].tolist() == items.tolist()
         asked = pointer.query(query[q])
@@ -90,7 +94,8 @@ def test_candidates_are_those_of_the_request_and_have_the_formulas_logits(data: 
         for place, item in enumerate(items.tolist()):
             if item:
                 key = pointer.key(rows[moments.item_U.tolist().index(item)])
-                shown = pointer.features(torch.from_numpy(snapshots.feature_GMF[g, place]))
+                known = [*snapshots.feature_GMF[g, place].tolist(), math.log1p(hours)]
+                shown = pointer.features(torch.tensor(known))
                 logits.append(asked[:8] @ key / math.sqrt(8) + asked[8:-1] @ shown + asked[-1])
                 torch.testing.assert_close(candidates.logit_QW[q, place], logits[-1], rtol=1e-4, atol=1e-4)
             else:
@@ -103,10 +108,13 @@ def test_candidates_are_those_of_the_request_and_have_the_formulas_logits(data: 
             pointed.target_Q[q], own[0] if own else torch.tensor(-torch.inf), rtol=1e-4, atol=1e-4
         )
     assert hits > 10
+    assert (old > 10) == (lag > 0)
 
 
 def test_requests_outside_the_log_have_its_first_or_last_moment(data: Data) -> None:
     snapshots = take_snapshots(data.url, data.manifest, data.items, HOUR, 5, True)
-    time = torch.tensor([0, 10**15])
+    time = torch.tensor([0, data.manifest.last_time + 1000 * HOUR])
     moments = Moments.of(snapshots, time, HOUR)
+    assert moments.feature_GMF[0, 0, -1] == 0
+    assert moments.feature_GMF[1, 0, -1] == pytest.approx(math.log(1000), rel=0.01)
     assert moments.item_U[moments.place_GM].tolist() == snapshots.item_GM[[0, -1]].tolist()
