@@ -54,6 +54,10 @@ AGE: dict[str, Any] = {"name": "age", "kind": "elapsed"}
         (AGE | {"bins": [1], "unit": "month"}, "unit", "'year'", "'month'"),
         ({"name": "a", "of": "item"}, "of", "data.items names no item table", "'item'"),
         ({"name": "first"}, "name", "'first' is declared twice", "'first'"),
+        (NUMBER | {"at_request": True}, "at_request", "an event's feature with one value of a vocabulary", "True"),
+        ({"name": "a", "of": "item", "at_request": True}, "at_request", "an event's feature", "True"),
+        ({"name": "a", "kind": "categories", "at_request": True}, "at_request", "with one value", "True"),
+        ({"name": "a", "intent": True, "at_request": True}, "at_request", "nothing to predict", "True"),
     ],
 )
 def test_a_features_error_names_its_key_and_not_the_whole_feature(

@@ -161,12 +161,46 @@ def test_intentrec_needs_an_intent() -> None:
         (SASRecConfig(heads=3), "time", "heads: 3 do not divide train.tables.dimension, 8"),
         (DeepConfig(window="1h"), "position", "window: with this data.time_unit it takes a number of positions"),
         (DeepConfig(window=5), "time", "window: with this data.time_unit it takes a span of time"),
+        (SASRecConfig(knows=["request"]), "position", "knows: request needs real times, not time_unit position"),
+        (SASRecConfig(knows=["history", "recent"]), "position", "knows: recent needs real times"),
+        (SASRecConfig(knows=["attributes"]), "time", "knows: attributes needs a category feature with `of: item`"),
     ],
 )
 def test_a_model_that_does_not_fit_is_refused(model: NeuralConfig, unit: str, message: str) -> None:
     data = DataConfig.model_validate({"events": "events", "time_unit": "ms" if unit == "time" else unit})
     with pytest.raises(ValueError, match=message):
         model.check(data, train_config())
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"knows": ["history", "history"]}, "takes each part once, got history, history"),
+        ({"knows": ["future"]}, "'request', 'history', 'attributes' or 'recent'"),
+        ({"moments": {"step": "7m"}}, "takes a multiple of 5m, such as 15m or 1d"),
+        ({"moments": {"lag": "0m"}}, "takes a multiple of 5m, such as 15m or 1d"),
+        ({"moments": {"items": 0}}, "greater than or equal to 1"),
+        ({"cold_share": 1.0}, "less than 1"),
+    ],
+)
+def test_what_scores_can_not_know_is_refused(section: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SASRecConfig.model_validate(section)
+
+
+@pytest.mark.usefixtures("alone")
+def test_scores_that_need_the_data_set_say_so(data: Data) -> None:
+    with pytest.raises(ValueError, match="a model that knows history, recent needs the data set, got None"):
+        make_step(data.manifest, model=SASRecConfig(knows=["history", "recent"]))
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("model", [SASRecConfig(knows=["request", "history", "attributes", "recent"])])
+def test_the_empty_batch_trains_scores_of_every_kind(data: Data, model: NeuralConfig) -> None:
+    step = make_step(data.manifest, model=model, known=data.known)
+    losses, norm = step.train(data.builder.empty(), 0, (3.0, 3.0))
+    assert losses.item == 0
+    assert norm == 0
 
 
 @pytest.mark.usefixtures("alone")
