@@ -6,6 +6,7 @@ import hashlib
 
 from cluster.config import Config
 from ingest.data.manifest import load_manifest
+from ingest.raw.files import find_files
 from trainer.progress import Markers
 
 
@@ -14,7 +15,9 @@ def of_evaluation(config: Config) -> str:
 
 
 def of_recommendations(config: Config, model: str) -> str:
-    return _fingerprint(config, [model], config.recommend.model_dump_json() if config.recommend else "")
+    settings = config.recommend
+    asked = find_files(settings.requests, lambda _: None) if settings and settings.requests else {}
+    return _fingerprint(config, [model], f"{settings.model_dump_json()}{asked}" if settings else "")
 
 
 def _fingerprint(config: Config, models: list[str], section: str = "") -> str:

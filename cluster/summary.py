@@ -23,7 +23,8 @@ def print_training(config: Config, name: str, progress: Progress, without_effect
 
 
 def print_recommendations(config: Config, made: Recommended) -> None:
-    print(f"recommendations of model {made.model} for {made.users:,} users: {config.recommendations_folder}")
+    left_out = f"; {made.unknown_users:,} users who ask are not in the log" if made.unknown_users else ""
+    print(f"recommendations of model {made.model} for {made.users:,} users{left_out}: {config.recommendations_folder}")
 
 
 def print_results(config: Config, results: Results) -> None:

@@ -68,4 +68,5 @@ def _recommend(config: Config, worker: Worker) -> Recommended:
     assert name is not None
     filter_seen = config.evaluate.filter_seen if settings.filter_seen is None else settings.filter_seen
     model = _model(config, name)
-    return recommend_users(config.data_folder, model, settings, filter_seen, config.recommendations_folder, worker)
+    folder = config.recommendations_folder
+    return recommend_users(config.data_folder, model, settings, filter_seen, folder, worker, config.data)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import datetime
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 import evaluation.baselines  # noqa: F401
 from evaluation.metrics import check_metric
-from ingest.settings import Settings
+from ingest.settings import SettingError, Settings
+from ingest.storage import absolute
 
 
 class EvaluateConfig(Settings):
@@ -39,6 +40,20 @@ class RecommendConfig(Settings):
     moment: datetime.datetime | None = None
     """When the items are asked for (UTC), where the model knows the request or what is recent; by default at the log's
     last event."""
+    requests: str | None = None
+    """Instead of all users those of a Parquet file or folder, each with the time of the request and the features that
+    are `at_request`, in columns called as in the log."""
+
+    @field_validator("requests")
+    @classmethod
+    def _anywhere(cls, value: str | None) -> str | None:
+        return None if value is None else absolute(value)
+
+    @model_validator(mode="after")
+    def _check(self) -> RecommendConfig:
+        if self.moment is not None and self.requests is not None:
+            raise SettingError("moment", "goes without requests, each of which has a time of its own")
+        return self
 
     @property
     def milliseconds(self) -> int | None:

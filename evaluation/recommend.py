@@ -33,6 +33,8 @@ from ingest.arrays.jagged import offsets_of
 from ingest.data.items import load_items
 from ingest.data.manifest import SplitName, load_manifest
 from ingest.data.reader import Reader
+from ingest.data.requests import read_requests
+from ingest.data.schema import DataConfig
 from ingest.features.feature import FIRST_VALUE
 from trainer.candidates import Known
 
@@ -41,19 +43,30 @@ SPLITS: tuple[SplitName, ...] = ("test", "rest")
 
 
 def recommend_users(
-    data: str, model: Model, settings: RecommendConfig, filter_seen: bool, folder: str, worker: Worker
+    data: str,
+    model: Model,
+    settings: RecommendConfig,
+    filter_seen: bool,
+    folder: str,
+    worker: Worker,
+    log: DataConfig,
 ) -> Recommended:
-    """Write what `model` recommends to every user of the prepared data set `data` to `folder`; all workers call it."""
+    """Write what `model` recommends to every user of the prepared data set `data`, or to those who ask, to `folder`.
+
+    All workers call it. `log`: how the log's columns, and so those of requests, are called.
+    """
     manifest = load_manifest(data)
     items = load_items(data, manifest, counts=False)
     scorer, _ = model.restored(manifest, worker, Known(data, items))
+    requests = read_requests(settings.requests, log, manifest, data) if settings.requests else None
     readers = [
-        Reader(data, manifest, items, split, model.train.reader,
-               rank=worker.rank, workers=worker.workers, after_last=True, moment=settings.milliseconds)
+        Reader(data, manifest, items, split, model.train.reader, rank=worker.rank, workers=worker.workers,
+               after_last=True, moment=settings.milliseconds, requests=requests)
         for split in SPLITS
     ]  # fmt: skip
-    users = recommend(scorer, readers, worker, settings, filter_seen, folder)
-    return Recommended(users=sum(gather_objects(users)), model=model.name)
+    users = sum(gather_objects(recommend(scorer, readers, worker, settings, filter_seen, folder)))
+    unknown = 0 if requests is None else len(requests.time_N) - users
+    return Recommended(users=users, model=model.name, unknown_users=unknown)
 
 
 def recommend(

@@ -157,10 +157,11 @@ class Evaluated(Settings):
 
 
 class Recommended(Settings):
-    """What recommending has made: for how many users, by which model."""
+    """What recommending has made: for how many users, by which model; and how many that ask the log does not have."""
 
     users: Count
     model: str
+    unknown_users: Count = 0
 
 
 class Results(Settings):

@@ -18,6 +18,7 @@ from ingest.arrays.jagged import Column, Integers, Jagged, offsets_of, ranges
 from ingest.data.batch import Batch, Lists
 from ingest.data.items import ItemTable
 from ingest.data.manifest import Manifest
+from ingest.data.requests import Requests
 from ingest.data.shards import StoredRows
 from ingest.features.feature import PADDING, UNKNOWN, PreparedFeature
 
@@ -30,7 +31,8 @@ class BatchBuilder:
 
     With `after_last` a row is a history that is to go on: all its interactions are inputs, and its one target is the
     one after the last, whose item (`PADDING`) and intents nobody knows. It is asked for at `moment`, in milliseconds
-    since 1970 (by default the time of the log's last event), and its features of the request are unknown.
+    since 1970 (by default the time of the log's last event), and its features of the request are unknown; or, with
+    `requests`, both are those of its user's request, which every row has to have.
     """
 
     def __init__(
@@ -43,8 +45,9 @@ class BatchBuilder:
         after_last: bool = False,
         features: bool = True,
         moment: int | None = None,
+        requests: Requests | None = None,
     ) -> None:
-        self.manifest, self.items = manifest, items
+        self.manifest, self.items, self.requests = manifest, items, requests
         self.moment = manifest.last_time if moment is None else moment
         self.features = manifest.features if features else []
         self.max_length, self.windows = max_length, windows and not after_last
@@ -97,10 +100,12 @@ class BatchBuilder:
         row_of_batch_B = row_B - np.repeat(offsets_of(rows_K)[:-1], sequences_K)
         known = not self.after_last
         next_T = place_T + 1
-        last_T = np.empty(0, dtype=np.int64)
+        last_B, request_B = np.empty(0, dtype=np.int64), None
         if not known:  # of a row's last interaction there is none
-            last_T = np.flatnonzero(next_T == np.repeat(row_begin_B + end_B - 1, length_B))
-            next_T[last_T] -= 1
+            last_B = offsets_of(length_B)[1:] - 1
+            next_T[last_B] -= 1
+            if self.requests is not None:
+                request_B = self.requests.places([rows.users[row] for row in index[row_B]])
         asked = [feature for feature in self.features if feature.at_request]
         features = {feature.name: self._feature(feature, rows, place_T) for feature in self.features}
         intents = [feature for feature in self.features if feature.intent and known]
@@ -112,8 +117,11 @@ class BatchBuilder:
             time_T=_tensor(time.take(place_T)),
             position_T=_tensor(ranges(np.zeros_like(length_B), length_B)),
             features=features,
-            request_time_T=_tensor(_put(time.take(next_T), last_T, self.moment)),
-            request={f.name: _tensor(_put(rows.columns[f.name].take(next_T), last_T, UNKNOWN)) for f in asked},
+            request_time_T=_tensor(_put(time.take(next_T), last_B, self._asked("time", request_B))),
+            request={
+                f.name: _tensor(_put(rows.columns[f.name].take(next_T), last_B, self._asked(f.name, request_B)))
+                for f in asked
+            },
             target_position_Q=_tensor(ranges(token_of_batch_B - targets_B, targets_B)),
             target_Q=_tensor(item.take(place_Q) if known else np.full_like(place_Q, PADDING)),
             weight_Q=self._weights(rows, place_Q),
@@ -129,6 +137,12 @@ class BatchBuilder:
             }
             whole = replace(whole, **evaluated)
         return whole.split(*(sizes.tolist() for sizes in (rows_K, sequences_K, tokens_K, targets_K)))
+
+    def _asked(self, name: str, request_B: Integers | None) -> NDArray | int:
+        """What is known of the requests after rows' last interactions: their `time`, or a feature."""
+        if request_B is None or self.requests is None:
+            return self.moment if name == "time" else UNKNOWN
+        return (self.requests.time_N if name == "time" else self.requests.features[name])[request_B]
 
     def _weights(self, rows: StoredRows, place_Q: Integers) -> Tensor:
         if self.after_last or "duration" not in rows.columns:
@@ -171,7 +185,7 @@ def _padding(feature: PreparedFeature, tokens: int) -> Tensor | Lists:
     return Lists(zeros[:0], zeros) if feature.is_list else zeros
 
 
-def _put(value_N: Column, index_M: Integers, value: int) -> NDArray:
+def _put(value_N: Column, index_M: Integers, value: NDArray | int) -> NDArray:
     """The values, with `value` at `index_M`."""
     assert isinstance(value_N, np.ndarray)
     value_N[index_M] = value

@@ -24,6 +24,7 @@ from ingest.data.items import ItemTable
 from ingest.data.manifest import Manifest, Shard, SplitName
 from ingest.data.order import EpochOrder, Position, Remaining, ShuffleBlock
 from ingest.data.reader_config import ReaderConfig
+from ingest.data.requests import Requests
 from ingest.data.shards import Shards, Skipped, StoredRows
 
 BUILT_TOGETHER = 65_536
@@ -58,11 +59,13 @@ class Reader:
         after_last: bool = False,
         features: bool = True,
         moment: int | None = None,
+        requests: Requests | None = None,
     ) -> None:
         """`evaluate`: in the stored order, all targets of long rows, with users and seen items.
 
         `after_last`: likewise, but with what comes after each row's last interaction as its one target, asked for at
-        `moment`. `features`: whether batches hold features and intents; without, their columns are not read.
+        `moment`, or by one of `requests`, and then of their users alone. `features`: whether batches hold features and
+        intents; without, their columns are not read.
         """
         self.manifest, self.config, self.split = manifest, config, split
         self.rank, self.workers = rank, workers
@@ -77,6 +80,7 @@ class Reader:
             after_last=after_last,
             features=features,
             moment=moment,
+            requests=requests,
         )
         self.columns = ["user"] * evaluate + ["targets", "item", "time"] + ["duration"] * manifest.has_duration
         self.columns += [feature.name for feature in self.builder.features if feature.of == "event"]
@@ -113,6 +117,10 @@ class Reader:
                 if not len(rows):
                     continue
                 order = self.order.rows(epoch, blocks[number], len(rows))
+                if (requests := self.builder.requests) is not None:
+                    order = order[requests.places([rows.users[row] for row in order]) >= 0]
+                    if not len(order):
+                        continue
                 cuts = pairwise(self._cuts(rows, order))
                 batches = [(begin, end) for begin, end in cuts if begin >= blocks[number].consumed]
                 for first in range(0, len(batches), self._together):
