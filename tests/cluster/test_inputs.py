@@ -54,6 +54,10 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> None:
         ("train.epochs", ["key.sub=value"]),
         ("name=a/b", ["name", "'a/b'"]),
         ("models.x={kind: gru}", ["models.x", "gru", "sasrec"]),
+        ("models.intentrec.knows=[past]", ["models.intentrec.knows[0]", "'past'", "'history'"]),
+        ("models.intentrec.moments={step: 1m}", ["models.intentrec.moments.step", "multiple of 5m", "'1m'"]),
+        ("recommend={moment: 2026-01-01, requests: r}", ["recommend.moment", "goes without requests"]),
+        ("recommend={requests: nowhere}", ["nowhere", "no such file"]),
     ],
 )
 def test_a_bad_config_is_refused_with_the_key(
