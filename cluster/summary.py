@@ -23,7 +23,7 @@ def print_training(config: Config, name: str, progress: Progress, without_effect
 
 
 def print_recommendations(config: Config, made: Recommended) -> None:
-    left_out = f"; {made.unknown_users:,} users who ask are not in the log" if made.unknown_users else ""
+    left_out = f" (left out, for the log has them not: {made.unknown_users:,})" if made.unknown_users else ""
     print(f"recommendations of model {made.model} for {made.users:,} users{left_out}: {config.recommendations_folder}")
 
 

@@ -160,6 +160,8 @@ def _facts(scorer: NeuralScorer, progress: Progress) -> dict[str, Any]:
     return {
         "inputs": ", ".join(["items, features, times" if len(tables) > 1 else "items", *scorer.step.knows]),
         "parameters": rows * train.tables.dimension + trained,
+        "knows": scorer.step.knows,
+        "live": "recent" in scorer.step.knows and scorer.step.candidates.settings.live,
         "best_epoch": progress.best_epoch,
         "seconds": progress.seconds,
         "curve": Curve(train=progress.train_curve, validation=progress.validation_curve),

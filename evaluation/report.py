@@ -133,6 +133,17 @@ def _choices(results: Results) -> Iterable[tuple[str, str, str, list[str]]]:
             yield model.label, model.chosen.metric, best, others
 
 
+def _known(results: Results) -> Iterable[str]:
+    """Who knows more of a request than the history before it."""
+    models = results.models.values()
+    for names, known in (
+        ([m.label for m in models if "request" in m.knows], "the time of the request and its features at_request"),
+        ([m.label for m in models if m.live], "what was taken up to the request (live)"),
+    ):
+        if names:
+            yield f"Of the trained models, {', '.join(names)} {'know' if len(names) > 1 else 'knows'} {known}."
+
+
 def protocol_sentences(results: Results) -> list[str]:
     """How the numbers were made, in plain words."""
     p = results.protocol
@@ -143,6 +154,7 @@ def protocol_sentences(results: Results) -> list[str]:
         if p.filter_seen
         else "Items that the user has seen before stay in the ranking.",
         "Ties count against the model.",
+        *_known(results),
     ]
     if p.unknown_targets:
         sentences.append(

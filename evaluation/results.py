@@ -88,7 +88,8 @@ class ModelResults(Settings):
 
     `intents` is accuracy@1 and `attention` the mean weight, both by intent; `versus` compares with other models,
     by their key; `parameters` counts the trained numbers, a baseline has none; `seconds` is the time of training.
-    `chosen`: a baseline's settings that were chosen among several.
+    `chosen`: a baseline's settings that were chosen among several. `knows`: what a trained model's scores know besides
+    (trainer/scores/), and `live` whether what is recent is counted up to the request.
     """
 
     kind: str
@@ -103,6 +104,8 @@ class ModelResults(Settings):
     curve: Curve = Curve()
     versus: dict[str, Comparison] = {}
     chosen: Chosen | None = None
+    knows: list[str] = []
+    live: bool = False
 
     @property
     def trained(self) -> bool:

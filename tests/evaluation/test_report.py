@@ -198,6 +198,20 @@ def test_the_page_holds_all_numbers(results: dict[str, Any], tmp_path: Path) -> 
         assert text in page.text, text
 
 
+def test_the_page_says_who_knows_the_request(results: dict[str, Any], tmp_path: Path) -> None:
+    page, _ = page_of(results, tmp_path / "nobody")
+    assert "of the request" not in page.text
+    models = results["models"]
+    models["intentrec"] |= {"knows": ["request", "history", "recent"], "live": True}
+    models["sasrec"] |= {"knows": ["request"]}
+    page, _ = page_of(results, tmp_path / "some")
+    for sentence in (
+        "Of the trained models, IntentRec, SASRec know the time of the request and its features at_request.",
+        "Of the trained models, IntentRec knows what was taken up to the request (live).",
+    ):
+        assert sentence in page.text
+
+
 def test_the_page_needs_no_network_and_no_script(results: dict[str, Any], tmp_path: Path) -> None:
     page, source = page_of(results, tmp_path)
     assert not {"script", "link", "img", "iframe", "object"} & set(page.seen)
