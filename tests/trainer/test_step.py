@@ -15,11 +15,12 @@ from embeddings.workers import Worker
 from evaluation.evaluate import validate
 from ingest.data.batch import Batch, Lists
 from ingest.features.feature import UNKNOWN
-from tests.scenarios import SCENARIOS, SETTINGS, TwoWorkers, steps, unknown_targets
+from tests.scenarios import KNOWING, SCENARIOS, SETTINGS, TwoWorkers, steps, unknown_targets
 from tests.small import MODEL, Data, dense, make_step, partly_unknown, same, train_config, weights
 from trainer.attention import Layout
 from trainer.layers import Inputs
 from trainer.models.intentrec import IntentRecConfig
+from trainer.models.registry import NeuralConfig
 from trainer.recommender import build
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -111,12 +112,14 @@ def test_one_step_equals_plain_torch(data: Data, sampling: str | None, optimizer
         torch.testing.assert_close(after[name][settled], expected[settled], rtol=1e-3, atol=1e-4, msg=name)
 
 
+@pytest.mark.parametrize("model", [MODEL, KNOWING["knows everything"]], ids=["paper", "knows everything"])
 @pytest.mark.parametrize("kind", ["full", "sampled"])
-def test_bf16_is_close_to_fp32_and_keeps_weights_in_fp32(data: Data, kind: str) -> None:
+def test_bf16_is_close_to_fp32_and_keeps_weights_in_fp32(data: Data, kind: str, model: NeuralConfig) -> None:
     batch = data.batch(range(12))
     found = {}
     for precision in ("fp32", "bf16"):
-        step = make_step(data.manifest, precision=precision, loss={"kind": kind, "negatives": 20}, clip_norm=1e9)
+        loss = {"kind": kind, "negatives": 20}
+        step = make_step(data.manifest, None, model, None, data.known, precision=precision, loss=loss, clip_norm=1e9)
         query_QD = step.predict(batch).query[0]
         losses, norm = step.train(batch, 0, step.weights_of(batch).tolist())
         found[precision] = torch.stack([losses.item, *losses.intents.values()]), norm, query_QD

@@ -108,11 +108,13 @@ class HistoryPointer(nn.Module):
         longest, device = item_bL.shape[1], item_bL.device
         bucket_L = (torch.arange(1, longest + 1, device=device).double().log2() * BACK).long()
         place_L = torch.arange(longest, device=device)
-        same_bLL = (item_bL[:, :, None] == item_bL[:, None]) & (place_L[:, None] < place_L)
-        again_bL = torch.where(same_bLL, place_L, longest).amin(dim=2)  # the next place of the same item
+        item_sorted_bL, order_bL = item_bL.sort(dim=1, stable=True)
+        same_bL = torch.nn.functional.pad(item_sorted_bL[:, 1:] == item_sorted_bL[:, :-1], (0, 1))
+        next_bL = torch.where(same_bL, order_bL.roll(-1, dims=1), longest)
+        again_bL = torch.empty_like(order_bL).scatter_(1, order_bL, next_bL)  # the next place of the same item
         last_bLL = (again_bL[:, None] > place_L[:, None]) & (place_L <= place_L[:, None])
-        count_bLL = last_bLL.int().cumsum(dim=2, dtype=torch.int32)
-        items_bLL = (count_bLL[:, :, -1:] - count_bLL).long()  # different items after each place
+        count_bLL = last_bLL.cumsum(dim=2, dtype=torch.int32)
+        items_bLL = count_bLL[:, :, -1:] - count_bLL  # different items after each place
         ago_LL = (place_L[:, None] - place_L).clamp_(min=0)
         return torch.where(last_bLL, bucket_L[items_bLL], bucket_L[ago_LL] + self.back)
 
