@@ -47,7 +47,6 @@ class CandidateReader:
         if known is not None and "attributes" in model.knows:
             self.attributes = Attributes(known.items, lasting(manifest), worker.device)
         self.cold_share = model.cold_share if self.recent or self.attributes else 0.0
-        self._snapshots: dict[bool, Snapshots] = {}
 
     def of(
         self, batch: Batch, item_C: Tensor, number: int | None
@@ -74,8 +73,16 @@ class CandidateReader:
         return Moments.of(snapshots, time_Q, self.settings.milliseconds, lag)
 
     def _taken(self, total: bool) -> Snapshots:
-        if total not in self._snapshots:
-            assert self.known is not None
-            step, size = self.settings.milliseconds, self.settings.items
-            self._snapshots[total] = take_snapshots(self.known.data, self.manifest, self.known.items, step, size, total)
-        return self._snapshots[total]
+        assert self.known is not None
+        key = self.known.data, self.manifest.fingerprint, self.settings.milliseconds, self.settings.items, total
+        if key not in _SNAPSHOTS:
+            while len(_SNAPSHOTS) >= KEPT:
+                _SNAPSHOTS.pop(next(iter(_SNAPSHOTS)))
+            _SNAPSHOTS[key] = take_snapshots(self.known.data, self.manifest, self.known.items, *key[2:])
+        return _SNAPSHOTS[key]
+
+
+KEPT = 2
+"""Snapshots that a process keeps: training's, and those that evaluating counts."""
+_SNAPSHOTS: dict[tuple[str, str, int, int, bool], Snapshots] = {}
+"""By data set and settings, so that the models of a config share them."""
