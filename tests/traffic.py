@@ -213,12 +213,12 @@ def counted_steps(steps: int, skip: int = 2) -> Iterator[list[Taken]]:
     original = Step.train
     counter = CollectiveCounter()
 
-    def train(self: Step, batch: Batch, number: int, weights: Sequence[float]) -> Any:
+    def train(self: Step, batch: Batch, number: int, weights: Sequence[float], epoch: int = 0) -> Any:
         if len(taken) == skip + steps:
             raise _Enough
         counter.counted = Counted()
         taken.append(Taken(batch, number, counter.counted))
-        return original(self, batch, number, weights)
+        return original(self, batch, number, weights, epoch)
 
     Step.train = train  # type: ignore[method-assign]
     try:
