@@ -83,7 +83,8 @@ class MomentPointer(nn.Module):
         asked_QX = self.query(query_QD)
         found_GMH = self.features(moments.feature_GMF)
         key_UD = self.key(candidates_UD)
-        shown_GMX = torch.cat([key_UD[moments.place_GM], found_GMH], dim=2)
+        key_GMD = key_UD.index_select(0, moments.place_GM.flatten()).view(*moments.place_GM.shape, self.dimension)
+        shown_GMX = torch.cat([key_GMD, found_GMH], dim=2)
         scaled_QX = torch.cat(
             [asked_QX[:, : self.dimension] / math.sqrt(self.dimension), asked_QX[:, self.dimension : -1]], dim=1
         )
@@ -105,5 +106,6 @@ def products(query_QX: Tensor, rows_GMX: Tensor, group_Q: Tensor) -> Tensor:
     place_Q[order_Q] = ((blocks_G.cumsum(0) - blocks_G) * TOGETHER)[group_Q[order_Q]] + nth_Q
     group_b = torch.repeat_interleave(blocks_G)
     padded = query_QX.new_zeros(len(group_b) * TOGETHER, query_QX.shape[1]).index_copy(0, place_Q, query_QX)
-    found = torch.bmm(padded.view(len(group_b), TOGETHER, query_QX.shape[1]), rows_GMX[group_b].mT)
+    rows_bMX = rows_GMX.index_select(0, group_b)
+    found = torch.bmm(padded.view(len(group_b), TOGETHER, query_QX.shape[1]), rows_bMX.mT)
     return found.flatten(0, 1).index_select(0, place_Q)
