@@ -124,35 +124,37 @@ class Tables(nn.Module):
 
     def forward(self, batch: Batch, candidates_C: Tensor, attributes: Mapping[str, Tensor | Lists] = {}) -> Vectors:
         """Look up everything at once. `attributes`: values of the candidates' own features, [C] or lists of them."""
-        inputs = {name: batch.item_T if name == ITEM else batch.features[name] for name in self.inputs}
-        wanted: dict[str, list[Tensor | Lists]] = {name: [] for name in self.names}
-        for name, value in inputs.items():
-            wanted[name].append(value)
-        wanted[ITEM] = [batch.in_table(batch.item_T), candidates_C]
+        inputs = {name: batch.features[name] for name in self.inputs if name != ITEM}
+        inputs = {ITEM: batch.in_table(batch.item_T), **inputs}
         request = {name: batch.request[name] for name in self.requested}
-        for name, value in (*request.items(), *attributes.items()):
-            wanted[name].append(value)
-        none = candidates_C.new_empty(0)
-        index = [
-            self._rows(name, torch.cat([none, *(_values(value) for value in parts)])) for name, parts in wanted.items()
-        ]
+        parts = inputs, request, {ITEM: candidates_C}, attributes
+        inputs_TD, request_TD, candidates, attributes_CD = self._look_up(parts, self.training)
+        return Vectors(inputs_TD, request_TD, candidates[ITEM], attributes_CD)
+
+    def _look_up(self, parts: Sequence[Mapping[str, Tensor | Lists]], training: bool) -> list[dict[str, Tensor]]:
+        """The vectors of values, or the means of those of lists, by table for each of several parts, in one exchange.
+
+        In `training` lookups are counted, and values that share a table compete for its rows.
+        """
+        wanted = {name: [_values(part[name]) for part in parts if name in part] for name in self.names}
+        none = _values(next(iter(parts[0].values()))).new_empty(0)
+        index = [self._rows(name, torch.cat([none, *values]), training) for name, values in wanted.items()]
         rows, places = lookup_once(self.configs, index)
-        if self.training:
+        if training:
             for name, count in zip(self.names, rows.length_per_key(), strict=True):
                 self.lookups[name] += count
-        embedded = self.collection(rows)
-        found = {}
-        for (name, parts), place_N in zip(wanted.items(), places, strict=True):
+        embedded, found = self.collection(rows), [dict[str, Tensor]() for _ in parts]
+        for name, place_N in zip(self.names, places, strict=True):
             rows_UD = embedded[name].values()
-            split = place_N.split([len(_values(value)) for value in parts])
-            found[name] = iter([_vectors(rows_UD, place, value) for place, value in zip(split, parts, strict=True)])
-        inputs_TD, request_TD = ({name: next(found[name]) for name in names} for names in (inputs, request))
-        return Vectors(inputs_TD, request_TD, next(found[ITEM]), {name: next(found[name]) for name in attributes})
+            there = [number for number, part in enumerate(parts) if name in part]
+            for number, place in zip(there, place_N.split([len(value) for value in wanted[name]]), strict=True):
+                found[number][name] = _vectors(rows_UD, place, parts[number][name])
+        return found
 
-    def _rows(self, table: str, index_N: Tensor) -> Tensor:
+    def _rows(self, table: str, index_N: Tensor, training: bool) -> Tensor:
         """The rows that hold the values `index_N`."""
         spread = self.spreads.get(table)
-        return spread.rows(index_N) if spread else self.collisions.rows(table, index_N, self.training)
+        return spread.rows(index_N) if spread else self.collisions.rows(table, index_N, training)
 
     @torch.no_grad()
     def item_rows(self, index_C: Tensor) -> Tensor:
@@ -161,10 +163,6 @@ class Tables(nn.Module):
 
     @torch.no_grad()
     def rows(self, wanted: Mapping[str, Tensor | Lists]) -> dict[str, Tensor]:
-        """Vectors of values of some tables, [C, D] each; every worker has to call it at the same time."""
-        nothing = torch.empty(0, dtype=torch.int64, device=_values(next(iter(wanted.values()))).device)
-        index = [self._rows(name, _values(wanted[name]) if name in wanted else nothing) for name in self.names]
-        rows, places = lookup_once(self.configs, index)
-        found = self.collection(rows)
-        there = zip(self.names, places, strict=True)
-        return {n: _vectors(found[n].values().detach(), place_N, wanted[n]) for n, place_N in there if n in wanted}
+        """Vectors of values of some tables, [C, D] each, in training, too, without a trace; every worker has to call it
+        at the same time."""
+        return self._look_up([wanted], training=False)[0]

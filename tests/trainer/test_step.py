@@ -15,7 +15,7 @@ from embeddings.workers import Worker
 from evaluation.evaluate import validate
 from ingest.data.batch import Batch, Lists
 from ingest.features.feature import UNKNOWN
-from tests.scenarios import KNOWING, SCENARIOS, SETTINGS, TwoWorkers, steps, unknown_targets
+from tests.scenarios import EVERYTHING, KNOWING, SCENARIOS, SETTINGS, TwoWorkers, steps, unknown_targets
 from tests.small import MODEL, Data, dense, make_step, partly_unknown, same, train_config, weights
 from trainer.attention import Layout
 from trainer.layers import Inputs
@@ -167,18 +167,23 @@ def test_all_learning_rates_decay_from_epoch_to_epoch(data: Data) -> None:
     assert sum(moved) > len(moved) / 2
 
 
-def test_an_evaluation_between_two_steps_changes_neither(data: Data) -> None:
-    model = IntentRecConfig(heads=2, dropout=0.3, window="8h")
+@pytest.mark.parametrize("knows", [[], EVERYTHING], ids=["the paper's scores", "everything"])
+def test_an_evaluation_between_two_steps_changes_neither(data: Data, knows: list[Any]) -> None:
+    """Nor which values hold the rows of a table that they share, although candidates' attributes are looked up."""
+    model = IntentRecConfig(heads=2, dropout=0.3, window="8h", knows=knows)
     results = []
     for evaluating in (False, True):
-        step = make_step(data.manifest, model=model)
+        shared = {"zch": {"genres": {"size": 5, "interval": 1, "eviction": "lfu"}}}
+        step = make_step(data.manifest, model=model, known=data.known, tables=shared)
         for number in range(3):
             batch = data.batch(range(4 * number, 4 * number + 4))
             step.train(batch, number, step.weights_of(batch).tolist())
             before = weights(step)
             if evaluating:
+                lookups = dict(step.recommender.tables.lookups)
                 validate(step, data.reader("validation", evaluate=True), Worker(), True)
                 step.predict(batch)
+                assert step.recommender.tables.lookups == lookups
             same(weights(step), before)
         results.append(weights(step))
     same(*results)
