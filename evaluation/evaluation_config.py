@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 import evaluation.baselines  # noqa: F401
 from evaluation.metrics import check_metric
+from ingest.durations import since_1970
 from ingest.settings import SettingError, Settings
 from ingest.storage import absolute
 
@@ -58,6 +59,4 @@ class RecommendConfig(Settings):
     @property
     def milliseconds(self) -> int | None:
         """`moment` in milliseconds since 1970."""
-        if self.moment is None:
-            return None
-        return round(self.moment.replace(tzinfo=self.moment.tzinfo or datetime.UTC).timestamp() * 1000)
+        return None if self.moment is None else since_1970(self.moment)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 
 DAY_MS = 86_400_000
@@ -24,3 +25,8 @@ def duration_text(milliseconds: float) -> str:
         if abs(milliseconds) >= _UNITS_MS[unit]:
             return f"{round(milliseconds / _UNITS_MS[unit], 1):g}{unit}"
     return f"{milliseconds:g}ms"
+
+
+def since_1970(moment: datetime.datetime) -> int:
+    """A moment in milliseconds since 1970; one without a time zone is of UTC."""
+    return round(moment.replace(tzinfo=moment.tzinfo or datetime.UTC).timestamp() * 1000)

@@ -19,7 +19,7 @@ from ingest.data.moments import Snapshots, take_snapshots
 from ingest.durations import parse_duration
 from ingest.features.feature import UNKNOWN
 from trainer.models.registry import NeuralConfig
-from trainer.scores.attributes import Attributes, lasting
+from trainer.scores.attributes import Attributes
 from trainer.scores.moments import Moments
 from trainer.train_config import TrainConfig
 from trainer.unknown import chosen
@@ -45,7 +45,7 @@ class CandidateReader:
         self.recent, self.seed = "recent" in model.knows, config.seed
         self.attributes: Attributes | None = None
         if known is not None and "attributes" in model.knows:
-            self.attributes = Attributes(known.items, lasting(manifest), worker.device)
+            self.attributes = Attributes(known.items, manifest.attributes, worker.device)
         self.cold_share = model.cold_share if self.recent or self.attributes else 0.0
 
     def of(

@@ -19,7 +19,7 @@ from ingest.data.manifest import Manifest
 from trainer.attention import Layout
 from trainer.layers import FeatureVector, Inputs
 from trainer.models.registry import NeuralConfig
-from trainer.scores.attributes import AttributeVectors, lasting
+from trainer.scores.attributes import AttributeVectors
 from trainer.scores.history import HistoryPointer
 from trainer.scores.moments import MomentPointer, Moments
 from trainer.scores.pointers import joined
@@ -56,7 +56,7 @@ class Scores(nn.Module):
         asked = [feature.name for feature in features if feature.at_request]
         self.features = FeatureVector(features, dimension)
         self.request = RequestEncoding(manifest, asked, dimension) if request else None
-        names = [feature.name for feature in lasting(manifest)]
+        names = [feature.name for feature in manifest.attributes]
         self.attributes = AttributeVectors(names, dimension) if "attributes" in model.knows else None
         self.history: HistoryPointer | None = None
         if "history" in model.knows:

@@ -29,7 +29,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from ingest.errors import InputError
-from ingest.features.feature import PreparedFeature
+from ingest.features.feature import PreparedFeature, is_attribute
 from ingest.settings import Record, sentence
 from ingest.storage import exists, join, read_text, write_text
 
@@ -88,6 +88,11 @@ class Manifest(Record):
     @property
     def intents(self) -> list[PreparedFeature]:
         return [feature for feature in self.features if feature.intent]
+
+    @property
+    def attributes(self) -> list[PreparedFeature]:
+        """The features that tell an item from others whenever it is asked for."""
+        return [feature for feature in self.features if is_attribute(feature)]
 
 
 def load_manifest(url: str) -> Manifest:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ingest.durations import parse_duration
+from ingest.durations import parse_duration, since_1970
 from ingest.features.feature import Feature, kind_of
 from ingest.settings import SettingError, Settings
 from ingest.storage import absolute
@@ -117,6 +117,4 @@ class DataConfig(Settings):
     @property
     def until_milliseconds(self) -> int | None:
         """`until` in milliseconds since 1970."""
-        if self.until is None:
-            return None
-        return round(self.until.replace(tzinfo=self.until.tzinfo or datetime.UTC).timestamp() * 1000)
+        return None if self.until is None else since_1970(self.until)

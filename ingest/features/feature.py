@@ -233,6 +233,11 @@ def kind_of(feature: Feature | PreparedFeature) -> Kind:
     return KINDS[feature.kind]
 
 
+def is_attribute(feature: Feature | PreparedFeature) -> bool:
+    """Whether it is the same for an item at any time, and has a vocabulary or bins."""
+    return feature.of == "item" and not feature.is_number and not kind_of(feature).of_time
+
+
 def register(name: str) -> Callable[[type[Kind]], type[Kind]]:
     """A decorator that registers a subclass of `Kind`, so that features may have it as their `kind`."""
 

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field, field_validator
 from ingest.data.activity import of_buckets
 from ingest.data.schema import DataConfig
 from ingest.durations import parse_duration
-from ingest.features.feature import kind_of
+from ingest.features.feature import is_attribute
 from ingest.registry import Registry
 from ingest.settings import Kinded, Settings
 from trainer.train_config import TrainConfig
@@ -92,8 +92,7 @@ class NeuralConfig(ModelConfig):
         for part in {"request", "recent"} & set(self.knows):
             if data.time_unit == "position":
                 raise ValueError(f"knows: {part} needs real times, not time_unit position")
-        own = [f for f in data.features if f.of == "item" and not f.is_number and not kind_of(f).of_time]
-        if "attributes" in self.knows and not own:
+        if "attributes" in self.knows and not any(map(is_attribute, data.features)):
             raise ValueError("knows: attributes needs a category feature with `of: item` in data.features")
 
     @property

@@ -19,14 +19,7 @@ from torch import Tensor, nn
 from ingest.arrays.jagged import Jagged
 from ingest.data.batch import Lists
 from ingest.data.items import ItemTable
-from ingest.data.manifest import Manifest
-from ingest.features.feature import PreparedFeature, kind_of
-
-
-def lasting(manifest: Manifest) -> list[PreparedFeature]:
-    """The features that are the same for an item at any time, and have a table."""
-    own = [feature for feature in manifest.features if feature.of == "item" and not feature.is_number]
-    return [feature for feature in own if not kind_of(feature).of_time]
+from ingest.features.feature import PreparedFeature
 
 
 class Attributes:
