@@ -35,6 +35,7 @@ from ingest.data.manifest import SplitName, load_manifest
 from ingest.data.reader import Reader
 from ingest.data.requests import read_requests
 from ingest.data.schema import DataConfig
+from ingest.errors import InputError
 from ingest.features.feature import FIRST_VALUE
 from trainer.candidates import Known
 
@@ -66,6 +67,12 @@ def recommend_users(
     ]  # fmt: skip
     users = sum(gather_objects(recommend(scorer, readers, worker, settings, filter_seen, folder)))
     unknown = 0 if requests is None else len(requests.time_N) - users
+    if requests is not None and unknown and not users:
+        example = next(iter(requests.place))
+        raise InputError(
+            f"{settings.requests}: the log has none of the {unknown:,} users in column {log.user!r}, such as "
+            f"{example!r}; ids have to be of the log's type"
+        )
     return Recommended(users=users, model=model.name, unknown_users=unknown)
 
 

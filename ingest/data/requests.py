@@ -45,7 +45,7 @@ class Requests:
 def read_requests(url: str, config: DataConfig, manifest: Manifest, data: str) -> Requests:
     """The requests in `url` for the prepared data set `data`, whose log `config` describes.
 
-    Raises `InputError` where a column is missing or has another type than the log's, or a user asks twice.
+    Raises `InputError` where a column is missing or of a wrong type, a time is missing, or a user asks twice.
     """
     declared = {feature.name: feature for feature in config.features}
     asked = [feature for feature in manifest.features if feature.at_request]

@@ -243,3 +243,21 @@ def test_training_data_that_are_all_damaged_train_nothing(shop: Path, capsys: py
     small = [*QUICK, "data.row_group_interactions=40", "train.reader.on_bad_shard=skip"]
     assert main(["run", str(shop), *small]) == 2
     refused(capsys, "nothing to train on", path.name)
+
+
+def test_requests_are_answered_for_the_users_that_the_log_has(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those who ask and are not in the log are counted; where it has none of them, one of their ids is told."""
+    config, asked = shop_with(tmp_path, lambda rows: rows), tmp_path / "asked.parquet"
+    recommend = ["recommend", str(config), f"recommend.requests={asked}", *QUICK]
+    assert main(["run", str(config), *QUICK]) == 0
+    at = int(time.time()) + 3600
+    pq.write_table(pa.table({"customer": ["c003", "c007", "nobody"], "at": [at] * 3}), asked)
+    assert main(recommend) == 0
+    assert "for 2 users (left out, for the log has them not: 1)" in capsys.readouterr().out
+    made = [pq.read_table(file) for file in (tmp_path / "runs/shop/recommendations").glob("*.parquet")]
+    assert sorted(pa.concat_tables(made)["user"].to_pylist()) == ["c003", "c007"]
+    pq.write_table(pa.table({"customer": [3, 7], "at": [at] * 2}), asked)
+    assert main(recommend) == 2
+    refused(capsys, "asked.parquet", "none of the 2 users in column 'customer'", "such as 3", "the log's type")
