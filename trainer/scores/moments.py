@@ -17,6 +17,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ingest.data.moments import FEATURES, Snapshots
@@ -25,6 +26,8 @@ from ingest.features.feature import FIRST_VALUE
 from trainer.scores.pointers import Candidates, sum_exp
 from trainer.softmax import Pointed
 
+HOURS = 2**20
+"""More than moments get old, in hours: 119 years."""
 TOGETHER = 16
 """Targets of a moment that are one product."""
 
@@ -51,12 +54,12 @@ class Moments:
         last = snapshots.first + len(snapshots.item_GM) - 1
         number_Q = ((time_Q - lag) // step).clamp(snapshots.first, last)
         hours_Q = (time_Q - (number_Q + 1) * step).clamp(min=0) // parse_duration("1h")
-        pair_2G, moment_Q = torch.stack([number_Q, hours_Q]).unique(dim=1, return_inverse=True)
-        chosen = (pair_2G[0] - snapshots.first).cpu().numpy()
+        moment_G, moment_Q = (number_Q * HOURS + hours_Q.clamp(max=HOURS - 1)).unique(return_inverse=True)
+        chosen = (moment_G // HOURS - snapshots.first).cpu().numpy()
         item_GM, feature_GMF = (
             torch.from_numpy(values[chosen]).to(time_Q.device) for values in (snapshots.item_GM, snapshots.feature_GMF)
         )
-        hours_GM1 = pair_2G[1].float().log1p()[:, None, None].expand(-1, item_GM.shape[1], -1)
+        hours_GM1 = (moment_G % HOURS).float().log1p()[:, None, None].expand(-1, item_GM.shape[1], -1)
         item_U, place_GM = item_GM.unique(return_inverse=True)
         return cls(item_U, place_GM, torch.cat([feature_GMF, hours_GM1], dim=2), moment_Q)
 
@@ -83,8 +86,7 @@ class MomentPointer(nn.Module):
         asked_QX = self.query(query_QD)
         found_GMH = self.features(moments.feature_GMF)
         key_UD = self.key(candidates_UD)
-        key_GMD = key_UD.index_select(0, moments.place_GM.flatten()).view(*moments.place_GM.shape, self.dimension)
-        shown_GMX = torch.cat([key_GMD, found_GMH], dim=2)
+        shown_GMX = torch.cat([F.embedding(moments.place_GM, key_UD), found_GMH], dim=2)
         scaled_QX = torch.cat(
             [asked_QX[:, : self.dimension] / math.sqrt(self.dimension), asked_QX[:, self.dimension : -1]], dim=1
         )
@@ -97,7 +99,10 @@ class MomentPointer(nn.Module):
 
 
 def products(query_QX: Tensor, rows_GMX: Tensor, group_Q: Tensor) -> Tensor:
-    """Each query's products with the rows of its group: [Q, M]. Queries of one group are multiplied together."""
+    """Each query's products with the rows of its group: [Q, M]. Queries of one group are multiplied together.
+
+    Rows are gathered as embeddings are, whose gradient is many times faster on a CPU than that of an index.
+    """
     count_G = torch.bincount(group_Q, minlength=len(rows_GMX))
     blocks_G = (count_G + TOGETHER - 1) // TOGETHER
     order_Q = group_Q.argsort(stable=True)
@@ -106,6 +111,6 @@ def products(query_QX: Tensor, rows_GMX: Tensor, group_Q: Tensor) -> Tensor:
     place_Q[order_Q] = ((blocks_G.cumsum(0) - blocks_G) * TOGETHER)[group_Q[order_Q]] + nth_Q
     group_b = torch.repeat_interleave(blocks_G)
     padded = query_QX.new_zeros(len(group_b) * TOGETHER, query_QX.shape[1]).index_copy(0, place_Q, query_QX)
-    rows_bMX = rows_GMX.index_select(0, group_b)
+    rows_bMX = F.embedding(group_b, rows_GMX.flatten(1)).unflatten(1, rows_GMX.shape[1:])
     found = torch.bmm(padded.view(len(group_b), TOGETHER, query_QX.shape[1]), rows_bMX.mT)
-    return found.flatten(0, 1).index_select(0, place_Q)
+    return F.embedding(place_Q, found.flatten(0, 1))
