@@ -38,9 +38,9 @@ def choose(model: Model, data: Prepared, filter_seen: bool) -> tuple[BaselineCon
 
 def _validated(config: BaselineConfig, model: Model, data: Prepared, filter_seen: bool, doing: str) -> float:
     """The validation metric of one combination."""
-    worker = data.worker
+    worker, features = data.worker, config.reads_features
     reader = Reader(data.url, data.manifest, data.items, "validation", data.reader,
-                    rank=worker.rank, workers=worker.workers, evaluate=True, features=False)  # fmt: skip
+                    rank=worker.rank, workers=worker.workers, evaluate=True, features=features)  # fmt: skip
     found = evaluate(config.scorer(data), reader, worker, filter_seen, doing)
     data.skipped.extend(reader.skipped)
     return found.ranks.compute()[model.train.metric]

@@ -60,19 +60,19 @@ class Curve(Settings):
 class Tried(Settings):
     """One combination of a baseline's settings, and its value on the validation split."""
 
-    settings: dict[str, bool | int | float | str]
+    settings: dict[str, bool | int | float | str | None]
     value: FiniteFloat
 
     @property
     def text(self) -> str:
         """Such as `order=decay, half_life=2`."""
-        return ", ".join(f"{name}={value}" for name, value in self.settings.items())
+        return ", ".join(f"{name}={'none' if value is None else value}" for name, value in self.settings.items())
 
 
 class Chosen(Settings):
     """The settings of a baseline that were best in `metric` on the validation split, and all that were tried."""
 
-    settings: dict[str, bool | int | float | str]
+    settings: dict[str, bool | int | float | str | None]
     metric: str
     tried: list[Tried]
 

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Annotated, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Self, TypeAlias, TypeVar
 
 from pydantic import Field
 
@@ -79,6 +79,14 @@ class Prepared:
 
         return Incidence.of(self.training_rows(), self.manifest.catalogue)
 
+    def training_batches(self, features: bool) -> Iterator[Batch]:
+        """All training targets once, those of every worker, in the order of an epoch; on the CPU."""
+        from ingest.data.reader import Reader
+
+        reader = Reader(self.url, self.manifest, self.items, "train", self.reader, features=features)
+        yield from (batch for batch, _ in reader.epoch(0))
+        self.skipped.extend(reader.skipped)
+
     def training_rows(self) -> Iterator[StoredRows]:
         """All training rows, those of every worker, a shuffle block at a time. Who has one event only has no row."""
         from ingest.data.reader import Reader
@@ -90,6 +98,9 @@ class Prepared:
 
 class BaselineConfig(ModelConfig):
     """A model that is counted when it is evaluated, and not trained."""
+
+    reads_features: ClassVar[bool] = False
+    """Whether it sees more of the batches than items, places and times."""
 
     def scorer(self, data: Prepared) -> Scorer:
         """Scores of this worker's slice of the items; every setting has one value."""
@@ -125,3 +136,19 @@ class BaselineScorer:
 
     def row_to_item(self, row_N: Tensor) -> Tensor:
         return row_N
+
+
+class ListedScorer(BaselineScorer):
+    """A scorer of lists: a query is each target's items, best first, padded, [Q, length]; all others by popularity."""
+
+    def __init__(self, data: Prepared, length: int) -> None:
+        self.slice, self.popularity_v, self.length = data.slice, data.popularity_v, length
+
+    def scores(self, query: Query) -> Tensor:
+        import torch
+
+        (item_QL,) = query
+        scores_Qv = self.popularity_v.repeat(len(item_QL), 1)
+        query_N, place_N, column_N = self.slice.entries(item_QL)
+        scores_Qv[query_N, column_N] = (self.length - place_N).to(torch.float64)
+        return scores_Qv

@@ -38,8 +38,22 @@ class History:
         query_N = np.repeat(np.arange(len(lengths_Q)), lengths_Q)
         back_N = ranges(np.zeros_like(lengths_Q), lengths_Q)
         item_N = items[np.repeat(offsets_of(lengths_Q)[1:] - 1, lengths_Q) - back_N]
+        return cls._known(len(lengths_Q), query_N, item_N, back_N)
+
+    @classmethod
+    def of_tokens(cls, batch: Batch) -> History:
+        """Of the batch's tokens alone, so no longer than its sequences."""
+        last_Q = batch.target_position_Q.cpu().numpy()
+        lengths_Q = batch.position_T.cpu().numpy()[last_Q] + 1
+        query_N = np.repeat(np.arange(len(lengths_Q)), lengths_Q)
+        back_N = ranges(np.zeros_like(lengths_Q), lengths_Q)
+        item_N = batch.item_T.cpu().numpy()[last_Q[query_N] - back_N]
+        return cls._known(len(lengths_Q), query_N, item_N, back_N)
+
+    @classmethod
+    def _known(cls, queries: int, query_N: Integers, item_N: Integers, back_N: Integers) -> History:
         known = item_N >= FIRST_VALUE
-        return cls(len(lengths_Q), query_N[known], item_N[known], back_N[known])
+        return cls(queries, query_N[known], item_N[known], back_N[known])
 
     @cached_property
     def groups(self) -> tuple[Integers, Integers]:

@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeAlias
 import numpy as np
 from pydantic import Field
 
-from evaluation.baselines.base import BaselineConfig, BaselineScorer, OneOrMore, Positive, single
+from evaluation.baselines.base import BaselineConfig, ListedScorer, OneOrMore, Positive, single
 from trainer.models.registry import register
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from evaluation.baselines.base import Prepared
     from evaluation.baselines.history import History
     from ingest.arrays.jagged import Integers
@@ -46,13 +44,13 @@ class RecentConfig(BaselineConfig):
         return Recent(data, self)
 
 
-class Recent(BaselineScorer):
-    """A query is the user's items, best first, padded: [Q, L]."""
+class Recent(ListedScorer):
+    """Lists the user's items in the config's order."""
 
     def __init__(self, data: Prepared, config: RecentConfig) -> None:
-        self.slice, self.popularity_v = data.slice, data.popularity_v
+        super().__init__(data, single(config.length))
         self.order: Order = single(config.order)
-        self.half_life, self.length = single(config.half_life), single(config.length)
+        self.half_life = single(config.half_life)
 
     def query(self, batch: Batch) -> Query:
         import torch
@@ -77,12 +75,3 @@ class Recent(BaselineScorer):
         if self.order == "frequency":
             return np.bincount(group_N, minlength=len(newest_U))
         return np.bincount(group_N, 0.5 ** (history.back_N / self.half_life), len(newest_U))
-
-    def scores(self, query: Query) -> Tensor:
-        import torch
-
-        (item_QL,) = query
-        scores_Qv = self.popularity_v.repeat(len(item_QL), 1)
-        query_N, place_N, column_N = self.slice.entries(item_QL)
-        scores_Qv[query_N, column_N] = (self.length - place_N).to(torch.float64)
-        return scores_Qv

@@ -79,7 +79,7 @@ class Feature(Settings):
         if self.name in RESERVED:
             raise SettingError("name", f"this name is taken; not allowed: {', '.join(sorted(RESERVED))}")
         kind_of(self).check(self)
-        if self.at_request and (self.of == "item" or self.is_number or kind_of(self).is_list):
+        if self.at_request and (self.of == "item" or not has_one_index(self)):
             raise SettingError("at_request", "takes an event's feature with one value of a vocabulary or of bins")
         if self.at_request and self.intent:
             raise SettingError("at_request", "what is known at the request is nothing to predict: leave out intent")
@@ -236,6 +236,11 @@ def kind_of(feature: Feature | PreparedFeature) -> Kind:
 def is_attribute(feature: Feature | PreparedFeature) -> bool:
     """Whether it is the same for an item at any time, and has a vocabulary or bins."""
     return feature.of == "item" and not feature.is_number and not kind_of(feature).of_time
+
+
+def has_one_index(feature: Feature | PreparedFeature) -> bool:
+    """Whether an interaction has one value of it, of a vocabulary or of bins."""
+    return not feature.is_number and not kind_of(feature).is_list
 
 
 def register(name: str) -> Callable[[type[Kind]], type[Kind]]:
