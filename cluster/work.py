@@ -59,8 +59,10 @@ def _model(config: Config, name: str) -> Model:
 
 def _evaluation(config: Config) -> EvaluationRun:
     models = [_model(config, name) for name in config.models]
-    train = config.train
-    return EvaluationRun(config.data_folder, config.targets_folder, models, config.evaluate, train.seed, train.metric)
+    train, log = config.train, config.log_folder if config.simulate is not None else None
+    return EvaluationRun(
+        config.data_folder, config.targets_folder, models, config.evaluate, train.seed, train.metric, log
+    )
 
 
 def _recommend(config: Config, worker: Worker) -> Recommended:

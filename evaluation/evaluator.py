@@ -50,6 +50,8 @@ class EvaluationRun:
     """Of the comparisons' draws."""
     validation_metric: str
     """By which training chose its epochs."""
+    log: str | None = None
+    """Folder of the log that the data set was prepared from, where the run has made it by `simulate`."""
 
 
 def evaluate_models(run: EvaluationRun, worker: Worker) -> Evaluated:
@@ -76,7 +78,7 @@ class _Evaluator:
         first, *others = self.run.models
         results, evaluation = self._evaluate(first)
         models = {first.name: results} | {model.name: self._evaluate(model)[0] for model in others}
-        models[first.name] = results.model_copy(update={"versus": self._compared(list(models))})
+        models[first.name] = results.model_copy(update={"versus": self._compared(models)})
         return Evaluated(
             protocol=Protocol(
                 split=self.manifest.split["kind"],
@@ -98,12 +100,13 @@ class _Evaluator:
         filter_seen = self.run.settings.filter_seen
         reader = Reader(self.run.data, self.manifest, self.items, "test", model.train.reader,
                         rank=self.worker.rank, workers=self.worker.workers, evaluate=True)  # fmt: skip
-        facts: dict[str, Any] = {"inputs": "items"}
+        facts: dict[str, Any]
         scorer: Scorer
         if isinstance(model.config, BaselineConfig):
-            data = Prepared(self.run.data, self.manifest, self.items, self.worker, model.train.reader)
+            data = Prepared(self.run.data, self.manifest, self.items, self.worker, model.train.reader,
+                            log=self.run.log)  # fmt: skip
             config, chosen = choose(model, data, filter_seen)
-            scorer, facts = config.scorer(data), facts | {"chosen": chosen}
+            scorer, facts = config.scorer(data), {"inputs": config.inputs, "oracle": config.oracle, "chosen": chosen}
             self.skipped.update(astuple(entry) for part in gather_objects(data.skipped) for entry in part)
         else:
             scorer, progress = model.restored(self.manifest, self.worker, Known(self.run.data, self.items))
@@ -126,9 +129,11 @@ class _Evaluator:
         )
         return results, found
 
-    def _compared(self, models: list[str]) -> dict[str, Comparison]:
-        """How the first of `models` compares with the others: counted and drawn by all workers, each a part."""
-        first, *others = models
+    def _compared(self, results: dict[str, ModelResults]) -> dict[str, Comparison]:
+        """How the first model compares with the others that compete: counted and drawn by all workers, each a part."""
+        models = [name for name, found in results.items() if not found.oracle]
+        first = next(iter(results))
+        others = [name for name in models if name != first] if first in models else []
         run, metric, worker = self.run, self.run.settings.metric, self.worker
         own = {other: Differences(run.settings.resamples) for other in others}
         users = sum(shard.rows for shard in self.manifest.shards["test"]) // worker.workers

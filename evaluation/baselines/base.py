@@ -56,6 +56,8 @@ class Prepared:
     reader: ReaderConfig = field(default_factory=ReaderConfig)
     skipped: list[Skipped] = field(default_factory=list)
     """Damaged row groups that `training_rows` has set aside."""
+    log: str | None = None
+    """Folder of the log that it was prepared from, where the run has made it by `simulate`."""
 
     @cached_property
     def slice(self) -> CatalogueSlice:
@@ -101,6 +103,13 @@ class BaselineConfig(ModelConfig):
 
     reads_features: ClassVar[bool] = False
     """Whether it sees more of the batches than items, places and times."""
+    oracle: ClassVar[bool] = False
+    """Whether it knows what is hidden from all others, so that it is a bound for them and no competitor."""
+
+    @property
+    def inputs(self) -> str:
+        """What it sees, in the report's words."""
+        return "items"
 
     def scorer(self, data: Prepared) -> Scorer:
         """Scores of this worker's slice of the items; every setting has one value."""

@@ -148,7 +148,7 @@ class Pools:
         low_Q, high_Q = self.released[day_Q, 2 - states.age], self.released[day_Q, 3 - states.age]
         found = self.find(pool_Q, low_Q, high_Q, states.last)
         for wider in (pool_Q, 2 * self.genres + states.genre, np.full_like(pool_Q, 3 * self.genres)):
-            rows = np.flatnonzero(~_filled(found))
+            rows = np.flatnonzero(~filled(found))
             if not rows.size:
                 break
             released = self.released[day_Q[rows], 3]
@@ -157,10 +157,13 @@ class Pools:
 
     def of_franchise(self, states: States) -> Array:
         """Positions (3, Q) of the released items of the last item's franchise but itself; an empty range without."""
-        has_last_Q = states.last >= 0
-        pool_Q = 3 * self.genres + 1 + self.catalogue.franchise[states.last]
-        released_Q = np.where(has_last_Q, self.released[states.day - self.first_day, 3], 0)
-        return self.find(pool_Q, np.zeros_like(released_Q), released_Q, states.last)
+        return self.beside(states.last, states.day)
+
+    def beside(self, last_Q: Array, day_Q: Array) -> Array:
+        """The same of the items `last_Q` (or -1) on the days `day_Q`."""
+        pool_Q = 3 * self.genres + 1 + self.catalogue.franchise[last_Q]
+        released_Q = np.where(last_Q >= 0, self.released[day_Q - self.first_day, 3], 0)
+        return self.find(pool_Q, np.zeros_like(released_Q), released_Q, last_Q)
 
     def pick(self, found: Array, trending_Q: Array, uniform_Q: Array) -> Array:
         """The item at the fraction `uniform_Q` of the weight of each range, its last item left out."""
@@ -194,10 +197,11 @@ class Pools:
         return np.where(inside_Q & (position_Q != at_Q), weight_Q / np.where(total_Q > 0, total_Q, 1.0), 0.0)
 
 
-def _filled(found: Array) -> Array:
+def filled(found: Array) -> Array:
+    """Whether (Q,) a range that `find` gives has any item but the last one."""
     first_Q, end_Q, at_Q = found
-    filled: Array = end_Q - first_Q - (at_Q >= 0) > 0
-    return filled
+    found_Q: Array = end_Q - first_Q - (at_Q >= 0) > 0
+    return found_Q
 
 
 def keep_probability(rule: Rule, new_session_Q: Array, gap_days_Q: Array) -> Array:
@@ -231,8 +235,8 @@ def draw_items(pools: Pools, states: States, follow_Q: Array, pick_Q: Array) -> 
     found = pools.of_intent(asked)
     follow_R = np.flatnonzero(_may_follow(asked, action_R) & (follow_Q[rows] < pools.rule.follow))
     franchise = pools.of_franchise(asked.take(follow_R))
-    filled = _filled(franchise)
-    found[:, follow_R[filled]] = franchise[:, filled]
+    some = filled(franchise)
+    found[:, follow_R[some]] = franchise[:, some]
     item_Q[rows] = pools.pick(found, action_R == TRENDING, pick_Q[rows])
     return item_Q, action_Q
 
@@ -243,12 +247,13 @@ def item_probability(pools: Pools, states: States, item_Q: Array) -> Array:
     probability_Q = np.zeros(len(action_Q))
     for action, listed in ((CONTINUE, states.begun), (REWATCH, states.films)):
         rows = np.flatnonzero(action_Q == action)
-        probability_Q[rows] = _recent_share(listed[rows], pools.rule.recency, item_Q[rows])
+        shares = recent_shares(listed[rows], pools.rule.recency)
+        probability_Q[rows] = (shares * (listed[rows] == item_Q[rows, None])).sum(axis=1)
     rows = np.flatnonzero((action_Q != CONTINUE) & (action_Q != REWATCH))
     asked, action_R, item_R = states.take(rows), action_Q[rows], item_Q[rows]
     trending_R = action_R == TRENDING
     franchise = pools.of_franchise(asked)
-    follow_R = np.where(_may_follow(asked, action_R) & _filled(franchise), pools.rule.follow, 0.0)
+    follow_R = np.where(_may_follow(asked, action_R) & filled(franchise), pools.rule.follow, 0.0)
     share_R = pools.share(pools.of_intent(asked), trending_R, item_R)
     probability_Q[rows] = (1 - follow_R) * share_R + follow_R * pools.share(franchise, trending_R, item_R)
     return probability_Q
@@ -267,10 +272,11 @@ def _pick_recent(listed_QB: Array, recency: float, uniform_Q: Array) -> Array:
     return item
 
 
-def _recent_share(listed_QB: Array, recency: float, item_Q: Array) -> Array:
+def recent_shares(listed_QB: Array, recency: float) -> Array:
+    """The probability (Q, B) of each item of a list; 0 where there is none."""
     weight_QB = recency ** np.arange(listed_QB.shape[1]) * (listed_QB >= 0)
-    share: Array = (weight_QB * (listed_QB == item_Q[:, None])).sum(axis=1) / weight_QB.sum(axis=1)
-    return share
+    shares: Array = weight_QB / np.maximum(weight_QB.sum(axis=1, keepdims=True), np.finfo(float).tiny)
+    return shares
 
 
 class Memory:

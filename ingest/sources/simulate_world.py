@@ -31,6 +31,9 @@ ACTION_SHARES = np.array([0.36, 0.34, 0.08, 0.0, 0.22])  # kids is a matter of t
 AGE_SHARES = np.array([0.25, 0.25, 0.5])
 DEVICE_SHARES = np.array([0.5, 0.25, 0.1, 0.15])
 PART_SHARES = np.array([0.07, 0.16, 0.27, 0.5])
+# Dirichlet concentrations around the shares, and the two numbers of Beta distributions.
+ACTION_CONCENTRATION, AGE_CONCENTRATION = 6.0, 3.0
+CHILDREN, SERIES_SHARE = (2.0, 4.0), (2.0, 2.0)
 # How much likelier a device is at a part of the day (PARTS_OF_DAY x DEVICES).
 DEVICE_FACTORS = np.array([[0.7, 1.6, 1.4, 0.6], [0.5, 1.8, 1.0, 1.6], [0.8, 1.1, 1.2, 1.5], [1.7, 0.5, 0.8, 0.5]])
 
@@ -113,15 +116,15 @@ class Users:
 def make_users(settings: UserSettings, users: int, rng: Generator) -> Users:
     """Draw the hidden parameters of `users` users."""
     spread = settings.sessions_spread
-    children = (rng.random(users) < settings.kids_households) * rng.beta(2.0, 4.0, users)
-    actions_UA = _rows_around(ACTION_SHARES, 6.0, users, rng) * (1 - children[:, None])
+    children = (rng.random(users) < settings.kids_households) * rng.beta(*CHILDREN, users)
+    actions_UA = _rows_around(ACTION_SHARES, ACTION_CONCENTRATION, users, rng) * (1 - children[:, None])
     actions_UA[:, KIDS] = children
     return Users(
         sessions=settings.sessions * rng.lognormal(-(spread**2) / 2, spread, users),
         taste=_rows_around(GENRE_SHARES, settings.taste_concentration, users, rng),
         actions=actions_UA,
-        series_share=rng.beta(2.0, 2.0, users),
-        ages=_rows_around(AGE_SHARES, 3.0, users, rng),
+        series_share=rng.beta(*SERIES_SHARE, users),
+        ages=_rows_around(AGE_SHARES, AGE_CONCENTRATION, users, rng),
         devices=_rows_around(DEVICE_SHARES, 3.0, users, rng),
         parts=_rows_around(PART_SHARES, 12.0, users, rng),
     )
