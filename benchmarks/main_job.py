@@ -42,7 +42,8 @@ def measure(config: str, overrides: list[str]) -> dict[str, Any]:
         "targets": results["protocol"]["targets"],
         "unknown_targets": results["protocol"]["unknown_targets"],
         "models": {
-            name: {"metrics": {metric: model["metrics"][metric] for metric in METRICS}, "intents": model["intents"]}
+            name: {"metrics": {metric: model["metrics"][metric] for metric in METRICS}}
+            | {"intents": model["intents"], "oracle": model["oracle"]}
             for name, model in results["models"].items()
         },
         "chosen": {name: model["chosen"]["settings"] for name, model in results["models"].items() if model["chosen"]},
@@ -74,7 +75,7 @@ def section(run: dict[str, Any]) -> str:
         if versus := run["versus"].get(model):
             p = "< 0.001" if versus["p"] < 0.001 else f"{versus['p']:.3f}"
             pair = f"| {versus['difference']:+.4f} {versus['metric']} | {p} |"
-        lines.append(f"| {model} | {values} {pair}")
+        lines.append(f"| {model}{' (knows the rule)' if found.get('oracle') else ''} | {values} {pair}")
     if run["chosen"]:
         chosen = (f"{name} {', '.join(f'{k} {v}' for k, v in found.items())}" for name, found in run["chosen"].items())
         lines += ["", f"Chosen on validation: {'; '.join(chosen)}."]

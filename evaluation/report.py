@@ -43,7 +43,9 @@ def render_report(results: Results) -> str:
             all_metrics=names,
             best={name: best_value(results, name) for name in names},
             protocol=protocol_sentences(results),
-            headline=" ".join(filter(None, [against_baselines(results), _headline(results, first)])),
+            headline=" ".join(
+                filter(None, [against_baselines(results), _headline(results, first), against_rule(results)])
+            ),
             leading=results.models[first],
             colours={key: index % SERIES_COLOURS for index, key in enumerate(results.models)},
             comparisons=comparisons,
@@ -66,8 +68,10 @@ def format_table(results: Results) -> str:
     columns = main_metrics(results)
     rows = [["model", *columns]]
     for model in results.models.values():
-        rows.append([model.label, *(_starred(model.metrics.get(name), best_value(results, name)) for name in columns)])
-    blocks = [against_baselines(results), "\n".join(protocol_sentences(results)), _aligned(rows)]
+        label = f"{model.label} (knows the rule)" if model.oracle else model.label
+        rows.append([label, *(_starred(model.metrics.get(name), best_value(results, name)) for name in columns)])
+    blocks = ["\n".join(filter(None, [against_baselines(results), against_rule(results)]))]
+    blocks += ["\n".join(protocol_sentences(results)), _aligned(rows)]
     blocks.append(
         "\n".join(f"{label} with {best} of validation {metric}" for label, metric, best, _ in _choices(results))
     )
@@ -96,20 +100,28 @@ def main_metrics(results: Results) -> list[str]:
 
 
 def best_value(results: Results, metric: str) -> float:
-    """The highest value of `metric` over the models that have it."""
-    return max(model.metrics[metric] for model in results.models.values() if metric in model.metrics)
+    """The highest value of `metric` over the models that have it; bounds count where nothing else does."""
+    found = [model for model in results.models.values() if metric in model.metrics]
+    return max(model.metrics[metric] for model in [model for model in found if not model.oracle] or found)
+
+
+def competitors(results: Results) -> dict[str, ModelResults]:
+    """The models but those that know the rule of a made log."""
+    return {key: model for key, model in results.models.items() if not model.oracle}
 
 
 def leading_model(results: Results) -> str:
     """The model that the page speaks of: the first that predicts intents, or else the best one."""
     speakers = [key for key, model in results.models.items() if model.intents]
-    return speakers[0] if speakers else max(results.models, key=lambda key: _headline_value(results.models[key]))
+    if speakers:
+        return speakers[0]
+    return max(competitors(results) or results.models, key=lambda key: _headline_value(results.models[key]))
 
 
 def against_baselines(results: Results) -> str:
     """The first sentence of all: whether what was trained is better than what was only counted."""
     metric = results.protocol.metric
-    models = [model for model in results.models.values() if metric in model.metrics]
+    models = [model for model in competitors(results).values() if metric in model.metrics]
     trained, counted = ([model for model in models if model.trained == kind] for kind in (True, False))
     if not trained or not counted:
         return ""
@@ -123,6 +135,21 @@ def against_baselines(results: Results) -> str:
         return f"In {metric}, {labels[0]}, is level with {labels[1]}: {values}."
     share = f" ({_percent((value - base) / base)})" if base > 0 else ""
     return f"In {metric}, {labels[0]}, leads {labels[1]}, by {value - base:.4f}{share}: {values}."
+
+
+def against_rule(results: Results) -> str:
+    """How near the best model comes to what can be known of a made log, where there are models that know its rule."""
+    metric = results.protocol.metric
+    found = [model for model in competitors(results).values() if metric in model.metrics]
+    bounds = [model for model in results.models.values() if model.oracle and model.metrics.get(metric)]
+    if not found or not bounds:
+        return ""
+    best = max(found, key=lambda model: model.metrics[metric])
+    shares = [
+        f"{_percent(best.metrics[metric] / bound.metrics[metric])} of {bound.label} ({bound.metrics[metric]:.4f})"
+        for bound in bounds
+    ]
+    return f"In {metric}, the best model, {best.label}, reaches {', '.join(shares)}."
 
 
 def _choices(results: Results) -> Iterable[tuple[str, str, str, list[str]]]:
@@ -156,6 +183,9 @@ def protocol_sentences(results: Results) -> list[str]:
         "Ties count against the model.",
         *_known(results),
     ]
+    bounds = [f"{model.label} knows {model.inputs}" for model in results.models.values() if model.oracle]
+    if bounds:
+        sentences.append(f"Bounds of what can be known, and no competitors: {'; '.join(bounds)}.")
     if p.unknown_targets:
         sentences.append(
             f"{p.unknown_targets:,} targets are items that training does not know; a model that scores items by "
@@ -205,7 +235,7 @@ def _headline_value(model: ModelResults) -> float:
 def _headline(results: Results, first: str) -> str:
     """What came out, in one sentence: the leading model against the best of the others."""
     best = max(
-        (key for key in results.models if key != first),
+        (key for key in competitors(results) if key != first),
         key=lambda key: _headline_value(results.models[key]),
         default="",
     )

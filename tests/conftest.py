@@ -37,17 +37,19 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The small data set with several row groups, one with a single training row group, and one split in time.
+    """The small data set with several row groups, one with a single training row group, one split in time, and one of
+    `simulate`.
 
-    In the last one most users have several targets.
+    In the one that is split in time most users have several targets.
     """
-    from tests.small import make_data
+    from tests.small import make_data, make_simulated
 
     folder = tmp_path_factory.mktemp("small")
     return {
         "data": make_data(folder / "several"),
         "one group": make_data(folder / "single", users=20, row_group=10_000),
         "in time": make_data(folder / "in-time", split={"kind": "point_in_time", "validation": "12h", "test": "3d"}),
+        "simulated": make_simulated(folder / "simulated"),
     }
 
 

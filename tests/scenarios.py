@@ -25,7 +25,17 @@ from embeddings.sharding import table_states
 from embeddings.workers import Worker, own_rows, total
 from ingest.errors import InputError
 from ingest.features.feature import FIRST_VALUE
-from tests.evaluation.scenarios import baselines, chosen, evaluated, kinds, knowing, neural, ranking, recommended
+from tests.evaluation.scenarios import (
+    baselines,
+    bounds,
+    chosen,
+    evaluated,
+    kinds,
+    knowing,
+    neural,
+    ranking,
+    recommended,
+)
 from tests.small import (
     MODEL,
     Data,
@@ -280,6 +290,7 @@ SCENARIOS: dict[str, tuple[Scenario, str, dict[str, Any]]] = {
     "kinds": (kinds, "in time", {}),
     "chosen": (chosen, "in time", {}),
     "knowing": (knowing, "data", {}),
+    "bounds": (bounds, "simulated", {}),
     "neural": (neural, "data", {}),
     "neural/row_wise": (neural, "data", {"sharding": "row_wise"}),
     **{f"traffic/{name}": (traffic, "data", {"changes": changes}) for name, changes in TRAFFIC.items()},

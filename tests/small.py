@@ -32,6 +32,7 @@ from ingest.data.schema import DataConfig
 from ingest.data.shards import StoredRows
 from ingest.features.feature import UNKNOWN
 from ingest.prepare.pipeline import prepare
+from ingest.sources.simulate import SimulateConfig
 from trainer.candidates import Known
 from trainer.loop import Run, Trainer
 from trainer.models.intentrec import IntentRecConfig
@@ -132,6 +133,15 @@ def make_data(
         "shard_interactions": 4 * row_group,
     }
     prepare(DataConfig.model_validate(config), str(folder / "data"), lambda _: None)
+    return str(folder / "data")
+
+
+def make_simulated(folder: Path, **changes: Any) -> str:
+    """A log of `simulate`, in folder/log, prepared in folder/data."""
+    config = SimulateConfig(**{"users": 240, "items": 150, "days": 30, "user": {"sessions": 8.0}, "seed": 4} | changes)
+    config.make(str(folder / "log"))
+    log = {"events": str(folder / "log" / "events"), "items": str(folder / "log" / "items")}
+    prepare(DataConfig.model_validate(log), str(folder / "data"), lambda _: None)
     return str(folder / "data")
 
 

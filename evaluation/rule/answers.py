@@ -78,7 +78,8 @@ class Slice:
         self.weight = cells.weight[:, item_v] * there_v
         self.franchise_v = np.where(there_v, catalogue.franchise[item_v], -1)
         self.columns = [
-            np.flatnonzero(there_v & (catalogue.content_type[item_v] == content_type)) for content_type in (FILM, SERIES)
+            np.flatnonzero(there_v & (catalogue.content_type[item_v] == content_type))
+            for content_type in (FILM, SERIES)
         ]
         self.genres = [cells.genres[item_v[column]].T.astype(float) for column in self.columns]
 

@@ -1,14 +1,15 @@
 """What a filter takes a user to like: the true tastes, or an estimate from the events so far.
 
-An estimate is a Dirichlet distribution for genres, content types, ages and actions, which begins as the prior that users
-are drawn from (`simulate_world.make_users`). What a new intent was is known only in probability, so the posterior is a
-mixture; it is replaced by the one Dirichlet that has its mean and its total variance (assumed-density filtering). A new
-intent counts when it ends: all that was seen of it has said by then which genre, type and age it had, and until then
-its own distribution is laid over the estimate. Actions are drawn with odds that change with the part of the day and the
-action before: a draw counts 1 for its action, and for every action as much exposure as the odds gave it. Whether a
-household has children at all is a probability of its own.
+An estimate is a Dirichlet distribution for genres, content types, ages and actions, which begins as the prior that
+users are drawn from (`simulate_world.make_users`). What a new intent was is known only in probability, so the posterior
+is a mixture; it is replaced by the one Dirichlet that has its mean and its total variance (assumed-density filtering).
+A new intent counts when it ends: all that was seen of it has said by then which genre, type and age it had, and until
+then its own distribution is laid over the estimate. Actions are drawn with odds that change with the part of the day
+and the action before: a draw counts 1 for its action, and for every action as much exposure as the odds gave it.
+Whether a household has children at all is a probability of its own.
 
-Shapes: U users, A actions (B: before), G genres, C content types, K ages.
+Shapes: U users, A actions (B: before), G genres, C content types, K ages; T traits of an intent (genre, content type
+and age), each with its labels, padded by zeros to the number of genres.
 """
 
 from __future__ import annotations
@@ -19,31 +20,41 @@ from typing import Protocol
 import numpy as np
 
 from ingest.sources import simulate_world as world
-from ingest.sources.simulate_rule import ACTIONS, KIDS, Array, action_weights
+from ingest.sources.simulate_rule import ACTIONS, AGES, CONTENT_TYPES, GENRES, KIDS, Array, action_weights
 from ingest.sources.simulate_truth import Tastes
 from ingest.sources.simulate_world import UserSettings
 
 TINY = 1e-300
+NOT_KIDS = np.arange(len(ACTIONS)) != KIDS
 
 
 @dataclass(frozen=True)
 class Draws:
-    """What a new intent will be: its action by the action before, and all else; the genre is that of others than kids."""
+    """What a new intent will be: its action by the action before, and its traits; for kids the genre is another."""
 
     action: Array  # (U, B, A)
-    genre: Array  # (U, G)
-    content_type: Array  # (U, C)
-    age: Array  # (U, K)
+    traits: Array  # (U, T, G)
 
 
 @dataclass(frozen=True)
 class Ended:
-    """The intent that a new one would replace: probabilities."""
+    """The intent that a new one would replace: probabilities. Of the genre together with not being kids."""
 
     action: Array  # (U, A)
-    genre: Array  # (U, G) together with: not kids; sums to 1 - P(kids)
-    content_type: Array  # (U, C)
-    age: Array  # (U, K)
+    traits: Array  # (U, T, G)
+
+
+def traits_of(genre_UG: Array, content_type_UC: Array, age_UK: Array) -> Array:
+    """The traits (U, T, G) in one array."""
+    traits = np.zeros((len(genre_UG), 3, len(GENRES)))
+    for place, trait in enumerate((genre_UG, content_type_UC, age_UK)):
+        traits[:, place, : trait.shape[1]] = trait
+    return traits
+
+
+def parts_of(traits_UTG: Array) -> tuple[Array, Array, Array]:
+    """Genre (U, G), content type (U, C) and age (U, K) of an array of traits."""
+    return traits_UTG[:, 0], traits_UTG[:, 1, : len(CONTENT_TYPES)], traits_UTG[:, 2, : len(AGES)]
 
 
 class Belief(Protocol):
@@ -66,10 +77,11 @@ class Known:
 
     def __init__(self, tastes: Tastes) -> None:
         self.tastes = tastes
+        self.traits = traits_of(tastes.genres, tastes.content_types, tastes.ages)
 
     def draws(self, part_U: Array, ended: Ended | None) -> Draws:
-        tastes = self.tastes.take(np.arange(len(part_U)))
-        return Draws(_actions(tastes.actions, part_U, ended), tastes.genres, tastes.content_types, tastes.ages)
+        users = len(part_U)
+        return Draws(_actions(self.tastes.actions[:users], part_U, ended), self.traits[:users])
 
     def learn(self, drawn_UBA: Array, kept_U: Array, likelihood_UA: Array, ended: Ended | None) -> None:
         pass
@@ -82,15 +94,17 @@ class Learned:
         def each(values: Array) -> Array:
             return np.tile(values, (users, 1))
 
-        self.genre = each(settings.taste_concentration * world.GENRE_SHARES)
-        self.content_type = each(np.array(world.SERIES_SHARE[::-1]))
-        self.age = each(world.AGE_CONCENTRATION * world.AGE_SHARES)
+        series, film = world.SERIES_SHARE
+        self.traits = traits_of(
+            each(settings.taste_concentration * world.GENRE_SHARES),
+            each(np.array([film, series])),
+            each(world.AGE_CONCENTRATION * world.AGE_SHARES),
+        )
         self.action = each(world.ACTION_CONCENTRATION * world.ACTION_SHARES)  # without kids
         self.exposure = each(np.full(len(ACTIONS), world.ACTION_CONCENTRATION))
         self.children = each(np.array(world.CHILDREN))  # kids, others; in a household with children
         self.children_exposure = each(np.full(2, sum(world.CHILDREN)))
         self.household = np.full(users, settings.kids_households)
-        self.seen = (np.empty(0), np.empty(0))
 
     def draws(self, part_U: Array, ended: Ended | None) -> Draws:
         users = len(part_U)
@@ -99,12 +113,7 @@ class Learned:
         self.part_U = part_U
         share_U11 = self.household[:users, None, None]
         action = share_U11 * self.with_UBA + (1 - share_U11) * self.without_UBA
-        return Draws(
-            action,
-            _laid_over(self.genre[:users], ended and ended.genre),
-            _laid_over(self.content_type[:users], ended and ended.content_type),
-            _laid_over(self.age[:users], ended and ended.age),
-        )
+        return Draws(action, _laid_over(self.traits[:users], None if ended is None else ended.traits))
 
     def _preferences(self, users: int, children: bool) -> Array:
         """The shares (U, A) of the actions, with or without children in the household."""
@@ -127,12 +136,10 @@ class Learned:
         self.household[:users] = share_U * joint[0] / np.maximum(share_U * joint[0] + (1 - share_U) * joint[1], TINY)
         if ended is None:
             return
-        # the action before says whether the ended intent had a genre by taste
-        not_kids_U = np.maximum(1 - ended.action[:, KIDS], TINY)
-        new_U, new_not_kids_U = before_UB.sum(axis=1), before_UB.sum(axis=1) - before_UB[:, KIDS]
-        absorb(self.genre[:users], ended.genre * (new_not_kids_U / not_kids_U)[:, None])
-        absorb(self.content_type[:users], ended.content_type * new_U[:, None])
-        absorb(self.age[:users], ended.age * new_U[:, None])
+        new_UT = np.repeat(before_UB.sum(axis=1, keepdims=True), 3, axis=1)
+        new_UT[:, 0] -= before_UB[:, KIDS]  # whose genre is none of taste
+        new_UT[:, 0] /= np.maximum(1 - ended.action[:, KIDS], TINY)
+        absorb(self.traits[:users], ended.traits * new_UT[:, :, None])
 
     def _learn_actions(self, drawn_UBA: Array, ended: Ended | None) -> None:
         """Count the draws, and what each action was exposed to."""
@@ -142,7 +149,7 @@ class Learned:
         weight_UBA = share_UA[:, None] * odds_UBA
         others_UB = weight_UBA.sum(axis=2)  # of kids there is none
         drawn_UB, kids_UB = drawn_UBA.sum(axis=2), drawn_UBA[:, :, KIDS]
-        self.action[:users] += np.delete(drawn_UBA.sum(axis=1), KIDS, axis=1) @ np.delete(np.eye(len(ACTIONS)), KIDS, 0)
+        self.action[:users] += drawn_UBA.sum(axis=1) * NOT_KIDS
         self.exposure[:users] += np.einsum("ub,uba->ua", (drawn_UB - kids_UB) / others_UB, odds_UBA)
         kids, not_kids = (self.children[:users] / self.children_exposure[:users]).T
         share_U1 = (kids / (kids + not_kids))[:, None]
@@ -164,24 +171,24 @@ def _actions(preference_UA: Array, part_U: Array, ended: Ended | None) -> Array:
     return probability
 
 
-def _laid_over(alpha_UX: Array, ended_UX: Array | None) -> Array:
-    """The mean of a Dirichlet after one more draw of which `ended_UX` is the distribution; it may sum to less than 1."""
-    total_U1 = alpha_UX.sum(axis=1, keepdims=True)
-    if ended_UX is None:
-        return alpha_UX / total_U1
-    some_U1 = ended_UX.sum(axis=1, keepdims=True)
-    mean: Array = (1 - some_U1) * alpha_UX / total_U1 + (some_U1 * alpha_UX + ended_UX) / (total_U1 + 1)
+def _laid_over(alpha_UTG: Array, ended_UTG: Array | None) -> Array:
+    """The mean of Dirichlets after one more draw, distributed as `ended_UTG`, which may sum to less than 1."""
+    total_UT1 = alpha_UTG.sum(axis=2, keepdims=True)
+    if ended_UTG is None:
+        return alpha_UTG / total_UT1
+    some_UT1 = ended_UTG.sum(axis=2, keepdims=True)
+    mean: Array = (1 - some_UT1) * alpha_UTG / total_UT1 + (some_UT1 * alpha_UTG + ended_UTG) / (total_UT1 + 1)
     return mean
 
 
-def absorb(alpha_UX: Array, weight_UX: Array) -> None:
-    """Make `alpha_UX` the Dirichlet nearest to the mixture that has `weight_UX` of one more count, and else none.
+def absorb(alpha_UTG: Array, weight_UTG: Array) -> None:
+    """Make `alpha_UTG` the Dirichlets nearest to the mixtures that have `weight_UTG` of one more count, and else none.
 
-    It has the mixture's mean and the sum of its variances.
+    They have the mixtures' means and the sums of their variances.
     """
-    total_U1, some_U1 = alpha_UX.sum(axis=1, keepdims=True), weight_UX.sum(axis=1, keepdims=True)
-    mean = _laid_over(alpha_UX, weight_UX)
-    square = (1 - some_U1) * alpha_UX * (alpha_UX + 1) / (total_U1 * (total_U1 + 1))
-    square += (some_U1 * alpha_UX + 2 * weight_UX) * (alpha_UX + 1) / ((total_U1 + 1) * (total_U1 + 2))
-    variance_U1 = np.maximum((square - mean**2).sum(axis=1, keepdims=True), TINY)
-    alpha_UX[:] = mean * np.maximum((mean * (1 - mean)).sum(axis=1, keepdims=True) / variance_U1 - 1, 1e-9)
+    total_UT1, some_UT1 = alpha_UTG.sum(axis=2, keepdims=True), weight_UTG.sum(axis=2, keepdims=True)
+    mean = _laid_over(alpha_UTG, weight_UTG)
+    square = (1 - some_UT1) * alpha_UTG * (alpha_UTG + 1) / (total_UT1 * (total_UT1 + 1))
+    square += (some_UT1 * alpha_UTG + 2 * weight_UTG) * (alpha_UTG + 1) / ((total_UT1 + 1) * (total_UT1 + 2))
+    variance_UT1 = np.maximum((square - mean**2).sum(axis=2, keepdims=True), TINY)
+    alpha_UTG[:] = mean * np.maximum((mean * (1 - mean)).sum(axis=2, keepdims=True) / variance_UT1 - 1, TINY)

@@ -80,12 +80,12 @@ class Cells:
         for number, inside in reversed(list(enumerate(self._inside(day_Q, last_Q)))):
             count, weights = self.holds[number]
             axes = (..., *[None] * (4 - inside.ndim))
-            some = (count[day_Q] > inside)[axes]
+            some: Array = count[day_Q] > inside
             held = (weights[kind_Q, day_Q] - inside * weight_Q.reshape(-1, *[1] * (inside.ndim - 1)))[axes]
             if number == 3:
                 total[:] = held
             else:
-                level, total = np.where(some, np.int8(number), level), np.where(some, held, total)
+                level, total = np.where(some[axes], np.int8(number), level), np.where(some[axes], held, total)
         return Resolved(level, total)
 
     def share(self, day_Q: Array, last_Q: Array, kind_Q: Array, item_Q: Array) -> Array:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluation.rule.beliefs import TINY, Belief, Draws, Ended, Known
+from evaluation.rule.beliefs import TINY, Belief, Draws, Ended, Known, parts_of, traits_of
 from evaluation.rule.cells import Cells
 from ingest.arrays.jagged import Integers, ranges
 from ingest.sources.simulate_rule import (
@@ -157,19 +157,20 @@ def after(before: Intents, tastes: Tastes, requests: Requests) -> Outlook:
 
 def _cells_of(draws: Draws) -> Array:
     """The distribution of all but the action, given the action: (U, A, G, C, K), of which only kids has another."""
-    rest = draws.content_type[:, :, None] * draws.age[:, None]
+    genre, content_type, age = parts_of(draws.traits)
+    rest = content_type[:, :, None] * age[:, None]
     cells = np.empty((len(rest), *INTENT))
-    cells[:] = (draws.genre[:, :, None, None] * rest[:, None])[:, None]
+    cells[:] = (genre[:, :, None, None] * rest[:, None])[:, None]
     cells[:, KIDS] = KIDS_GENRE[:, None, None] * rest[:, None]
     return cells
 
 
 def ended_of(intent: Array) -> Ended:
     """The marginals of a distribution of intents, (U, A, G, C, K)."""
-    action_UA = intent.sum(axis=(2, 3, 4))
     genre_UAG = intent.sum(axis=(3, 4))
-    cells = intent.sum(axis=1)
-    return Ended(action_UA, genre_UAG.sum(axis=1) - genre_UAG[:, KIDS], cells.sum(axis=(1, 3)), cells.sum(axis=(1, 2)))
+    rest_UCK = intent.sum(axis=(1, 2))
+    genre_UG = genre_UAG.sum(axis=1) - genre_UAG[:, KIDS]
+    return Ended(genre_UAG.sum(axis=2), traits_of(genre_UG, rest_UCK.sum(axis=2), rest_UCK.sum(axis=1)))
 
 
 def filtered(history: History, belief: Belief, asked: Integers) -> Outlook:

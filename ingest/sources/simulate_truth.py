@@ -71,9 +71,14 @@ class MadeLog:
         path = self._truth("rule.json")
         rule = json.loads(read_text(path))
         ours = {
-            **{"actions": ACTIONS, "genres": GENRES, "content_types": CONTENT_TYPES, "ages": AGES},
-            **{"new_days": rule_module.NEW_DAYS, "recent_days": rule_module.RECENT_DAYS},
-            **{"parts_of_day": rule_module.PARTS_OF_DAY, "kids_genres": rule_module.KIDS_GENRES},
+            "actions": ACTIONS,
+            "genres": GENRES,
+            "content_types": CONTENT_TYPES,
+            "ages": AGES,
+            "new_days": rule_module.NEW_DAYS,
+            "recent_days": rule_module.RECENT_DAYS,
+            "parts_of_day": rule_module.PARTS_OF_DAY,
+            "kids_genres": rule_module.KIDS_GENRES,
             "action_part_factors": rule_module.PART_FACTORS.tolist(),
             "action_transitions": rule_module.ACTION_TRANSITIONS.tolist(),
         }
@@ -128,9 +133,7 @@ class MadeLog:
     @cached_property
     def _events(self) -> tuple[Integers, Integers, Integers, Integers]:
         table = self._parts("events", ["user_id", "timestamp", "item_id", "action"])
-        user, time, item = (
-            table[name].cast(pa.int64()).to_numpy() for name in ("user_id", "timestamp", "item_id")
-        )
+        user, time, item = (table[name].cast(pa.int64()).to_numpy() for name in ("user_id", "timestamp", "item_id"))
         offsets_U = offsets_of(np.bincount(user - 1, minlength=self.config.users))
         return offsets_U, time, (item - 1).astype(np.int32), _index(table["action"], ACTIONS).astype(np.int8)
 

@@ -43,7 +43,9 @@ def test_run_goes_from_a_simulated_log_to_results_and_report(stages: str) -> Non
         assert model["metrics"]["HR@1"] <= model["metrics"]["HR@20"]
     assert set(results["models"]["intentrec"]["intents"]) == {"action", "genres", "content_type", "release_age"}
     assert sum(results["models"]["intentrec"]["attention"].values()) == pytest.approx(1, abs=1e-4)
-    assert set(results["models"]["intentrec"]["versus"]) == set(models[1:])
+    bounds = {name for name, model in results["models"].items() if model["oracle"]}
+    assert bounds == {"ceiling", "tastes", "filter"}
+    assert set(results["models"]["intentrec"]["versus"]) == set(models[1:]) - bounds
     assert len(results["example"]["top_items"]) == 10
     page = read_text(f"{stages}/report/index.html")
     assert "intentrec" in page

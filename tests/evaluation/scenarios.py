@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from embeddings.workers import Worker, gather_objects
 from evaluation.baselines.base import BaselineConfig, BaselineScorer, Prepared
 from evaluation.baselines.markov import MarkovConfig
 from evaluation.baselines.popularity import PopularityConfig
+from evaluation.baselines.rule import RuleConfig
 from evaluation.evaluate import evaluate, validate
 from evaluation.evaluation_config import EvaluateConfig, RecommendConfig
 from evaluation.evaluator import EvaluationRun, evaluate_models
@@ -30,6 +31,8 @@ from tests.small import MODEL, Data, make_step, train_config, weights
 from trainer.checkpoint import Checkpoints
 from trainer.models.registry import ModelConfig
 from trainer.progress import Progress
+
+BOUNDS: tuple[Literal["intent", "tastes", "log"], ...] = ("intent", "tastes", "log")
 
 
 class MatrixScorer(BaselineScorer):
@@ -98,6 +101,17 @@ def kinds(data: Data, folder: Path, worker: Worker) -> dict[str, tuple[Any, ...]
         reader = data.reader("test", worker, evaluate=True, tokens=25, max_length=3)
         ranks = evaluate(scorer, reader, worker, False, "").ranks.counts
         found[name] = (targets, scorer.scores(scorer.predict(whole).query).numpy(), ranks)
+    return found
+
+
+def bounds(data: Data, folder: Path, worker: Worker) -> dict[str, np.ndarray]:
+    """How many targets of a simulated log have each rank, by what is known of its rule; and by popularity."""
+    prepared = Prepared(data.url, data.manifest, data.items, worker, log=str(Path(data.url).parent / "log"))
+    configs = {"popularity": PopularityConfig()} | {name: RuleConfig(knows=name) for name in BOUNDS}
+    found = {}
+    for name, config in configs.items():
+        reader = data.reader("test", worker, evaluate=True, tokens=3000)
+        found[name] = evaluate(config.scorer(prepared), reader, worker, False, "").ranks.counts
     return found
 
 

@@ -1,0 +1,109 @@
+"""Models of kind rule: in the order of what they know, on two workers as on one, and only where there is a rule."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from embeddings.workers import Worker
+from evaluation.baselines.base import Prepared
+from evaluation.baselines.rule import RuleConfig
+from evaluation.metrics import RankMetrics
+from ingest.data.schema import DataConfig
+from ingest.errors import InputError
+from tests.evaluation.scenarios import bounds
+from tests.scenarios import TwoWorkers
+from tests.small import Data, make_simulated, one_process
+from trainer.models.registry import ModelConfig
+from trainer.train_config import TrainConfig
+
+pytestmark = pytest.mark.usefixtures("alone")
+
+
+@pytest.fixture(scope="module")
+def simulated(prepared: dict[str, str]) -> Data:
+    return Data(prepared["simulated"])
+
+
+@pytest.fixture(scope="module")
+def found(simulated: Data) -> Iterator[dict[str, np.ndarray]]:
+    with one_process():
+        yield bounds(simulated, Path(), Worker())
+
+
+def test_who_knows_more_is_better(found: dict[str, np.ndarray]) -> None:
+    values = {name: RankMetrics(counts).compute()["MRR"] for name, counts in found.items()}
+    assert values["intent"] > values["tastes"] + 0.05
+    assert values["tastes"] > values["log"] + 0.002
+    assert values["log"] > values["popularity"] + 0.2
+
+
+def test_two_workers_rank_as_one(found: dict[str, np.ndarray], two_workers: TwoWorkers) -> None:
+    for part in two_workers.result("bounds"):
+        for name, counts in found.items():
+            np.testing.assert_array_equal(part[name], counts)
+
+
+def test_of_every_target_the_probabilities_sum_to_one(simulated: Data) -> None:
+    """Over all items, whether training knows them or not; and the target's is never 0."""
+    (batch,) = (batch for batch, _ in simulated.reader("test", evaluate=True, tokens=10**9).epoch(0))
+    log = str(Path(simulated.url).parent / "log")
+    for knows in ("intent", "tastes", "log"):
+        scorer = RuleConfig(knows=knows).scorer(
+            Prepared(simulated.url, simulated.manifest, simulated.items, Worker(), log=log)
+        )
+        scores = scorer.scores(scorer.predict(batch).query)
+        assert scores.shape == (len(batch.target_Q), simulated.manifest.catalogue)
+        np.testing.assert_allclose(scores[:, 2:].sum(dim=1), 1, rtol=1e-9)
+        assert (scores[:, :2] == 0).all()
+        assert scores[range(len(scores)), batch.target_Q].min() > 0
+
+
+def test_the_score_is_the_chance_to_come_true(simulated: Data) -> None:
+    """What the filter gives to the items that came is, on the mean, what it says of itself."""
+    (batch,) = (batch for batch, _ in simulated.reader("test", evaluate=True, tokens=10**9).epoch(0))
+    log = str(Path(simulated.url).parent / "log")
+    scorer = RuleConfig().scorer(Prepared(simulated.url, simulated.manifest, simulated.items, Worker(), log=log))
+    scores = scorer.scores(scorer.predict(batch).query)
+    expected, came = (scores**2).sum(dim=1), scores[range(len(scores)), batch.target_Q]
+    spread = float(((scores**3).sum(dim=1) - expected**2).sum()) ** 0.5
+    assert abs(float((came - expected).sum())) < 4 * spread
+    assert spread < 0.1 * float(expected.sum())
+
+
+def test_only_a_made_log_has_a_rule(data: Data, simulated: Data, tmp_path: Path) -> None:
+    def refused(of: Data, log: str | None) -> str:
+        with pytest.raises(InputError) as error:
+            (batch,) = (batch for batch, _ in of.reader("test", evaluate=True, tokens=10**9).epoch(0))
+            RuleConfig().scorer(Prepared(of.url, of.manifest, of.items, Worker(), log=log)).predict(batch)
+        return str(error.value)
+
+    assert refused(data, None) == (
+        f"{data.url}: was not made by `intentrec simulate`, whose rule a model of kind rule knows"
+    )
+    assert refused(simulated, str(tmp_path)).startswith(f"{tmp_path}: there is no truth/rule.json")
+    log = str(Path(simulated.url).parent / "log")
+    assert "other items than" in refused(data, log)
+    make_simulated(tmp_path / "other", seed=5)
+    assert f"other events than {tmp_path}/other/log" in refused(simulated, str(tmp_path / "other" / "log"))
+    make_simulated(tmp_path / "fewer", users=20)
+    assert "other users than" in refused(simulated, str(tmp_path / "fewer" / "log"))
+    shutil.rmtree(tmp_path)
+
+
+def test_what_does_not_fit_is_refused_at_the_start() -> None:
+    with pytest.raises(ValidationError, match="knows"):
+        ModelConfig.model_validate({"kind": "rule", "knows": "all"})
+    own = DataConfig.model_validate({"events": "log.parquet"})
+    with pytest.raises(ValueError, match="^log: kind rule takes the folder of a log that `intentrec simulate`"):
+        RuleConfig().check(own, TrainConfig())
+    RuleConfig(log="log").check(own, TrainConfig())
+    with pytest.raises(ValueError, match="needs real times"):
+        RuleConfig(log="log").check(own.model_copy(update={"time_unit": "position"}), TrainConfig())
+    assert math.prod(map(len, RuleConfig().several.values())) == 1
