@@ -106,7 +106,8 @@ def kinds(data: Data, folder: Path, worker: Worker) -> dict[str, tuple[Any, ...]
 
 def bounds(data: Data, folder: Path, worker: Worker) -> dict[str, np.ndarray]:
     """How many targets of a simulated log have each rank, by what is known of its rule; and by popularity."""
-    prepared = Prepared(data.url, data.manifest, data.items, worker, log=str(Path(data.url).parent / "log"))
+    log = str(Path(data.url).parent / "log")
+    prepared = Prepared(data.url, data.manifest, data.items, worker, log=log)
     configs = {"popularity": PopularityConfig()} | {name: RuleConfig(knows=name) for name in BOUNDS}
     found = {}
     for name, config in configs.items():

@@ -315,6 +315,32 @@ def test_without_baselines_nothing_is_said_of_them(results: dict[str, Any], tmp_
     assert not any("baseline" in sentence for sentence in first_sentences(alone, tmp_path))
 
 
+def test_what_knows_the_rule_is_no_competitor_but_a_bound(results: dict[str, Any], tmp_path: Path) -> None:
+    """It is told what share of it the best model reaches; stars, sentences and comparisons are of the others."""
+    bounded = copy.deepcopy(results)
+    without = [first_sentences(results, tmp_path), format_table(Results.model_validate(results))]
+    for key, value in (("filter", 0.5), ("ceiling", 0.8)):
+        bounded["models"][key] = {"kind": "rule", "label": key, "metrics": {"MRR": value, "HR@10": 0.99}}
+        bounded["models"][key] |= {"inputs": f"all of {HOSTILE}", "oracle": True}
+    assert first_sentences(bounded, tmp_path) == without[0]
+    best = max(model["metrics"]["MRR"] for model in results["models"].values())
+    assert results["models"]["intentrec"]["metrics"]["MRR"] == best
+    said = f"In MRR, the best model, IntentRec, reaches {200 * best:.1f} % of filter (0.5000), {125 * best:.1f} % of"
+    page, source = page_of(bounded, tmp_path)
+    table = format_table(Results.model_validate(bounded))
+    for text in (page.text, table):
+        assert f"{said} ceiling (0.8000)." in text
+        assert f"no competitors: filter knows all of {HOSTILE}; ceiling knows all of" in text
+    assert "<script" not in source
+    assert source.count("knows the rule") == 4  # of two bounds in two tables
+    assert re.search(r"^filter \(knows the rule\) .* 0\.9900 .* 0\.5000$", table, re.MULTILINE)
+    assert [line.count("*") for line in table.splitlines() if line.startswith("IntentRec ")] == [
+        line.count("*") for line in without[1].splitlines() if line.startswith("IntentRec ")
+    ]
+    alone = bounded | {"models": {key: bounded["models"][key] for key in ("filter", "ceiling")}}
+    assert "reaches" not in page_of(alone, tmp_path)[0].text
+
+
 def test_settings_that_were_chosen_are_told_with_all_that_were_tried(results: dict[str, Any], tmp_path: Path) -> None:
     told = copy.deepcopy(results)
     tried = [{"settings": {"order": "recency"}, "value": 0.25}, {"settings": {"order": HOSTILE}, "value": 0.375}]

@@ -48,10 +48,8 @@ def test_the_days_sessions_and_parts_of_day_follow_from_the_times(folder: str) -
     slot = (log.time - log.first_time) // 21_600_000
     np.testing.assert_array_equal(slot // 4, timeline.day)
     np.testing.assert_array_equal(slot % 4, timeline.part)
-    same = np.diff(slot) == 0
-    np.testing.assert_array_equal(
-        same[np.diff(timeline.user) == 0], ~timeline.new_session[1:][np.diff(timeline.user) == 0]
-    )
+    one_user = np.diff(timeline.user) == 0
+    np.testing.assert_array_equal((np.diff(slot) != 0)[one_user], timeline.new_session[1:][one_user])
 
 
 def test_another_folder_is_refused_by_its_name(folder: str, tmp_path: Path) -> None:
