@@ -67,7 +67,7 @@ class Cells:
     def _inside(self, day_Q: Array, item_Q: Array) -> list[Array]:
         """Whether an item is in the pool of each cell, level by level; of the shapes of `holds`, with Q for D."""
         is_QK = self.ages(day_Q, item_Q)
-        released_Q: Array = is_QK.any(axis=1)
+        released_Q = np.asarray(is_QK.any(axis=1))
         genre_QG, type_QC = self.genres[item_Q] & released_Q[:, None], self.types[item_Q]
         own_QGC = genre_QG[:, :, None] & type_QC[:, None]
         return [own_QGC[..., None] & is_QK[:, None, None], own_QGC, genre_QG, released_Q]

@@ -15,6 +15,7 @@ from evaluation.baselines.rule import RuleConfig
 from evaluation.metrics import RankMetrics
 from ingest.data.schema import DataConfig
 from ingest.errors import InputError
+from ingest.sources.simulate import SimulateConfig
 from tests.evaluation.scenarios import BOUNDS, bounds
 from tests.scenarios import TwoWorkers
 from tests.small import Data, make_simulated, one_process
@@ -44,8 +45,8 @@ def opened(data: Data) -> Prepared:
 def test_who_knows_more_is_better(found: dict[str, np.ndarray]) -> None:
     values = {name: RankMetrics(counts).compute()["MRR"] for name, counts in found.items()}
     assert values["intent"] > values["tastes"] + 0.05
-    assert values["tastes"] > values["log"] + 0.002
-    assert values["log"] > values["popularity"] + 0.2
+    assert values["tastes"] > values["log"] + 0.005
+    assert values["log"] > values["popularity"] + 0.3
 
 
 def test_two_workers_rank_as_one(found: dict[str, np.ndarray], two_workers: TwoWorkers) -> None:
@@ -93,7 +94,7 @@ def test_only_a_made_log_has_a_rule(data: Data, simulated: Data, tmp_path: Path)
     assert "other items than" in refused(data, log)
     make_simulated(tmp_path / "other", seed=5)
     assert f"other events than {tmp_path}/other/log" in refused(simulated, str(tmp_path / "other" / "log"))
-    make_simulated(tmp_path / "fewer", users=2)
+    SimulateConfig(users=2, items=150, processes=1).make(str(tmp_path / "fewer" / "log"))
     assert "other users than" in refused(simulated, str(tmp_path / "fewer" / "log"))
 
 
