@@ -20,7 +20,7 @@ from typing import Protocol
 import numpy as np
 
 from ingest.sources import simulate_world as world
-from ingest.sources.simulate_rule import ACTIONS, AGES, CONTENT_TYPES, GENRES, KIDS, Array, action_weights
+from ingest.sources.simulate_rule import ACTIONS, AGES, CONTENT_TYPES, GENRES, KIDS, Array
 from ingest.sources.simulate_truth import Tastes
 from ingest.sources.simulate_world import UserSettings
 
@@ -60,14 +60,16 @@ def parts_of(traits_UTG: Array) -> tuple[Array, Array, Array]:
 class Belief(Protocol):
     """What is known of users, the first of whom go on: their number is that of the arrays given."""
 
-    def draws(self, part_U: Array, ended: Ended | None) -> Draws:
-        """What a new intent will be at a part of the day; `ended` is None where there was no intent before."""
+    def draws(self, odds_UBA: Array, ended: Ended | None) -> Draws:
+        """What a new intent will be. `odds_UBA`: how much likelier an action is at this part of the day, after an
+        action; `ended` is None where there was no intent before.
+        """
         ...
 
-    def learn(self, drawn_UBA: Array, kept_U: Array, likelihood_UA: Array, ended: Ended | None) -> None:
-        """Take in an event, after `draws`. `drawn_UBA`: the posterior probability of a new intent, by the action before
-        and its own; `kept_U`: the joint probability of the event and of no new intent; `likelihood_UA`: the
-        probability of the event where a new intent has the action, times that there is a new one.
+    def learn(self, drawn_UBA: Array, kept_U: Array, likelihood_UBA: Array) -> None:
+        """Take in the event of which `draws` was asked. `drawn_UBA`: the posterior probability of a new intent, by the
+        action before and its own; `kept_U`: the joint probability of the event and of no new intent; `likelihood_UBA`:
+        that of the event, a new intent and the action before, where the new intent has the action.
         """
         ...
 
@@ -79,11 +81,12 @@ class Known:
         self.tastes = tastes
         self.traits = traits_of(tastes.genres, tastes.content_types, tastes.ages)
 
-    def draws(self, part_U: Array, ended: Ended | None) -> Draws:
-        users = len(part_U)
-        return Draws(_actions(self.tastes.actions[:users], part_U, ended), self.traits[:users])
+    def draws(self, odds_UBA: Array, ended: Ended | None) -> Draws:
+        users = len(odds_UBA)
+        weight_UBA = self.tastes.actions[:users, None] * odds_UBA
+        return Draws(weight_UBA / weight_UBA.sum(axis=2, keepdims=True), self.traits[:users])
 
-    def learn(self, drawn_UBA: Array, kept_U: Array, likelihood_UA: Array, ended: Ended | None) -> None:
+    def learn(self, drawn_UBA: Array, kept_U: Array, likelihood_UBA: Array) -> None:
         pass
 
 
@@ -106,69 +109,47 @@ class Learned:
         self.children_exposure = each(np.full(2, sum(world.CHILDREN)))
         self.household = np.full(users, settings.kids_households)
 
-    def draws(self, part_U: Array, ended: Ended | None) -> Draws:
-        users = len(part_U)
-        self.with_UBA = _actions(self._preferences(users, True), part_U, ended)
-        self.without_UBA = _actions(self._preferences(users, False), part_U, ended)
-        self.part_U = part_U
-        share_U11 = self.household[:users, None, None]
-        action = share_U11 * self.with_UBA + (1 - share_U11) * self.without_UBA
+    def draws(self, odds_UBA: Array, ended: Ended | None) -> Draws:
+        users = len(odds_UBA)
+        self.odds_UBA, self.ended = odds_UBA, ended
+        weight_UBA = (self.action[:users] / self.exposure[:users])[:, None] * odds_UBA  # of kids it is 0
+        weight_UBA /= (self.action[:users] / self.exposure[:users]).sum(axis=1)[:, None, None]
+        self.others_UB, kids_UB = weight_UBA.sum(axis=2), odds_UBA[:, :, KIDS]
+        rates_U2 = self.children[:users] / self.children_exposure[:users]
+        share_U1 = (rates_U2[:, 0] / rates_U2.sum(axis=1))[:, None]
+        self.total_UB = share_U1 * kids_UB + (1 - share_U1) * self.others_UB
+        self.without_UBA = weight_UBA / self.others_UB[:, :, None]
+        self.with_UBA = weight_UBA * ((1 - share_U1) / self.total_UB)[:, :, None]
+        self.with_UBA[:, :, KIDS] = share_U1 * kids_UB / self.total_UB
+        action = self.without_UBA + self.household[:users, None, None] * (self.with_UBA - self.without_UBA)
         return Draws(action, _laid_over(self.traits[:users], None if ended is None else ended.traits))
 
-    def _preferences(self, users: int, children: bool) -> Array:
-        """The shares (U, A) of the actions, with or without children in the household."""
-        others = self.action[:users] / self.exposure[:users]
-        others /= others.sum(axis=1, keepdims=True)
-        if children:
-            kids, not_kids = (self.children[:users] / self.children_exposure[:users]).T
-            share_U = kids / (kids + not_kids)
-            others *= (1 - share_U)[:, None]
-            others[:, KIDS] = share_U
-        return others
+    def learn(self, drawn_UBA: Array, kept_U: Array, likelihood_UBA: Array) -> None:
+        users = len(kept_U)
+        drawn_UB, kids_UB = drawn_UBA.sum(axis=2), drawn_UBA[:, :, KIDS]
+        others_UB = drawn_UB - kids_UB
+        self.action[:users] += drawn_UBA.sum(axis=1) * NOT_KIDS
+        self.exposure[:users] += np.einsum("ub,uba->ua", others_UB / self.others_UB, self.odds_UBA)
+        self.children[:users, 0] += kids_UB.sum(axis=1)
+        self.children[:users, 1] += others_UB.sum(axis=1)
+        drawn_UB /= self.total_UB
+        self.children_exposure[:users, 0] += (drawn_UB * self.odds_UBA[:, :, KIDS]).sum(axis=1)
+        self.children_exposure[:users, 1] += (drawn_UB * self.others_UB).sum(axis=1)
 
-    def learn(self, drawn_UBA: Array, kept_U: Array, likelihood_UA: Array, ended: Ended | None) -> None:
-        users, before_UB = len(kept_U), drawn_UBA.sum(axis=2)
-        self._learn_actions(drawn_UBA, ended)
-        prior_UB = np.full_like(before_UB, 1 / before_UB.shape[1]) if ended is None else ended.action
-        joint = [kept_U + np.einsum("ub,uba,ua->u", prior_UB, action_UBA, likelihood_UA)
-                 for action_UBA in (self.with_UBA, self.without_UBA)]  # fmt: skip
         share_U = self.household[:users]
-        self.household[:users] = share_U * joint[0] / np.maximum(share_U * joint[0] + (1 - share_U) * joint[1], TINY)
-        if ended is None:
-            return
+        children_U = share_U * (kept_U + (self.with_UBA * likelihood_UBA).sum(axis=(1, 2)))
+        none_U = (1 - share_U) * (kept_U + (self.without_UBA * likelihood_UBA).sum(axis=(1, 2)))
+        self.household[:users] = children_U / np.maximum(children_U + none_U, TINY)
+        if self.ended is not None:
+            self._learn_traits(drawn_UBA, self.ended)
+
+    def _learn_traits(self, drawn_UBA: Array, ended: Ended) -> None:
+        """Count the intents that have ended."""
+        before_UB = drawn_UBA.sum(axis=2)
         new_UT = np.repeat(before_UB.sum(axis=1, keepdims=True), 3, axis=1)
         new_UT[:, 0] -= before_UB[:, KIDS]  # whose genre is none of taste
         new_UT[:, 0] /= np.maximum(1 - ended.action[:, KIDS], TINY)
-        absorb(self.traits[:users], ended.traits * new_UT[:, :, None])
-
-    def _learn_actions(self, drawn_UBA: Array, ended: Ended | None) -> None:
-        """Count the draws, and what each action was exposed to."""
-        users = len(drawn_UBA)
-        odds_UBA = action_weights(np.ones((users, 1, len(ACTIONS))), self.part_U[:, None], _before(ended))
-        share_UA = self._preferences(users, False)
-        weight_UBA = share_UA[:, None] * odds_UBA
-        others_UB = weight_UBA.sum(axis=2)  # of kids there is none
-        drawn_UB, kids_UB = drawn_UBA.sum(axis=2), drawn_UBA[:, :, KIDS]
-        self.action[:users] += drawn_UBA.sum(axis=1) * NOT_KIDS
-        self.exposure[:users] += np.einsum("ub,uba->ua", (drawn_UB - kids_UB) / others_UB, odds_UBA)
-        kids, not_kids = (self.children[:users] / self.children_exposure[:users]).T
-        share_U1 = (kids / (kids + not_kids))[:, None]
-        total_UB = share_U1 * odds_UBA[:, :, KIDS] + (1 - share_U1) * others_UB
-        self.children[:users] += np.stack([kids_UB.sum(axis=1), (drawn_UB - kids_UB).sum(axis=1)], axis=1)
-        exposed = [(drawn_UB / total_UB * odds).sum(axis=1) for odds in (odds_UBA[:, :, KIDS], others_UB)]
-        self.children_exposure[:users] += np.stack(exposed, axis=1)
-
-
-def _before(ended: Ended | None) -> Array:
-    """The actions before, (1, B), or none."""
-    return np.full((1, len(ACTIONS)), -1) if ended is None else np.arange(len(ACTIONS))[None]
-
-
-def _actions(preference_UA: Array, part_U: Array, ended: Ended | None) -> Array:
-    """The probability (U, B, A) of a new intent's action by the action before."""
-    weights = action_weights(preference_UA[:, None], part_U[:, None], _before(ended))
-    probability: Array = weights / weights.sum(axis=2, keepdims=True)
-    return probability
+        absorb(self.traits[: len(new_UT)], ended.traits * new_UT[:, :, None])
 
 
 def _laid_over(alpha_UTG: Array, ended_UTG: Array | None) -> Array:

@@ -31,6 +31,7 @@ from ingest.sources.simulate_rule import (
     TRENDING,
     Array,
     Memory,
+    action_weights,
     keep_probability,
     recent_shares,
 )
@@ -150,9 +151,15 @@ def after(before: Intents, tastes: Tastes, requests: Requests) -> Outlook:
     known = drawn(before)
     before_Q, keep_Q = known.kept + known.new, requests.keep[:, None, None, None, None]
     ended = ended_of(before_Q)
-    draws = Known(tastes).draws(requests.part, ended)
+    draws = Known(tastes).draws(odds(requests.part, requests.last >= 0), ended)
     action_QA = np.einsum("qb,qba->qa", ended.action, draws.action)
     return Outlook(keep_Q * before_Q, (1 - keep_Q) * action_QA[:, :, None, None, None] * _cells_of(draws))
+
+
+def odds(part_Q: Array, later_Q: Array) -> Array:
+    """How much likelier (Q, B, A) an action is at a part of the day after another; alike where there was none."""
+    before_QB = np.where(later_Q[:, None], np.arange(len(ACTIONS)), -1)
+    return action_weights(np.ones(len(ACTIONS)), part_Q[:, None], before_QB)
 
 
 def _cells_of(draws: Draws) -> Array:
@@ -177,6 +184,7 @@ def filtered(history: History, belief: Belief, asked: Integers) -> Outlook:
     """What is known of the intents of the events `asked` (rows of the history) before each of them."""
     shows_EA, new_likelihood, kept_likelihood = history.likelihood()
     requests = history.requests
+    odds_EBA = odds(requests.part, history.step > 0)
     order = np.argsort(asked, kind="stable")
     found = Outlook(*np.zeros((2, len(asked), *INTENT)))
     intent, ended = np.zeros((history.steps[0].stop, *INTENT)), None
@@ -186,7 +194,7 @@ def filtered(history: History, belief: Belief, asked: Integers) -> Outlook:
         if here.start:
             intent = intent[:size]
             ended = ended_of(intent)
-        draws = belief.draws(requests.part[here], ended)
+        draws = belief.draws(odds_EBA[here], ended)
         before_UB = np.full((size, len(ACTIONS)), 1 / len(ACTIONS)) if ended is None else ended.action
         cells, again = _cells_of(draws), keep[:, None, None, None, None] * intent
         action_UA = np.einsum("ub,uba->ua", before_UB, draws.action) * (1 - keep)[:, None]
@@ -199,11 +207,11 @@ def filtered(history: History, belief: Belief, asked: Integers) -> Outlook:
         shows = shows_EA[here, :, None, None, None]
         again *= shows * kept_likelihood[here, None]
         cells *= shows * new_likelihood[here, None]
-        likelihood_UA = cells.sum(axis=(2, 3, 4)) * (1 - keep)[:, None]
-        drawn_UBA = before_UB[:, :, None] * draws.action * likelihood_UA[:, None]
+        likelihood_UBA = before_UB[:, :, None] * (cells.sum(axis=(2, 3, 4)) * (1 - keep)[:, None])[:, None]
+        drawn_UBA = draws.action * likelihood_UBA
         intent = again + action_UA[:, :, None, None, None] * cells
         kept_U = again.sum(axis=(1, 2, 3, 4))
         total_U = np.maximum(kept_U + drawn_UBA.sum(axis=(1, 2)), TINY)
         intent /= total_U[:, None, None, None, None]
-        belief.learn(drawn_UBA / total_U[:, None, None], kept_U, likelihood_UA, ended)
+        belief.learn(drawn_UBA / total_U[:, None, None], kept_U, likelihood_UBA)
     return found

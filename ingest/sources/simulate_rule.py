@@ -307,8 +307,9 @@ class Memory:
         begun = _to_front(self.begun[rows], item, position)
         episodes_left = _to_front(self.episodes_left[rows], left, position)
         over = left <= 0
-        begun[over] = np.pad(begun[over, 1:], ((0, 0), (0, 1)), constant_values=-1)
-        episodes_left[over] = np.pad(episodes_left[over, 1:], ((0, 0), (0, 1)))
+        for listed, none in ((begun, -1), (episodes_left, 0)):
+            listed[over, :-1] = listed[over, 1:]
+            listed[over, -1] = none
         self.begun[rows], self.episodes_left[rows] = begun, episodes_left
 
 
