@@ -17,9 +17,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
+from pydantic import field_validator
+
 from evaluation.baselines.base import BaselineConfig, BaselineScorer
 from ingest.errors import InputError
 from ingest.features.feature import FIRST_VALUE
+from ingest.storage import absolute
 from trainer.models.registry import register
 
 if TYPE_CHECKING:
@@ -51,6 +54,11 @@ class RuleConfig(BaselineConfig):
     log: str | None = None
     """Folder of the log that `intentrec simulate` has made; by default that of the run."""
     oracle: ClassVar[bool] = True
+
+    @field_validator("log")
+    @classmethod
+    def _anywhere(cls, value: str | None) -> str | None:
+        return None if value is None else absolute(value)
 
     @property
     def inputs(self) -> str:

@@ -67,6 +67,19 @@ def test_of_every_target_the_probabilities_sum_to_one(simulated: Data) -> None:
         assert scores[range(len(scores)), batch.target_Q].min() > 0
 
 
+def test_a_batch_without_targets_is_asked_as_any_other(simulated: Data) -> None:
+    """As a worker does that is through before the others."""
+    reader = simulated.reader("test", evaluate=True)
+    whole, _ = next(iter(reader.epoch(0)))
+    for knows in BOUNDS:
+        scorer = RuleConfig(knows=knows).scorer(opened(simulated))
+        parts = [scorer.predict(batch).query for batch in (whole, reader.builder.empty())]
+        assert [(part.dtype, part.shape[1:]) for part in parts[0]] == [
+            (part.dtype, part.shape[1:]) for part in parts[1]
+        ]
+        assert scorer.scores(parts[1]).shape == (0, simulated.manifest.catalogue)
+
+
 def test_the_score_is_the_chance_to_come_true(simulated: Data) -> None:
     """What the filter gives to the items that came is, on the mean, what it says of itself."""
     (batch,) = (batch for batch, _ in simulated.reader("test", evaluate=True, tokens=10**9).epoch(0))
@@ -105,5 +118,6 @@ def test_what_does_not_fit_is_refused_at_the_start() -> None:
     with pytest.raises(ValueError, match=r"^log: kind rule takes the folder of a log that `intentrec simulate`"):
         RuleConfig().check(own, TrainConfig())
     RuleConfig(log="log").check(own, TrainConfig())
+    assert RuleConfig(log="log").log == str(Path("log").absolute())
     with pytest.raises(ValueError, match="needs real times"):
         RuleConfig(log="log").check(own.model_copy(update={"time_unit": "position"}), TrainConfig())
