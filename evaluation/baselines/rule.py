@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
-
 from pydantic import field_validator
 
 from evaluation.baselines.base import BaselineConfig, BaselineScorer
