@@ -64,25 +64,25 @@ class NeuralScorer:
     def __init__(self, step: Step, rows_at_once: int = 262_144) -> None:
         self.step, self.predict = step, step.predict
         self.slice = CatalogueSlice(step.manifest.items, step.manifest.catalogue, step.worker)
-        self.attributes = step.recommender.scores.attributes
-        rows_vD = None if self.attributes else rows_in_place(step.parallel, ITEM, step.worker.workers)
+        self.parts = step.recommender.scores
+        rows_vD = rows_in_place(step.parallel, ITEM, step.worker.workers) if self.parts.only_rows else None
         self.rows_vD = self._fetched(rows_at_once) if rows_vD is None else rows_vD
 
     @torch.no_grad()
     def _fetched(self, rows_at_once: int) -> Tensor:
-        """The vectors of the slice's known items; with attributes, those of the others, too."""
-        step, worker = self.step, self.step.worker
-        row_v = self.slice.rows if self.attributes else self.slice.rows[: self.slice.known]
-        others = step.manifest.catalogue - step.manifest.items if self.attributes else 0
+        """The columns of the slice's known items; with attributes, those of the others, too."""
+        step, worker, attributes = self.step, self.step.worker, self.parts.attributes is not None
+        row_v = self.slice.rows if attributes else self.slice.rows[: self.slice.known]
+        others = step.manifest.catalogue - step.manifest.items if attributes else 0
         largest = -(-step.manifest.items // worker.workers) - (-others // worker.workers)
         parts = []
         for offset in range(0, largest, rows_at_once):
             item_N = self.row_to_item(row_v[offset : offset + rows_at_once].to(worker.device))
             row_N = item_N.masked_fill(item_N >= step.manifest.items, UNKNOWN)
-            attributes = step.candidates.attributes.of(item_N) if step.candidates.attributes else {}
-            found = step.recommender.tables.rows({ITEM: row_N, **attributes})
-            rows_ND = found.pop(ITEM)
-            parts.append(rows_ND + self.attributes(found) if self.attributes else rows_ND)
+            facts = step.candidates.facts(item_N)
+            found = step.recommender.tables.rows({ITEM: row_N, **facts.attributes})
+            vectors_ND = self.parts.vectors(found.pop(ITEM), found)
+            parts.append(self.parts.columns(vectors_ND, self.parts.labels(facts, len(item_N)), facts.day_C))
         return torch.cat(parts)
 
     def scores(self, query: Query) -> Tensor:

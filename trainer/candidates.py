@@ -5,22 +5,23 @@ Q  targets     C  candidates     U  different items of the batch's moments
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from embeddings.workers import Worker
-from ingest.data.batch import Batch, Lists
+from ingest.data.batch import Batch
 from ingest.data.items import ItemTable
 from ingest.data.manifest import Manifest
 from ingest.data.moments import Snapshots, take_snapshots
 from ingest.durations import parse_duration
 from ingest.features.feature import UNKNOWN
 from trainer.models.registry import NeuralConfig
+from trainer.scores.ages import Dates
 from trainer.scores.attributes import Attributes
 from trainer.scores.moments import Moments
+from trainer.scores.scores import Facts
 from trainer.train_config import TrainConfig
 from trainer.unknown import chosen
 
@@ -39,19 +40,22 @@ class CandidateReader:
     def __init__(
         self, model: NeuralConfig, config: TrainConfig, manifest: Manifest, worker: Worker, known: Known | None
     ) -> None:
-        if known is None and {"attributes", "recent"} & set(model.knows):
+        if known is None and {"attributes", "recent", "age", "intents"} & set(model.knows):
             raise ValueError(f"a model that knows {', '.join(model.knows)} needs the data set, got None")
         self.known, self.manifest, self.settings = known, manifest, model.moments
         self.recent, self.seed = "recent" in model.knows, config.seed
         self.attributes: Attributes | None = None
         if known is not None and "attributes" in model.knows:
             self.attributes = Attributes(known.items, manifest.attributes, worker.device)
+        lasting = [feature for feature in manifest.attributes if feature.intent]
+        self.labels: Attributes | None = None
+        if known is not None and "intents" in model.knows and lasting:
+            self.labels = Attributes(known.items, lasting, worker.device)
+        self.dates = Dates(manifest, known.items, worker.device) if known is not None and "age" in model.knows else None
         self.cold_share = model.cold_share if self.recent or self.attributes else 0.0
 
-    def of(
-        self, batch: Batch, item_C: Tensor, number: int | None
-    ) -> tuple[Tensor, Mapping[str, Tensor | Lists], Moments | None]:
-        """What the tables look up of the candidates `item_C` and of the moments' items, and the moments.
+    def of(self, batch: Batch, item_C: Tensor, number: int | None) -> tuple[Tensor, Facts, Moments | None]:
+        """The rows of the candidates `item_C` and of the moments' items, what is known of them, and the moments.
 
         In training step `number` a share of the items has the row for unknown ones, the same on all workers.
         """
@@ -61,7 +65,12 @@ class CandidateReader:
         row_C = batch.in_table(item_C)
         if number is not None and self.cold_share:
             row_C = row_C.masked_fill(chosen(row_C, self.cold_share, self.seed, number), UNKNOWN)
-        return row_C, self.attributes.of(item_C) if self.attributes else {}, moments
+        return row_C, self.facts(item_C), moments
+
+    def facts(self, item_C: Tensor) -> Facts:
+        """What is known of items."""
+        attributes, labels = (known.of(item_C) if known else {} for known in (self.attributes, self.labels))
+        return Facts(attributes, labels, self.dates.of(item_C) if self.dates else None)
 
     def _moments(self, batch: Batch, number: int | None) -> Moments:
         """Training counts training events, up to a time before the requests; what is live counts all of them."""

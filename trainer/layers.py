@@ -52,6 +52,8 @@ class Output:
     """For each intent the logits of its labels, [T, labels]: label l is vocabulary index l + 2."""
     attention_TM: Tensor | None = None
     """The weight of each of the M intents, in the order of `intents`; rows sum to 1."""
+    latent: dict[str, Tensor] = field(default_factory=dict)
+    """Logits of the same labels, which no loss teaches what they mean, of a model that predicts no intents."""
 
 
 class Dropout(nn.Module):
@@ -273,6 +275,7 @@ class TwoEncoders(nn.Module):
 
     def __init__(self, config: WindowConfig, manifest: Manifest, dimension: int, max_length: int) -> None:
         super().__init__()
+        self.acts = "intents" in config.knows
         self.features = FeatureVector(manifest.features, dimension)
         self.positions = Positions(manifest, dimension, max_length, timestamp=True, encoders=3)
         width, heads, dropout = self.features.width, config.heads, config.dropout

@@ -5,7 +5,6 @@ T  tokens     Q  targets     C  candidates     D  dimension     M  intents
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -14,20 +13,19 @@ from torch import Tensor, nn
 
 from embeddings.table_config import ITEM
 from embeddings.tables import Tables
-from ingest.data.batch import Batch, Lists
+from ingest.data.batch import Batch
 from ingest.data.manifest import Manifest
 from trainer.attention import Layout
-from trainer.layers import FeatureVector, Inputs
+from trainer.layers import Inputs
 from trainer.models.registry import NeuralConfig
-from trainer.scores.attributes import AttributeVectors
-from trainer.scores.history import HistoryPointer
-from trainer.scores.moments import MomentPointer, Moments
+from trainer.scores.intents import Part
+from trainer.scores.moments import Moments
 from trainer.scores.pointers import joined
-from trainer.scores.request import RequestEncoding
+from trainer.scores.scores import Facts, Scores
 from trainer.softmax import Pointed
 from trainer.train_config import TrainConfig
 
-NOTHING: Mapping[str, Tensor | Lists] = {}
+NOTHING = Facts()
 Query: TypeAlias = tuple[Tensor, ...]
 """What is needed to score the catalogue, a row a target in each tensor."""
 
@@ -38,33 +36,12 @@ class Prediction:
 
     query: Query
     candidates_CD: Tensor
-    """Their vectors, but for those of the moments' items."""
+    """Their columns, but for those of the moments' items."""
     intents: dict[str, Tensor]
     """Logits of each intent, [Q, labels]."""
     attention_QM: Tensor | None
     pointed: Pointed | None = None
     """What the scores know besides, for the loss."""
-
-
-class Scores(nn.Module):
-    """The parts of a score that a model's `knows` names, each a module that is there or not."""
-
-    def __init__(self, model: NeuralConfig, train: TrainConfig, manifest: Manifest) -> None:
-        super().__init__()
-        dimension, features = train.tables.dimension, manifest.features if model.reads_features else []
-        request = "request" in model.knows
-        asked = [feature.name for feature in features if feature.at_request]
-        self.features = FeatureVector(features, dimension)
-        self.request = RequestEncoding(manifest, asked, dimension) if request else None
-        names = [feature.name for feature in manifest.attributes]
-        self.attributes = AttributeVectors(names, dimension) if "attributes" in model.knows else None
-        self.history: HistoryPointer | None = None
-        if "history" in model.knows:
-            length, items = train.reader.max_length, manifest.items
-            self.history = HistoryPointer(self.features.width, dimension, length, items, request)
-        self.recent: MomentPointer | None = None
-        if "recent" in model.knows:
-            self.recent = MomentPointer(dimension, manifest.items, model.moments.items)
 
 
 class Recommender(nn.Module):
@@ -79,17 +56,12 @@ class Recommender(nn.Module):
         self.tables, self.network, self.scores, self.numbers = tables, network, scores, numbers
 
     def forward(
-        self,
-        batch: Batch,
-        candidates_C: Tensor,
-        attributes: Mapping[str, Tensor | Lists] = NOTHING,
-        moments: Moments | None = None,
+        self, batch: Batch, candidates_C: Tensor, facts: Facts = NOTHING, moments: Moments | None = None
     ) -> Prediction:
-        """`attributes`: of the candidates; `moments`: of the targets, and their items are the last candidates."""
-        found = self.tables(batch, candidates_C, attributes)
-        vectors, candidates_CD = found.inputs, found.candidates_CD
-        if self.scores.attributes is not None:
-            candidates_CD = candidates_CD + self.scores.attributes(found.attributes)
+        """`facts`: of the candidates; `moments`: of the targets, and their items are the last candidates."""
+        scores = self.scores
+        found = self.tables(batch, candidates_C, facts.attributes)
+        vectors, candidates_CD = found.inputs, scores.vectors(found.candidates_CD, found.attributes)
         columns = [batch.features[name] for name in self.numbers]
         numbers_Tn = (
             torch.stack([column for column in columns if isinstance(column, Tensor)], dim=1)
@@ -99,27 +71,39 @@ class Recommender(nn.Module):
         inputs = Inputs(
             vectors, numbers_Tn, batch.time_T, batch.position_T, Layout(batch.lengths_B, batch.item_T.device)
         )
-        features_TX = self.scores.features(inputs) * self.scores.features.scale if self.scores.history else None
-        if self.scores.request is not None:
-            asked_TD = self.scores.request(inputs, batch.request_time_T, found.request)
+        features_TX = scores.features(inputs) * scores.features.scale if scores.history else None
+        if scores.request is not None:
+            asked_TD = scores.request(inputs, batch.request_time_T, found.request)
             inputs = replace(inputs, vectors=vectors | {ITEM: vectors[ITEM] + asked_TD})
         output = self.network(inputs)
         at = batch.target_position_Q
-        query = [output.query_TD.index_select(0, at).float()]
+        query_QD = output.query_TD.index_select(0, at).float()
+        log_p_TL = None if scores.intents is None else scores.intents(output.intents or output.latent)
+        log_p_QL = None if log_p_TL is None else log_p_TL.index_select(0, at)
+        label_CL, day_C = scores.labels(facts, len(candidates_CD)), facts.day_C
         listed, pointed = not self.training, []
-        if self.scores.history is not None:
-            pointed.append(self.scores.history(output.query_TD, features_TX, batch, inputs.layout, listed))
-        if self.scores.recent is not None:
+        if scores.history is not None:
+            acting = None
+            if scores.intents is not None and log_p_TL is not None:
+                label_TL = scores.intents.labels(batch.features, batch.tokens)
+                acting = scores.intents.acting(log_p_TL, label_TL, Part.HISTORY)
+            pointed.append(scores.history(output.query_TD, features_TX, batch, inputs.layout, listed, acting))
+        if scores.recent is not None:
             assert moments is not None
-            own = len(candidates_CD) - len(moments.item_U)
+            own, acting = len(candidates_CD) - len(moments.item_U), None
             candidates_CD, recent_UD = candidates_CD[:own], candidates_CD[own:]
-            pointed.append(self.scores.recent(query[0], recent_UD, moments, batch.target_Q, listed))
+            if scores.intents is not None and log_p_QL is not None and label_CL is not None:
+                acting = scores.intents.acting(log_p_QL, label_CL[own:], Part.RECENT)
+                label_CL = label_CL[:own]
+            day_C = None if day_C is None else day_C[:own]
+            pointed.append(scores.recent(query_QD, recent_UD, moments, batch.target_Q, listed, acting))
+        query = [scores.asked(query_QD, batch.request_time_T.index_select(0, at), log_p_QL)]
         if listed and pointed:
             query += [torch.cat([candidates.item_QW for _, candidates in pointed], dim=1)]
             query += [torch.cat([candidates.logit_QW for _, candidates in pointed], dim=1)]
         return Prediction(
             tuple(query),
-            candidates_CD,
+            scores.columns(candidates_CD, label_CL, day_C),
             {name: logits.index_select(0, at).float() for name, logits in output.intents.items()},
             None if output.attention_TM is None else output.attention_TM.index_select(0, at),
             joined([sums for sums, _ in pointed]),

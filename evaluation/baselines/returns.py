@@ -2,7 +2,7 @@
 
 Such ones: the same number of different items ago (the stack distance), and, with `by`, the same value of a feature at
 the newest interaction with the item: so what is in the cart can come before what was viewed, and what was bought last.
-Return rates by recency are in Anderson, Kumar, Tomkins and Vassilvitskii, "The Dynamics of Repeat Consumption", WWW 2014.
+Return rates by recency: Anderson, Kumar, Tomkins and Vassilvitskii, "The Dynamics of Repeat Consumption", WWW 2014.
 
     Q  targets     U  the different items that every target's user had     L  `length`     G  values of `by`
 """

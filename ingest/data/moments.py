@@ -20,7 +20,7 @@ from ingest.data.items import ItemTable
 from ingest.data.manifest import Manifest
 from ingest.durations import parse_duration
 from ingest.features.elapsed import MISSING_TIME
-from ingest.features.feature import FIRST_VALUE, PADDING, kind_of
+from ingest.features.feature import FIRST_VALUE, PADDING, dated
 
 NEVER = np.iinfo(np.int64).max
 
@@ -66,9 +66,9 @@ def take_snapshots(url: str, manifest: Manifest, items: ItemTable, step: int, si
 def _since(manifest: Manifest, items: ItemTable) -> Integers:
     """The date of each item, `NEVER` where it has none: int64 [V], in milliseconds."""
     since_V = np.full(manifest.catalogue, NEVER)
-    dated = [feature for feature in manifest.features if feature.of == "item" and kind_of(feature).of_time]
-    if dated:
-        date_V = items.columns[dated[0].name]
+    feature = dated(manifest.features)
+    if feature is not None:
+        date_V = items.columns[feature.name]
         assert isinstance(date_V, np.ndarray)
         np.copyto(since_V, date_V, where=date_V != MISSING_TIME)
     since_V[:FIRST_VALUE] = NEVER

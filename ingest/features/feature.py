@@ -8,7 +8,7 @@ training data, fitted, encoded, stored, loaded and gathered. All others ask `kin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, TypeAlias
 
@@ -181,6 +181,10 @@ class Kind:
         """The values [N], each checked. Raises `InputError` with column and value."""
         raise NotImplementedError
 
+    def derive(self, user_N: NDArray[np.int64], item_N: NDArray[np.int64]) -> pa.Array:
+        """The values of events, by user and each user's by time, of a kind that is read from no column."""
+        raise NotImplementedError
+
     def seen_at(self, values: pl.Series, time: pl.Series) -> pl.Series:
         """What events at `time` (milliseconds since 1970) see of what was read, which may depend on it: `of_time`."""
         return values
@@ -225,7 +229,7 @@ class Kind:
 
 KINDS: Registry[Kind] = Registry(
     "kind of feature",
-    {name: f"ingest.features.{name}" for name in ("category", "categories", "number", "elapsed")},
+    {name: f"ingest.features.{name}" for name in ("category", "categories", "number", "elapsed", "repeat")},
 )
 
 
@@ -236,6 +240,11 @@ def kind_of(feature: Feature | PreparedFeature) -> Kind:
 def is_attribute(feature: Feature | PreparedFeature) -> bool:
     """Whether it is the same for an item at any time, and has a vocabulary or bins."""
     return feature.of == "item" and not feature.is_number and not kind_of(feature).of_time
+
+
+def dated(features: Sequence[PreparedFeature]) -> PreparedFeature | None:
+    """The first feature that gives items a date, from which their age counts."""
+    return next((f for f in features if f.of == "item" and kind_of(f).of_time), None)
 
 
 def has_one_index(feature: Feature | PreparedFeature) -> bool:

@@ -46,6 +46,9 @@ def build_histories(job: Job, task: tuple[int, list[str]]) -> dict[str, Any]:
         events = take(events, np.flatnonzero(kept_N))
         item = item.filter(pa.array(kept_N))
         user_N = user_N[kept_N]
+    for feature in event_features(job.config):
+        if not kind_of(feature).columns(feature):
+            events = events.append_column(feature.name, kind_of(feature).derive(user_N, item.indices.to_numpy()))
     length_U = np.bincount(user_N, minlength=len(user_U))
     user_U, length_U = user_U.filter(pa.array(length_U > 0)), length_U[length_U > 0]
     events = _compact(job, events.set_column(events.column_names.index(ITEM), ITEM, item))

@@ -21,6 +21,11 @@ def event_features(config: DataConfig) -> list[Feature]:
     return [feature for feature in config.features if feature.of == "event"]
 
 
+def logged_features(config: DataConfig) -> list[Feature]:
+    """The event features that are read from columns of the log; others are derived from the users' events."""
+    return [feature for feature in event_features(config) if kind_of(feature).columns(feature)]
+
+
 def item_features(config: DataConfig) -> list[Feature]:
     return [feature for feature in config.features if feature.of == "item"]
 
@@ -28,14 +33,14 @@ def item_features(config: DataConfig) -> list[Feature]:
 def event_columns(config: DataConfig) -> list[str]:
     """The columns of the log that the config declares."""
     names = [config.user, config.item, config.time] + ([config.duration] if config.duration else [])
-    for feature in event_features(config):
+    for feature in logged_features(config):
         names += kind_of(feature).columns(feature)
     return names
 
 
 def event_sources(config: DataConfig) -> dict[str, str]:
     """What the columns of `events_of` are called in the log."""
-    return {"user": config.user, "item": config.item} | {f.name: f.source for f in event_features(config)}
+    return {"user": config.user, "item": config.item} | {f.name: f.source for f in logged_features(config)}
 
 
 def events_of(config: DataConfig, columns: dict[str, Column]) -> pl.DataFrame:
@@ -47,7 +52,7 @@ def events_of(config: DataConfig, columns: dict[str, Column]) -> pl.DataFrame:
     }
     if config.duration:
         frame["duration"] = columns[config.duration].durations()
-    for feature in event_features(config):
+    for feature in logged_features(config):
         kind = kind_of(feature)
         frame[feature.name] = kind.seen_at(kind.read(feature, columns, config.time_unit), frame["time"])
     return pl.DataFrame(frame)

@@ -26,6 +26,8 @@ class Target:
     history: list[int]
     item: int
     time: int
+    row: dict[str, list[int]]
+    """The whole row that it is in."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Log:
         for shard in self.data.manifest.shards[self.split]:
             for row in pq.read_table(Path(self.data.url) / shard.path).to_pylist():
                 for place in range(len(row["item"]) - row["targets"], len(row["item"])):
-                    found[row["user"], place] = Target(row["item"][:place], row["item"][place], row["time"][place])
+                    found[row["user"], place] = Target(row["item"][:place], row["item"][place], row["time"][place], row)
         return found
 
 
@@ -105,6 +107,39 @@ def recent(log: Log, order: str, half_life: float = 8.0, length: int = 50) -> Ca
                 "decay": sum(0.5 ** (place / half_life) for place in back[item]),
             }[order]
             found[item] = (1, round(score, 9), -min(back[item]))
+        return found
+
+    return keys
+
+
+def returns(log: Log, by: str | None, length: int = 50) -> Callable[[Target], Keys]:
+    seen: Counter[tuple[int, int]] = Counter()
+    taken: Counter[tuple[int, int]] = Counter()
+
+    def own(row: dict[str, list[int]], place: int) -> dict[int, tuple[int, int]]:
+        """How each of the newest items is told apart: the value at its newest interaction, how many items ago."""
+        found: dict[int, tuple[int, int]] = {}
+        for item, value in zip(reversed(row["item"][:place]), reversed(row[by or "item"][:place]), strict=True):
+            if item > 1 and item not in found and len(found) < length:
+                found[item] = (value if by else 0, len(found))
+        return found
+
+    for shard in log.data.manifest.shards["train"]:
+        for row in pq.read_table(Path(log.data.url) / shard.path).to_pylist():
+            for place in range(len(row["item"]) - row["targets"], len(row["item"])):
+                for item, kind in own(row, place).items():
+                    seen[kind] += 1
+                    taken[kind] += item == row["item"][place]
+
+    def rate(kind: tuple[int, int]) -> float:
+        alike = [other for other in seen if other[1] == kind[1]]
+        mean = (sum(taken[other] for other in alike) + 1) / (sum(seen[other] for other in alike) + length)
+        return (taken[kind] + mean) / (seen[kind] + 1)
+
+    def keys(target: Target) -> Keys:
+        found: Keys = {item: (0, log.popularity[item]) for item in log.items}
+        for item, kind in own(target.row, len(target.history)).items():
+            found[item] = (1, rate(kind), -kind[1])
         return found
 
     return keys
@@ -190,6 +225,7 @@ def session_knn(
 
 REFERENCES: dict[str, Callable[..., Callable[[Target], Keys]]] = {
     "recent": recent,
+    "returns": returns,
     "trending": trending,
     "markov": markov,
     "item_knn": item_knn,

@@ -89,7 +89,8 @@ def kinds(data: Data, folder: Path, worker: Worker) -> dict[str, tuple[Any, ...]
     """Of each of `CASES`: all test targets by user and place, this worker's slice of their scores, and their ranks,
     counted over all workers.
     """
-    (whole,) = (batch for batch, _ in data.reader("test", evaluate=True, tokens=10**9, shuffle_buffer=10**9).epoch(0))
+    everything: dict[str, Any] = {"tokens": 10**9, "shuffle_buffer": 10**9, "max_length": 100}
+    (whole,) = (batch for batch, _ in data.reader("test", evaluate=True, **everything).epoch(0))
     assert whole.target_place_Q is not None
     targets = [(whole.users[row], place) for row, place in zip(whole.row_Q.tolist(), whole.target_place_Q.tolist())]  # noqa: B905
     prepared = Prepared(data.url, data.manifest, data.items, worker)
@@ -98,7 +99,8 @@ def kinds(data: Data, folder: Path, worker: Worker) -> dict[str, tuple[Any, ...]
         config = ModelConfig.model_validate(case)
         assert isinstance(config, BaselineConfig)
         scorer = config.scorer(prepared)
-        reader = data.reader("test", worker, evaluate=True, tokens=25, max_length=3)
+        length = 100 if case["kind"] == "returns" else 3  # the one baseline that sees no further than the sequences
+        reader = data.reader("test", worker, evaluate=True, tokens=25, max_length=length)
         ranks = evaluate(scorer, reader, worker, False, "").ranks.counts
         found[name] = (targets, scorer.scores(scorer.predict(whole).query).numpy(), ranks)
     return found
@@ -176,7 +178,7 @@ def chosen(data: Data, folder: Path, worker: Worker, changes: dict[str, Any] | N
     return evaluate_models(EvaluationRun(data.url, url, models, settings, 7, "HR@5"), worker)
 
 
-KNOWING = MODEL.model_copy(update={"knows": ["request", "history", "attributes", "recent"]})
+KNOWING = MODEL.model_copy(update={"knows": ["request", "history", "attributes", "recent", "age", "intents"]})
 
 
 def knowing(data: Data, folder: Path, worker: Worker, part: str = "") -> Any:

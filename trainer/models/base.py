@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field, field_validator
 
 from ingest.data.schema import DataConfig
@@ -27,6 +29,7 @@ class TransformerConfig(NeuralConfig):
 class WindowConfig(TransformerConfig):
     """A model with the short-term encoder and two Transformers."""
 
+    has_heads: ClassVar[bool] = True
     window: str | int = "7d"
     """H, how far back the short-term encoder sees: a span of time, or a number of positions."""
     intent_layers: int = Field(default=1, ge=1)

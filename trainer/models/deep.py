@@ -1,13 +1,14 @@
 """Deep: the same short-term encoder, two Transformers and features as IntentRec, and no intents.
 
 The control that tells the hierarchy of intents from mere depth: where IntentRec puts the aggregated intent
-predictions Z, Deep puts a projection of the first Transformer's output through a bottleneck of the same size.
+predictions Z, Deep puts a projection of the first Transformer's output through a bottleneck of the same size. Where its
+scores know `intents`, it has IntentRec's heads, which act alike but are taught by the item loss alone.
 """
 
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ingest.features.feature import FIRST_VALUE
 from trainer.models.base import WindowConfig
@@ -39,8 +40,11 @@ def network_class() -> type[nn.Module]:
         def make_bridge(self, manifest: Manifest, dimension: int) -> None:
             narrow = sum(feature.size - FIRST_VALUE for feature in manifest.intents) or dimension
             self.bottleneck = nn.Sequential(nn.Linear(dimension, narrow), nn.GELU(), nn.Linear(narrow, dimension))
+            labels = {feature.name: feature.size - FIRST_VALUE for feature in manifest.intents} if self.acts else {}
+            self.heads = nn.ModuleDict({f"intent_{n}": nn.Linear(dimension, m) for n, m in labels.items()})
 
-        def bridge(self, encoded_TD: Tensor) -> tuple[Tensor]:
-            return (self.bottleneck(encoded_TD),)
+        def bridge(self, encoded_TD: Tensor) -> tuple[Any, ...]:
+            latent = {name.removeprefix("intent_"): head(encoded_TD) for name, head in self.heads.items()}
+            return self.bottleneck(encoded_TD), {}, None, latent
 
     return Deep

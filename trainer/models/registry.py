@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field, field_validator
 from ingest.data.activity import of_buckets
 from ingest.data.schema import DataConfig
 from ingest.durations import parse_duration
-from ingest.features.feature import is_attribute
+from ingest.features.feature import is_attribute, kind_of
 from ingest.registry import Registry
 from ingest.settings import Kinded, Settings
 from trainer.train_config import TrainConfig
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ingest.data.manifest import Manifest
 
 
-Knowledge: TypeAlias = Literal["request", "history", "attributes", "recent"]
+Knowledge: TypeAlias = Literal["request", "history", "attributes", "recent", "age", "intents"]
 
 
 def _once(values: list[Knowledge]) -> list[Knowledge]:
@@ -76,24 +76,34 @@ class NeuralConfig(ModelConfig):
 
     reads_features: ClassVar[bool] = True
     """Whether the model sees more than items, places and times: columns that it does not see are not read."""
+    has_heads: ClassVar[bool] = False
+    """Whether it has a head for each intent, taught or not."""
     train: dict[str, Any] = {}
     """Keys of the `train` section that are other for this model."""
     knows: Annotated[list[Knowledge], AfterValidator(_once)] = []
     """What its scores know beside the model's query and the items' rows (trainer/scores/): `request`, the time at which
     the next item is asked for and the features that are `at_request`; `history`, that each place of the user's past can
     be taken again; `attributes`, the features of the candidates; `recent`, what is taken lately and what is new at the
-    moment of the request."""
+    moment of the request; `age`, how old each item is at the request, and whether it is out; `intents`, the predicted
+    labels, which act on what bears them."""
     moments: MomentsConfig = MomentsConfig()
     cold_share: float = Field(default=0.1, ge=0, lt=1)
     """The share of candidates that have the row for unknown items in a training step, so that it, and what is known
     besides of an item without a row, are trained; of a model that knows `attributes` or `recent`."""
 
     def check(self, data: DataConfig, train: TrainConfig) -> None:
-        for part in {"request", "recent"} & set(self.knows):
+        for part in {"request", "recent", "age"} & set(self.knows):
             if data.time_unit == "position":
                 raise ValueError(f"knows: {part} needs real times, not time_unit position")
         if "attributes" in self.knows and not any(map(is_attribute, data.features)):
             raise ValueError("knows: attributes needs a category feature with `of: item` in data.features")
+        if "age" in self.knows and not any(f.of == "item" and kind_of(f).of_time for f in data.features):
+            raise ValueError("knows: age needs a feature of kind elapsed with `of: item` in data.features")
+        if "intents" in self.knows:
+            if not self.has_heads:
+                raise ValueError(f"knows: intents needs a model with heads for them; kind: {self.kind} has none")
+            if not any(feature.intent for feature in data.features):
+                raise ValueError("knows: intents needs a feature with `intent: true` in data.features")
 
     @property
     def weight_of_intents(self) -> float:

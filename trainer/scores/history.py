@@ -9,9 +9,10 @@ The logit of place j for what comes after place k (pointer networks, arXiv 1506.
 
 How far back is counted in different items, for an item's last place: the stack distance, by which a list of one's own
 items is ordered; for its places before that, in places. q, u, v and g are linear in the model's query h_k, so that a
-session's intent decides whether, and how far back, people return. The key m_j is linear in the features of place j (the
-item, the action, the seconds watched ...) and in h_(j-1): what had been expected there, so that a place is found that
-was reached from a state like today's.
+session's intent decides whether, and how far back, people return. The key m_j is made of the features of place j (the
+item, the action, the seconds watched ...) and of how often the item has been taken there, by a linear layer and by one
+hidden layer beside it, so that a series of ten episodes can be over after ten; and of h_(j-1): what had been expected
+there, so that a place is found that was reached from a state like today's.
 
 What is copied is a place, not a row of a table: an item that the vocabulary lacks is copied like any other.
 """
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from ingest.data.batch import Batch
 from ingest.features.feature import FIRST_VALUE, PADDING
 from trainer.attention import Layout
+from trainer.scores.intents import Acting
 from trainer.scores.pointers import Candidates, sum_exp
 from trainer.softmax import Pointed
 
@@ -46,6 +48,10 @@ class HistoryPointer(nn.Module):
         self.sizes = [dimension, 2 * self.back, GAPS, 1]
         self.query = nn.Linear(dimension, sum(self.sizes))
         self.key = nn.Linear(width, dimension)
+        self.often = nn.Embedding(self.back, dimension)
+        self.mixed = nn.Sequential(
+            nn.Linear(width + dimension, 2 * dimension), nn.GELU(), nn.Linear(2 * dimension, dimension)
+        )
         self.before = nn.Linear(dimension, dimension, bias=False)
         with torch.no_grad():
             _, back_weight, gap_weight, gate_weight = self.query.weight.split(self.sizes)
@@ -57,13 +63,25 @@ class HistoryPointer(nn.Module):
             gate_bias.fill_(math.log(max(items, 2)))
 
     def forward(
-        self, query_TD: Tensor, features_TX: Tensor, batch: Batch, layout: Layout, listed: bool
+        self,
+        query_TD: Tensor,
+        features_TX: Tensor,
+        batch: Batch,
+        layout: Layout,
+        listed: bool,
+        acting: Acting | None = None,
     ) -> tuple[Pointed, Candidates | None]:
         """What the history gives each target, and, where they are to be `listed`, its candidates one by one."""
         asked_TX = self.query(query_TD)
         first_T1 = (batch.position_T == 0)[:, None]
         before_TD = torch.cat([query_TD[:1], query_TD[:-1]]).masked_fill(first_T1, 0)
-        key_TD = self.key(features_TX) + self.before(before_TD)
+        often_TD = self.often(self._bucket_of(times_before(batch)))
+        mixed_TD = self.mixed(torch.cat([features_TX, often_TD], dim=1))
+        key_TD = self.key(features_TX) + mixed_TD + self.before(before_TD)
+        if acting is not None:  # labels are products, too: further columns of the query and of the key
+            asked_TX = asked_TX + acting.gates(asked_TX.shape[1], own=-1, same=self.dimension)
+            asked_TX = torch.cat([acting.asked_NL * math.sqrt(self.dimension), asked_TX], dim=1)
+            key_TD = torch.cat([acting.label_XL, key_TD], dim=1)
         target_T = torch.full_like(batch.item_T, PADDING).index_copy_(0, batch.target_position_Q, batch.target_Q)
         now_T = batch.request_time_T if self.request else batch.time_T
         assert now_T is not None
@@ -94,7 +112,7 @@ class HistoryPointer(nn.Module):
 
     def _logits(self, asked_bLX: Tensor, key_bLD: Tensor, item_bL: Tensor, gap_bLL: Tensor) -> Tensor:
         """The logit of each place (last) for what comes after each place, -inf for the places after it."""
-        query_bLD, back_bLX, gap_bLG, gate_bL1 = asked_bLX.split(self.sizes, dim=2)
+        query_bLD, back_bLX, gap_bLG, gate_bL1 = asked_bLX.split([key_bLD.shape[2], *self.sizes[1:]], dim=2)
         longest, device = item_bL.shape[1], item_bL.device
         logit_bLL = torch.baddbmm(gate_bL1, query_bLD, key_bLD.mT, alpha=1 / math.sqrt(self.dimension)).float()
         place_L = torch.arange(longest, device=device)
@@ -106,8 +124,8 @@ class HistoryPointer(nn.Module):
     def _how_far_back(self, item_bL: Tensor) -> Tensor:
         """The bucket of each place (last) as seen from each place; any one for those after it."""
         longest, device = item_bL.shape[1], item_bL.device
-        bucket_L = (torch.arange(1, longest + 1, device=device).double().log2() * BACK).long()
         place_L = torch.arange(longest, device=device)
+        bucket_L = self._bucket_of(place_L)
         item_sorted_bL, order_bL = item_bL.sort(dim=1, stable=True)
         same_bL = torch.nn.functional.pad(item_sorted_bL[:, 1:] == item_sorted_bL[:, :-1], (0, 1))
         next_bL = torch.where(same_bL, order_bL.roll(-1, dims=1), longest)
@@ -117,6 +135,19 @@ class HistoryPointer(nn.Module):
         items_bLL = count_bLL[:, :, -1:] - count_bLL  # different items after each place
         ago_LL = (place_L[:, None] - place_L).clamp_(min=0)
         return torch.where(last_bLL, bucket_L[items_bLL], bucket_L[ago_LL] + self.back)
+
+    @staticmethod
+    def _bucket_of(count_N: Tensor) -> Tensor:
+        """`BACK` buckets for each doubling of the count and one, from 0 to `back` - 1."""
+        return ((count_N + 1).double().log2() * BACK).long()
+
+
+def times_before(batch: Batch) -> Tensor:
+    """How often the item of each token is among its sequence's tokens before it: [T]."""
+    sequence_T = torch.repeat_interleave(batch.lengths_B).to(batch.item_T.device)
+    key_T, order_T = ((batch.past_T.max() + 1) * sequence_T + batch.past_T).sort(stable=True)
+    nth_T = torch.arange(len(key_T), device=key_T.device) - torch.searchsorted(key_T, key_T)
+    return torch.empty_like(order_T).scatter_(0, order_T, nth_T)
 
 
 def time_bucket(span: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ingest.data.moments import FEATURES, Snapshots
 from ingest.durations import parse_duration
 from ingest.features.feature import FIRST_VALUE
+from trainer.scores.intents import Acting
 from trainer.scores.pointers import Candidates, sum_exp
 from trainer.softmax import Pointed
 
@@ -80,7 +81,13 @@ class MomentPointer(nn.Module):
             self.query.bias[-1] = math.log(max(items / size, 2))
 
     def forward(
-        self, query_QD: Tensor, candidates_UD: Tensor, moments: Moments, target_Q: Tensor, listed: bool
+        self,
+        query_QD: Tensor,
+        candidates_UD: Tensor,
+        moments: Moments,
+        target_Q: Tensor,
+        listed: bool,
+        acting: Acting | None = None,
     ) -> tuple[Pointed, Candidates | None]:
         """What the moments give each target, and, where they are to be `listed`, its candidates one by one."""
         asked_QX = self.query(query_QD)
@@ -90,9 +97,14 @@ class MomentPointer(nn.Module):
         scaled_QX = torch.cat(
             [asked_QX[:, : self.dimension] / math.sqrt(self.dimension), asked_QX[:, self.dimension : -1]], dim=1
         )
+        gate_Q1 = asked_QX[:, -1:]
+        if acting is not None:  # labels are products, too: further columns
+            scaled_QX = torch.cat([scaled_QX, acting.asked_NL], dim=1)
+            shown_GMX = torch.cat([shown_GMX, F.embedding(moments.place_GM, acting.label_XL)], dim=2)
+            gate_Q1 = gate_Q1 + acting.own_N[:, None]
         item_GM = moments.item_U[moments.place_GM]
         item_QM = item_GM[moments.moment_Q]
-        logit_QM = products(scaled_QX, shown_GMX, moments.moment_Q).float() + asked_QX[:, -1:].float()
+        logit_QM = products(scaled_QX, shown_GMX, moments.moment_Q).float() + gate_Q1.float()
         logit_QM = logit_QM.masked_fill(item_QM < FIRST_VALUE, -torch.inf)
         pointed = Pointed(*sum_exp(logit_QM, item_QM == target_Q[:, None]))
         return pointed, Candidates(item_QM, logit_QM) if listed else None

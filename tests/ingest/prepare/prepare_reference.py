@@ -23,6 +23,7 @@ MOMENT = pa.timestamp("ms")
 FEATURES = """
 - {name: device, min_count: 2, intent: true}
 - {name: action, first_of: {like: liked, click: clicked}, otherwise: seen, intent: true}
+- {name: turn, kind: repeat, intent: true}
 - {name: words, kind: categories, min_count: 2, intent: true}
 - {name: price, kind: number}
 - {name: price_bin, kind: number, column: price, bins: 3, intent: true}
@@ -182,6 +183,11 @@ def split_reference(config: DataConfig, events: list[Row]) -> tuple[list[Row], R
     for user in sorted(users):
         rows = sorted(users[user], key=lambda row: row["timestamp"])
         n = len(rows)
+        before: list[Any] = []
+        for row in rows:
+            last, item = before[-1:], row["item_id"]
+            row["turn"] = "same" if last == [item] else "again" if item in before else "new"
+            before.append(item)
         if config.split.kind == "leave_one_out":
             cuts = (n - 2, n - 1) if n >= 3 else (n, n)
         else:
@@ -231,6 +237,7 @@ class Reference:
         self.counts["unknown_item_events"] = sum(row["item_id"] not in table for row in events)
         self.device, self.device_rows = vocabulary([row["device"] for row in training], 2)
         self.action, self.action_rows = vocabulary([label(row) for row in training], 1)
+        self.turn, self.turn_rows = vocabulary([row["turn"] for row in training], 1)
         self.words, self.word_rows = vocabulary([w for row in training for w in distinct(row["words"])], 2)
         self.price = moments_of([row["price"] for row in training])
         self.price_edges = equal_bins([row["price"] for row in training], 3)
@@ -256,6 +263,7 @@ class Reference:
             "duration": row["seconds"],
             "device": self.device.get(row["device"], 1),
             "action": self.action.get(label(row), 1),
+            "turn": self.turn.get(row["turn"], 1),
             "words": distinct([self.words.get(word, 1) for word in distinct(row["words"])]),
             "price": np.float32(0 if price is None else (price - self.price[0]) / self.price[1]),
             "price_bin": binned(price, self.price_edges),

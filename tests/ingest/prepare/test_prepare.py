@@ -110,6 +110,7 @@ def test_vocabularies_and_statistics_agree(tmp_path: Path, seed: int, split: str
     for name, rows in {
         "device": expected.device_rows,
         "action": expected.action_rows,
+        "turn": expected.turn_rows,
         "words": expected.word_rows,
         "genres": expected.genre_rows,
         "shelf": expected.shelf_rows,

@@ -15,6 +15,7 @@ from ingest.features.feature import UNKNOWN
 from tests.small import Data
 from trainer.attention import Layout
 from trainer.scores.history import BACK, HistoryPointer, time_bucket
+from trainer.scores.intents import Acting
 
 LENGTH, WIDTH, D = 20, 5, 8
 
@@ -37,7 +38,9 @@ def pointer(request: bool) -> HistoryPointer:
     return history
 
 
-def expected(history: HistoryPointer, query: Tensor, features: Tensor, batch: Batch) -> list[dict[int, list[Tensor]]]:
+def expected(
+    history: HistoryPointer, query: Tensor, features: Tensor, batch: Batch, acting: Acting | None = None
+) -> list[dict[int, list[Tensor]]]:
     """For each token the logits of every item of its past, place by place, from the formula."""
     found = []
     asked, key = history.query(query), history.key(features)
@@ -49,7 +52,10 @@ def expected(history: HistoryPointer, query: Tensor, features: Tensor, batch: Ba
             now = batch.request_time_T[token + k] if history.request else batch.time_T[token + k]
             for j in range(k + 1):
                 before = query[token + j - 1] if j else torch.zeros(D)
-                m = key[token + j] + history.before.weight @ before
+                earlier = batch.past_T[token : token + j].tolist().count(int(batch.past_T[token + j]))
+                often = history.often.weight[int(BACK * math.log2(earlier + 1))]
+                mixed = history.mixed(torch.cat([features[token + j], often]))
+                m = key[token + j] + mixed + history.before.weight @ before
                 passed = max(int(now - batch.time_T[token + j]), 0)
                 after = batch.past_T[token + j + 1 : token + k + 1].tolist()
                 if batch.past_T[token + j] in after:
@@ -58,6 +64,9 @@ def expected(history: HistoryPointer, query: Tensor, features: Tensor, batch: Ba
                     bucket = int(BACK * math.log2(len(set(after)) + 1))
                 logit = q @ m / math.sqrt(D) + back[bucket]
                 logit = logit + gap[int(math.log2(passed + 1))] + gate[0]
+                if acting is not None:
+                    logit = logit + acting.asked_NL[token + k] @ acting.label_XL[token + j] + acting.own_N[token + k]
+                    logit = logit + acting.same_N[token + k] * (j == k)
                 item = int(batch.past_T[token + j])
                 if item != UNKNOWN:
                     logits.setdefault(item, []).append(logit)
@@ -66,19 +75,25 @@ def expected(history: HistoryPointer, query: Tensor, features: Tensor, batch: Ba
     return found
 
 
+def intents(batch: Batch) -> Acting:
+    asked, label = torch.randn(2, batch.tokens, 6)
+    return Acting(asked, label, *torch.randn(2, batch.tokens))
+
+
 def log_sum(logits: list[Tensor]) -> Tensor:
     return torch.stack(logits).logsumexp(dim=0) if logits else torch.tensor(-torch.inf)
 
 
-@pytest.mark.parametrize("request_known", [False, True])
-def test_every_place_of_the_past_is_a_candidate(batch: Batch, request_known: bool) -> None:
+@pytest.mark.parametrize(("request_known", "acts"), [(False, True), (True, False)])
+def test_every_place_of_the_past_is_a_candidate(batch: Batch, request_known: bool, acts: bool) -> None:
     history = pointer(request_known)
     query, features = torch.randn(batch.tokens, D), torch.randn(batch.tokens, WIDTH)
-    pointed, candidates = history(query, features, batch, Layout(batch.lengths_B), listed=True)
+    acting = intents(batch) if acts else None
+    pointed, candidates = history(query, features, batch, Layout(batch.lengths_B), listed=True, acting=acting)
     assert candidates is not None
     assert candidates.item_QW.shape == (len(batch.target_Q), LENGTH)
     again = new = 0
-    found = expected(history, query, features, batch)
+    found = expected(history, query, features, batch, acting)
     for q, token in enumerate(batch.target_position_Q.tolist()):
         logits, target = found[token], int(batch.target_Q[q])
         torch.testing.assert_close(

@@ -12,6 +12,7 @@ from ingest.data.activity import BUCKET
 from ingest.data.moments import SPANS, take_snapshots
 from ingest.features.elapsed import MISSING_TIME
 from tests.small import HOUR, Data, take_rows
+from trainer.scores.intents import Acting
 from trainer.scores.moments import MomentPointer, Moments, products
 
 
@@ -70,8 +71,8 @@ def test_each_query_meets_the_rows_of_its_group() -> None:
     assert products(query[:0], rows, group[:0]).shape == (0, 9)
 
 
-@pytest.mark.parametrize("lag", [0, 31 * HOUR])
-def test_candidates_are_those_of_the_request_and_have_the_formulas_logits(data: Data, lag: int) -> None:
+@pytest.mark.parametrize(("lag", "acts"), [(0, True), (31 * HOUR, False)])
+def test_candidates_are_those_of_the_request_and_have_the_formulas_logits(data: Data, lag: int, acts: bool) -> None:
     torch.manual_seed(0)
     batch, step, size = data.batch(range(12)), 12 * HOUR, 5
     snapshots = take_snapshots(data.url, data.manifest, data.items, step, size, False)
@@ -80,7 +81,9 @@ def test_candidates_are_those_of_the_request_and_have_the_formulas_logits(data: 
     old = 0
     pointer = MomentPointer(8, 40, size)
     query, rows = torch.randn(len(time_Q), 8), torch.randn(len(moments.item_U), 8)
-    pointed, candidates = pointer(query, rows, moments, batch.target_Q, listed=True)
+    labels = torch.randn(len(moments.item_U), 3)
+    acting = Acting(torch.randn(len(time_Q), 3), labels, *torch.randn(2, len(time_Q))) if acts else None
+    pointed, candidates = pointer(query, rows, moments, batch.target_Q, listed=True, acting=acting)
     assert candidates is not None
     hits = 0
     for q, time in enumerate(time_Q.tolist()):
@@ -93,10 +96,13 @@ def test_candidates_are_those_of_the_request_and_have_the_formulas_logits(data: 
         logits = []
         for place, item in enumerate(items.tolist()):
             if item:
-                key = pointer.key(rows[moments.item_U.tolist().index(item)])
+                nth = moments.item_U.tolist().index(item)
+                key = pointer.key(rows[nth])
                 known = [*snapshots.feature_GMF[g, place].tolist(), math.log1p(hours)]
                 shown = pointer.features(torch.tensor(known))
                 logits.append(asked[:8] @ key / math.sqrt(8) + asked[8:-1] @ shown + asked[-1])
+                if acting is not None:
+                    logits[-1] = logits[-1] + acting.asked_NL[q] @ labels[nth] + acting.own_N[q]
                 torch.testing.assert_close(candidates.logit_QW[q, place], logits[-1], rtol=1e-4, atol=1e-4)
             else:
                 assert candidates.logit_QW[q, place] == -torch.inf

@@ -1,0 +1,100 @@
+"""All that a model's scores may know, put together: the parts that its `knows` names.
+
+Q  targets     C  candidates     D  dimension     X  columns of queries and candidates: D, and those of some parts
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ingest.data.batch import Lists
+from ingest.data.manifest import Manifest
+from ingest.features.feature import dated
+from trainer.layers import FeatureVector
+from trainer.models.registry import NeuralConfig
+from trainer.scores.ages import AgeScores
+from trainer.scores.attributes import AttributeVectors
+from trainer.scores.history import HistoryPointer
+from trainer.scores.intents import IntentScores, Part
+from trainer.scores.moments import MomentPointer
+from trainer.scores.request import RequestEncoding
+from trainer.train_config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of candidates, for the parts that need it."""
+
+    attributes: Mapping[str, Tensor | Lists] = field(default_factory=dict)
+    """The values of their lasting features, [C] or lists of them."""
+    labels: Mapping[str, Tensor | Lists] = field(default_factory=dict)
+    """Of those that are intents."""
+    day_C: Tensor | None = None
+    """The day that they are from."""
+
+
+class Scores(nn.Module):
+    """Each part is a module that is there or not."""
+
+    def __init__(self, model: NeuralConfig, train: TrainConfig, manifest: Manifest) -> None:
+        super().__init__()
+        dimension, features = train.tables.dimension, manifest.features if model.reads_features else []
+        request = "request" in model.knows
+        asked = [feature.name for feature in features if feature.at_request]
+        self.features = FeatureVector(features, dimension)
+        self.request = RequestEncoding(manifest, asked, dimension) if request else None
+        names = [feature.name for feature in manifest.attributes]
+        self.attributes = AttributeVectors(names, dimension) if "attributes" in model.knows else None
+        self.history: HistoryPointer | None = None
+        if "history" in model.knows:
+            length, items = train.reader.max_length, manifest.items
+            self.history = HistoryPointer(self.features.width, dimension, length, items, request)
+        self.recent: MomentPointer | None = None
+        if "recent" in model.knows:
+            self.recent = MomentPointer(dimension, manifest.items, model.moments.items)
+        self.ages: AgeScores | None = None
+        feature = dated(manifest.features)
+        if "age" in model.knows and feature is not None:
+            self.ages = AgeScores(manifest, feature, dimension)
+        self.intents = IntentScores(manifest) if "intents" in model.knows else None
+
+    @property
+    def only_rows(self) -> bool:
+        """Whether a candidate's vector is its row of the item table."""
+        return self.attributes is None and self.ages is None and self.intents is None
+
+    def vectors(self, rows_CD: Tensor, attributes: Mapping[str, Tensor]) -> Tensor:
+        """The candidates' vectors from their rows and those of their features: [C, D]."""
+        return rows_CD if self.attributes is None else rows_CD + self.attributes(attributes)
+
+    def labels(self, facts: Facts, count: int) -> Tensor | None:
+        """The shares of labels that `count` candidates bear; None where no intent acts."""
+        return None if self.intents is None else self.intents.labels(facts.labels, count)
+
+    def columns(self, vectors_CD: Tensor, label_CL: Tensor | None, day_C: Tensor | None) -> Tensor:
+        """The candidates as their scores take them, [C, X]."""
+        parts = [vectors_CD]
+        if label_CL is not None:
+            parts.append(label_CL.to(vectors_CD.dtype))
+        if self.ages is not None:
+            assert day_C is not None
+            parts.append(self.ages.columns(day_C).to(vectors_CD.dtype))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def asked(self, query_QD: Tensor, time_Q: Tensor, log_p_QL: Tensor | None) -> Tensor:
+        """The queries to match, [Q, X]; `time_Q`: of the requests."""
+        parts = [query_QD]
+        log_p_Ql = None
+        if self.intents is not None:
+            assert log_p_QL is not None
+            parts.append(self.intents.asked(log_p_QL, Part.TABLE))
+        if self.ages is not None:
+            if log_p_QL is not None and self.intents is not None and self.ages.name in self.intents.sizes:
+                names = list(self.intents.sizes)
+                log_p_Ql = log_p_QL.split(list(self.intents.sizes.values()), dim=1)[names.index(self.ages.name)]
+            parts.append(self.ages.asked(query_QD, time_Q, log_p_Ql))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
