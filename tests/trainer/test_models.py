@@ -14,6 +14,7 @@ from ingest.arrays.jagged import Jagged
 from ingest.data.batch import Batch
 from ingest.data.schema import DataConfig
 from ingest.data.shards import StoredRows
+from tests.scenarios import EVERYTHING
 from tests.small import HOUR, MODEL, Data, make_step, take_rows, train_config
 from trainer.attention import Layout
 from trainer.layers import Inputs, ShortTerm, project
@@ -164,6 +165,9 @@ def test_intentrec_needs_an_intent() -> None:
         (SASRecConfig(knows=["request"]), "position", "knows: request needs real times, not time_unit position"),
         (SASRecConfig(knows=["history", "recent"]), "position", "knows: recent needs real times"),
         (SASRecConfig(knows=["attributes"]), "time", "knows: attributes needs a category feature with `of: item`"),
+        (DeepConfig(knows=["age"]), "time", "knows: age needs a feature of kind elapsed with `of: item`"),
+        (DeepConfig(knows=["intents"]), "time", "knows: intents needs a feature with `intent: true`"),
+        (SASRecConfig(knows=["intents"]), "time", "knows: intents needs a model with heads for them; kind: sasrec"),
     ],
 )
 def test_a_model_that_does_not_fit_is_refused(model: NeuralConfig, unit: str, message: str) -> None:
@@ -176,7 +180,7 @@ def test_a_model_that_does_not_fit_is_refused(model: NeuralConfig, unit: str, me
     ("section", "message"),
     [
         ({"knows": ["history", "history"]}, "takes each part once, got history, history"),
-        ({"knows": ["future"]}, "'request', 'history', 'attributes' or 'recent'"),
+        ({"knows": ["future"]}, "'request', 'history', 'attributes', 'recent', 'age' or 'intents'"),
         ({"moments": {"step": "7m"}}, "takes a multiple of 5m, such as 15m or 1d"),
         ({"moments": {"lag": "0m"}}, "takes a multiple of 5m, such as 15m or 1d"),
         ({"moments": {"items": 0}}, "greater than or equal to 1"),
@@ -195,7 +199,7 @@ def test_scores_that_need_the_data_set_say_so(data: Data) -> None:
 
 
 @pytest.mark.usefixtures("alone")
-@pytest.mark.parametrize("model", [SASRecConfig(knows=["request", "history", "attributes", "recent"])])
+@pytest.mark.parametrize("model", [MODEL.model_copy(update={"knows": EVERYTHING})])
 def test_the_empty_batch_trains_scores_of_every_kind(data: Data, model: NeuralConfig) -> None:
     step = make_step(data.manifest, model=model, known=data.known)
     losses, norm = step.train(data.builder.empty(), 0, (3.0, 3.0))
