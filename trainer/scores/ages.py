@@ -60,9 +60,9 @@ class Dates:
 
 
 class AgeScores(nn.Module):
-    """The columns of queries and candidates. It begins as zero."""
+    """The columns of queries and candidates. `acts`: whether the ages' labels, as an intent, act. It begins as zero."""
 
-    def __init__(self, manifest: Manifest, feature: PreparedFeature, dimension: int) -> None:
+    def __init__(self, manifest: Manifest, feature: PreparedFeature, dimension: int, acts: bool) -> None:
         super().__init__()
         self.name = feature.name
         self.calendar = Calendar(manifest, feature)
@@ -75,7 +75,7 @@ class AgeScores(nn.Module):
         self.linear = nn.Linear(dimension, len(self.edges) + 1)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
-        self.intent = nn.Parameter(torch.zeros(())) if feature.intent else None
+        self.intent = nn.Parameter(torch.zeros(())) if acts and feature.intent else None
 
     def asked(self, query_QD: Tensor, time_Q: Tensor, log_p_QL: Tensor | None) -> Tensor:
         """What every day's items gain for the requests at `time_Q`: [Q, S]. `log_p_QL`: of the ages' labels."""

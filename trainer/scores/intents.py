@@ -59,13 +59,14 @@ class Acting:
 class IntentScores(nn.Module):
     """Weights and gates; what they act with is a model's predicted logits."""
 
-    def __init__(self, manifest: Manifest) -> None:
+    def __init__(self, manifest: Manifest, pointers: bool = True) -> None:
+        """`pointers`: whether there are candidates of each query's own, to be gated."""
         super().__init__()
         self.sizes = {feature.name: feature.size - FIRST_VALUE for feature in manifest.intents}
         self.weights = nn.Parameter(torch.zeros(len(Part), len(self.sizes)))
-        self.gates = nn.Linear(sum(self.sizes.values()), 3)
-        nn.init.zeros_(self.gates.weight)
-        nn.init.zeros_(self.gates.bias)
+        self.gates = nn.Linear(sum(self.sizes.values()), 3) if pointers else None
+        for parameter in self.gates.parameters() if self.gates else ():
+            nn.init.zeros_(parameter)
 
     def forward(self, logits: Mapping[str, Tensor]) -> Tensor:
         """The log-probabilities of all labels: [T, labels] of each intent -> [T, L]."""
@@ -78,6 +79,7 @@ class IntentScores(nn.Module):
 
     def acting(self, log_p_NL: Tensor, label_XL: Tensor, part: Part) -> Acting:
         """For a part with candidates of each query's own, that bear `label_XL`."""
+        assert self.gates is not None
         history_N, same_N, recent_N = self.gates(log_p_NL).unbind(dim=1)
         own_N = history_N if part == Part.HISTORY else recent_N
         return Acting(self.asked(log_p_NL, part), label_XL, own_N, same_N)

@@ -59,8 +59,10 @@ class Scores(nn.Module):
         self.ages: AgeScores | None = None
         feature = dated(manifest.features)
         if "age" in model.knows and feature is not None:
-            self.ages = AgeScores(manifest, feature, dimension)
-        self.intents = IntentScores(manifest) if "intents" in model.knows else None
+            self.ages = AgeScores(manifest, feature, dimension, "intents" in model.knows)
+        self.intents: IntentScores | None = None
+        if "intents" in model.knows:
+            self.intents = IntentScores(manifest, bool(self.history or self.recent))
 
     @property
     def only_rows(self) -> bool:

@@ -16,7 +16,7 @@ from ingest.features.feature import FIRST_VALUE, dated
 from tests.scenarios import EVERYTHING
 from tests.small import HOUR, MODEL, Data, make_step, train_config
 from trainer.models.deep import DeepConfig
-from trainer.models.registry import NeuralConfig
+from trainer.models.registry import Knowledge, NeuralConfig
 from trainer.recommender import build
 from trainer.scores.ages import AgeScores, Calendar, Dates
 from trainer.scores.intents import IntentScores, Part, shares
@@ -32,6 +32,10 @@ def labels_of(value: Tensor | Lists, row: int) -> list[int]:
     else:
         found = [int(value[row])]
     return [index - FIRST_VALUE for index in found if index >= FIRST_VALUE]
+
+
+def with_parts(model: NeuralConfig, knows: list[Knowledge]) -> NeuralConfig:
+    return model.model_copy(update={"knows": knows})
 
 
 def drawn(module: torch.nn.Module) -> None:
@@ -89,7 +93,7 @@ def test_an_item_gains_what_its_age_in_days_says(data: Data, acts: bool) -> None
     released, unreleased = data.items.columns["release_age"].copy(), 0  # type: ignore[union-attr]
     released[5::7] = data.manifest.last_time + 3 * DAY
     items_then = replace(data.items, columns=data.items.columns | {"release_age": released})
-    ages, dates = AgeScores(data.manifest, feature, 8), Dates(data.manifest, items_then, torch.device("cpu"))
+    ages, dates = AgeScores(data.manifest, feature, 8, acts), Dates(data.manifest, items_then, torch.device("cpu"))
     drawn(ages)
     batch: Batch = data.batch(range(12))
     time_Q = batch.request_time_T[batch.target_position_Q][::9]
@@ -126,15 +130,23 @@ def test_a_log_of_many_years_counts_in_spans_of_days(data: Data) -> None:
 def test_a_models_first_scores_are_those_without_the_parts(data: Data, alone: None) -> None:
     batch, found = data.batch(range(9)), []
     for knows in (["history", "recent"], ["history", "recent", "age", "intents"]):
-        step = make_step(data.manifest, model=MODEL.model_copy(update={"knows": knows}), known=data.known)
+        step = make_step(data.manifest, model=with_parts(MODEL, knows), known=data.known)
         found.append(step.losses(batch, 0).item)
     torch.testing.assert_close(*found)
 
 
+@pytest.mark.parametrize("knows", [["age"], ["intents"], ["intents", "history"], ["intents", "recent"]])
+def test_each_part_can_be_alone(data: Data, knows: list[Knowledge], alone: None) -> None:
+    """Every parameter has a gradient, on which DDP insists."""
+    batch, step = data.batch(range(9)), make_step(data.manifest, model=with_parts(MODEL, knows), known=data.known)
+    step.train(batch, 0, step.weights_of(batch).tolist())
+    assert all(parameter.grad is not None for parameter in step.dense.values())
+
+
 @pytest.mark.parametrize("model", [MODEL, DeepConfig(heads=2, dropout=0.0, window="8h")], ids=["intentrec", "deep"])
 def test_every_weight_of_the_parts_is_trained(data: Data, model: NeuralConfig, alone: None) -> None:
-    batch, knows = data.batch(range(9)), ["history", "recent", "age", "intents"]
-    step = make_step(data.manifest, model=model.model_copy(update={"knows": knows}), known=data.known)
+    batch, knows = data.batch(range(9)), list[Knowledge](["history", "recent", "age", "intents"])
+    step = make_step(data.manifest, model=with_parts(model, knows), known=data.known)
     step.train(batch, 0, step.weights_of(batch).tolist())
     step.train(batch, 1, step.weights_of(batch).tolist())
     scores = step.recommender.scores
@@ -146,7 +158,7 @@ def test_every_weight_of_the_parts_is_trained(data: Data, model: NeuralConfig, a
 
 def test_the_control_has_the_same_heads_and_no_loss_of_its_own(data: Data) -> None:
     intentrec, deep = (
-        build(model.model_copy(update={"knows": EVERYTHING}), train_config(), data.manifest)
+        build(with_parts(model, EVERYTHING), train_config(), data.manifest)
         for model in (MODEL, DeepConfig(heads=2, dropout=0.0, window="8h"))
     )
     heads = {name: p.shape for name, p in intentrec.network.intent_heads.named_parameters()}  # type: ignore[union-attr]
