@@ -24,12 +24,16 @@ from benchmarks.training import Case, Training, header, in_turns, prepared, rati
 from embeddings.workers import Worker, single_process
 from evaluation.ranking import CatalogueRanker, NeuralScorer
 from ingest.data.batch import Batch
+from ingest.features.feature import dated
 from trainer.models.registry import Knowledge
 
 
-def variants(case: Case, positions: bool) -> dict[str, Case]:
+def variants(case: Case) -> dict[str, Case]:
     """The model without any part, with each one and with all that its log allows."""
-    parts = [part for part in get_args(Knowledge) if not positions or part in ("history", "attributes")]
+    timeless, manifest = ("history", "attributes", "intents"), case.manifest
+    parts = [part for part in get_args(Knowledge) if manifest.time_unit == "time" or part in timeless]
+    lacking = {"age": dated(manifest.features), "attributes": manifest.attributes, "intents": manifest.intents}
+    parts = [part for part in parts if lacking.get(part, True)]
     wanted = {"none": [], **{part: [part] for part in parts}, "all": parts}
     return {name: replace(case, model=case.model.model_copy(update={"knows": knows})) for name, knows in wanted.items()}
 
@@ -42,7 +46,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         test = [batch for batch, _ in islice(case.reader(worker, "test", evaluate=True).epoch(0), options.batches)]
         steps: dict[str, Callable[[], float]] = {}
         ranks: dict[str, Callable[[], float]] = {}
-        for name, variant in variants(case, case.manifest.time_unit == "position").items():
+        for name, variant in variants(case).items():
             step = variant.step(worker)
             training = Training(step, cycle(batches))
             steps[name] = partial(_summed, training, len(batches))
