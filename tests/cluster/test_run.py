@@ -185,7 +185,7 @@ def test_shipped_configs_run_on_real_data(config: str, files: list[str], tmp_pat
         f"storage={tmp_path}",
         "evaluate.resamples=200",
     ]
-    until = {"globo": "2017-10-01T16:00:00", "kuairand": "2022-04-28T12:00:00"}  # a part is enough
+    until = {"globo": "2017-10-01T16:00", "kuairand": "2022-04-28T12:00", "retailrocket": "2015-06-15T00:00"}  # a part
     if config in until:
         overrides.append(f"data.until={until[config]}")
     if config == "globo":  # its whole test day is a hundred thousand targets

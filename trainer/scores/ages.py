@@ -78,7 +78,7 @@ class AgeScores(nn.Module):
         self.intent = nn.Parameter(torch.zeros(())) if acts and feature.intent else None
 
     def asked(self, query_QD: Tensor, time_Q: Tensor, log_p_QL: Tensor | None) -> Tensor:
-        """What every day's items gain for the requests at `time_Q`: [Q, S]. `log_p_QL`: of the ages' labels."""
+        """What every day's items gain for the requests at `time_Q`: [Q, S]. `log_p_QL`: of the ages' labels alone."""
         score_QA = self.linear(query_QD)
         if log_p_QL is not None and self.intent is not None:
             score_QA = score_QA + self.intent * log_p_QL[:, self.label_A]

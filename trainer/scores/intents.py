@@ -72,6 +72,12 @@ class IntentScores(nn.Module):
         """The log-probabilities of all labels: [T, labels] of each intent -> [T, L]."""
         return torch.cat([logits[name].float().log_softmax(dim=1) for name in self.sizes], dim=1)
 
+    def of(self, log_p_NL: Tensor, name: str) -> Tensor | None:
+        """The log-probabilities of one intent's labels; None where it is none."""
+        if name not in self.sizes:
+            return None
+        return log_p_NL.split(list(self.sizes.values()), dim=1)[list(self.sizes).index(name)]
+
     def asked(self, log_p_NL: Tensor, part: Part) -> Tensor:
         """The queries' columns: [N, L]."""
         sizes = torch.tensor(list(self.sizes.values()), device=log_p_NL.device)

@@ -88,15 +88,12 @@ class Scores(nn.Module):
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def asked(self, query_QD: Tensor, time_Q: Tensor, log_p_QL: Tensor | None) -> Tensor:
-        """The queries to match, [Q, X]; `time_Q`: of the requests."""
-        parts = [query_QD]
-        log_p_Ql = None
+        """The queries to match, [Q, X]; `time_Q`: of the requests; `log_p_QL`: of all intents' labels."""
+        parts, log_p_Ql = [query_QD], None
         if self.intents is not None:
             assert log_p_QL is not None
             parts.append(self.intents.asked(log_p_QL, Part.TABLE))
+            log_p_Ql = self.intents.of(log_p_QL, self.ages.name) if self.ages is not None else None
         if self.ages is not None:
-            if log_p_QL is not None and self.intents is not None and self.ages.name in self.intents.sizes:
-                names = list(self.intents.sizes)
-                log_p_Ql = log_p_QL.split(list(self.intents.sizes.values()), dim=1)[names.index(self.ages.name)]
             parts.append(self.ages.asked(query_QD, time_Q, log_p_Ql))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
