@@ -66,23 +66,28 @@ class NeuralScorer:
         self.slice = CatalogueSlice(step.manifest.items, step.manifest.catalogue, step.worker)
         self.parts = step.recommender.scores
         rows_vD = rows_in_place(step.parallel, ITEM, step.worker.workers) if self.parts.only_rows else None
+        self.day_v: Tensor | None = None
         self.rows_vD = self._fetched(rows_at_once) if rows_vD is None else rows_vD
 
     @torch.no_grad()
     def _fetched(self, rows_at_once: int) -> Tensor:
-        """The columns of the slice's known items; with attributes, those of the others, too."""
+        """The columns of the slice's known items but for their days, which are kept as numbers; with attributes, those
+        of the others, too."""
         step, worker, attributes = self.step, self.step.worker, self.parts.attributes is not None
         row_v = self.slice.rows if attributes else self.slice.rows[: self.slice.known]
         others = step.manifest.catalogue - step.manifest.items if attributes else 0
         largest = -(-step.manifest.items // worker.workers) - (-others // worker.workers)
-        parts = []
+        parts, days = [], []
         for offset in range(0, largest, rows_at_once):
             item_N = self.row_to_item(row_v[offset : offset + rows_at_once].to(worker.device))
             row_N = item_N.masked_fill(item_N >= step.manifest.items, UNKNOWN)
             facts = step.candidates.facts(item_N)
             found = step.recommender.tables.rows({ITEM: row_N, **facts.attributes})
             vectors_ND = self.parts.vectors(found.pop(ITEM), found)
-            parts.append(self.parts.columns(vectors_ND, self.parts.labels(facts, len(item_N)), facts.day_C))
+            parts.append(self.parts.columns(vectors_ND, self.parts.labels(facts, len(item_N)), None))
+            if facts.day_C is not None:
+                days.append(facts.day_C)
+        self.day_v = torch.cat(days) if days else None
         return torch.cat(parts)
 
     def scores(self, query: Query) -> Tensor:
@@ -106,7 +111,13 @@ class NeuralScorer:
         scores_av.view(-1)[key_U] = rest_U + sum_U.log_()
         return scores_av
 
-    def _products(self, query_AD: Tensor) -> Tensor:
+    def _products(self, query_AX: Tensor) -> Tensor:
+        query_AD = query_AX[:, : self.rows_vD.shape[1]]
+        if self.day_v is not None:
+            return self._with_rows(query_AD).add_(query_AX[:, query_AD.shape[1] :].index_select(1, self.day_v))
+        return self._with_rows(query_AD)
+
+    def _with_rows(self, query_AD: Tensor) -> Tensor:
         if self.rows_vD.dtype == query_AD.dtype:
             return query_AD @ self.rows_vD.T
         return torch.cat([query_AD @ rows.to(query_AD.dtype).T for rows in self.rows_vD.split(ROWS_CONVERTED)], dim=1)

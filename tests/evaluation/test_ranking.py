@@ -133,6 +133,25 @@ def test_scores_are_mixed_with_what_the_query_points_at(part: str, data: Data) -
     assert others > 0 or part == "history"  # tests/trainer/scores copies items that training does not know
 
 
+@pytest.mark.parametrize("knows", [["age"], ["intents"], ["attributes", "age", "intents"]])
+def test_ranking_scores_items_as_training_does(data: Data, knows: list[str]) -> None:
+    """Training makes one-hot columns of candidates; ranking has the catalogue in another form."""
+    step = make_step(data.manifest, model=KNOWING.model_copy(update={"knows": knows}), known=data.known)
+    torch.manual_seed(5)
+    for parameter in step.recommender.scores.parameters():
+        torch.nn.init.normal_(parameter)
+    batch, rows = data.batch(range(9)), CatalogueSlice(data.manifest.items, data.manifest.catalogue, Worker())
+    with torch.no_grad():
+        scorer = NeuralScorer(step, rows_at_once=7)
+        scores = scorer.scores(scorer.predict(batch).query)
+        items = scorer.row_to_item(rows.rows[: scores.shape[1]])
+        trained = step.recommender(batch, *step.candidates.of(batch, items, None))
+    assert scores.shape[1] == (len(rows) if "attributes" in knows else rows.known)
+    expected = trained.query[0] @ trained.candidates_CD.T
+    torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-4)
+    assert (scores.std(dim=1) > 0.1).all()
+
+
 def test_what_scores_know_is_ranked_the_same_on_two_workers(data: Data, two_workers: TwoWorkers) -> None:
     _, scores, validation, best = knowing(data, Path(), Worker())
     first, second = two_workers.result("knowing")

@@ -78,12 +78,11 @@ class Scores(nn.Module):
         return None if self.intents is None else self.intents.labels(facts.labels, count)
 
     def columns(self, vectors_CD: Tensor, label_CL: Tensor | None, day_C: Tensor | None) -> Tensor:
-        """The candidates as their scores take them, [C, X]."""
+        """The candidates as their scores take them, [C, X]; without their days the last columns are left out."""
         parts = [vectors_CD]
         if label_CL is not None:
             parts.append(label_CL.to(vectors_CD.dtype))
-        if self.ages is not None:
-            assert day_C is not None
+        if self.ages is not None and day_C is not None:
             parts.append(self.ages.columns(day_C).to(vectors_CD.dtype))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
