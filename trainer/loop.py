@@ -135,9 +135,8 @@ class Trainer:
             if found is None:
                 return
             batch, left = found
-            if not self.config.duration_weights:
-                batch = replace(batch, weight_Q=torch.ones_like(batch.weight_Q))
-            yield batch, left
+            weight_Q = batch.weight_Q.clamp(max=self.config.most_weight)
+            yield replace(batch, weight_Q=weight_Q if self.config.duration_weights else torch.ones_like(weight_Q)), left
 
     def _counts(self, found: tuple[Batch, Remaining]) -> Tensor:
         """The weights of a batch, its tokens and its users; float64 [4]."""

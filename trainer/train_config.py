@@ -64,7 +64,9 @@ class TrainConfig(Settings):
     """The share of inputs (items, values of category features) that are unknown in a training step, so that the rows
     for unknown values are trained; 0 for none."""
     duration_weights: bool = True
-    """Whether a target's loss is weighted by its duration, where the log has one."""
+    """Whether a target's loss is weighted by its duration over the training mean, where the log has one."""
+    most_weight: float = Field(default=3.0, gt=0)
+    """The weight of durations that are longer, so that a few of them are not the whole loss."""
     reader: ReaderConfig = ReaderConfig()
     tables: TableConfig = TableConfig()
     loss: LossConfig = LossConfig()

@@ -184,15 +184,19 @@ def test_training_stops_after_epochs_without_a_better_metric(prepared: dict[str,
     assert [(report["model"], report["epoch"]) for report in reports] == [("model", n) for n in (1, 2, 3, 4)]
 
 
-@pytest.mark.parametrize("weighted", [True, False])
-def test_durations_weigh_the_loss_unless_the_config_says_no(
-    weighted: bool, prepared: dict[str, str], tmp_path: Path
+@pytest.mark.parametrize(("weighted", "most"), [(True, 3.0), (True, 1.1), (False, 3.0)])
+def test_durations_weigh_the_loss_up_to_a_limit_unless_the_config_says_no(
+    weighted: bool, most: float, prepared: dict[str, str], tmp_path: Path
 ) -> None:
     with watched() as taken:
-        make_trainer(prepared["one group"], tmp_path, epochs=1, duration_weights=weighted).fit()
+        changes: dict[str, Any] = {"duration_weights": weighted, "most_weight": most}
+        make_trainer(prepared["one group"], tmp_path, epochs=1, **changes).fit()
+    data = Data(prepared["one group"])
+    (whole,) = (batch for batch, _ in data.reader("train", tokens=10**9, shuffle_buffer=10**9).epoch(0))
+    stored = whole.weight_Q.unique()
+    assert 1.1 < stored.max() < 3
     values = torch.cat([batch.weight_Q for batch in taken]).unique()
-    assert len(values) == (8 if weighted else 1)
-    assert weighted or values.tolist() == [1.0]
+    assert values.tolist() == (stored.clamp(max=most).unique().tolist() if weighted else [1.0])
 
 
 def test_tensorboard_has_torchtitans_names_the_plan_and_the_config(undisturbed: dict[str, Any]) -> None:
