@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from evaluation.slices import CatalogueSlice
     from ingest.data.batch import Batch
     from ingest.data.items import ItemTable
-    from ingest.data.manifest import Manifest
+    from ingest.data.manifest import Manifest, SplitName
     from ingest.data.shards import Skipped, StoredRows
     from trainer.recommender import Prediction, Query
 
@@ -91,9 +91,13 @@ class Prepared:
 
     def training_rows(self) -> Iterator[StoredRows]:
         """All training rows, those of every worker, a shuffle block at a time. Who has one event only has no row."""
+        yield from self.rows("train", features=False)
+
+    def rows(self, split: SplitName, features: bool) -> Iterator[StoredRows]:
+        """All rows of a split, likewise."""
         from ingest.data.reader import Reader
 
-        reader = Reader(self.url, self.manifest, self.items, "train", self.reader, features=False)
+        reader = Reader(self.url, self.manifest, self.items, split, self.reader, features=features)
         yield from reader.rows()
         self.skipped.extend(reader.skipped)
 
@@ -101,8 +105,6 @@ class Prepared:
 class BaselineConfig(ModelConfig):
     """A model that is counted when it is evaluated, and not trained."""
 
-    reads_features: ClassVar[bool] = False
-    """Whether it sees more of the batches than items, places and times."""
     oracle: ClassVar[bool] = False
     """Whether it knows what is hidden from all others, so that it is a bound for them and no competitor."""
 
@@ -110,6 +112,11 @@ class BaselineConfig(ModelConfig):
     def inputs(self) -> str:
         """What it sees, in the report's words."""
         return "items"
+
+    @property
+    def reads_features(self) -> bool:
+        """Whether it sees more of the batches than items, places and times."""
+        return False
 
     def scorer(self, data: Prepared) -> Scorer:
         """Scores of this worker's slice of the items; every setting has one value."""

@@ -9,7 +9,7 @@ Return rates by recency: Anderson, Kumar, Tomkins and Vassilvitskii, "The Dynami
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -29,11 +29,14 @@ if TYPE_CHECKING:
 @register
 class ReturnsConfig(BaselineConfig):
     kind: Literal["returns"] = "returns"
-    reads_features: ClassVar[bool] = True
     by: OneOrMore[str | None] = None
     """A feature with one value of a vocabulary or of bins: items are told apart by it, too."""
     length: OneOrMore[Positive] = 50
     """The newest items that are taken, each once."""
+
+    @property
+    def reads_features(self) -> bool:
+        return self.by is not None
 
     def check(self, data: DataConfig, train: TrainConfig) -> None:
         allowed = [feature.name for feature in data.features if has_one_index(feature)]

@@ -3,13 +3,15 @@
 Frozen, the span ends with the training data: what a list that is made once can know. Live, it ends with the request,
 as in a portal that counts its clicks all the time (recently popular; Ludewig and Jannach 2018, arXiv 1803.09587, have
 it among their baselines); events of all splits count, but only those of complete buckets of five minutes before the
-target's own, so that neither the target nor what came after it is known.
+target's own, so that neither the target nor what came after it is known. With `by`, a feature that is known at the
+request, only the events with the request's value count: what is popular at this place in the app, on this device.
 
-    N  entries, of the activity of this worker's items     D  different buckets of a batch's targets
+    N  entries, of the activity of this worker's items     D  different buckets (and values) of a batch's targets
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
@@ -39,50 +41,73 @@ class TrendingConfig(BaselineConfig):
     live: OneOrMore[bool] = False
     """Whether the span ends with the request, or with the training data."""
 
+    by: OneOrMore[str | None] = None
+    """An event feature that is `at_request`."""
+
+    @property
+    def reads_features(self) -> bool:
+        return self.by is not None
+
     def check(self, data: DataConfig, train: TrainConfig) -> None:
+        allowed = [feature.name for feature in data.features if feature.at_request]
+        for name in self.by if isinstance(self.by, list) else [self.by]:
+            if name is not None and name not in allowed:
+                names = ", ".join(allowed) or "none"
+                raise ValueError(f"by: takes a feature with `at_request: true`, got {name!r}; allowed: {names}")
         if data.time_unit == "position":
             raise ValueError("kind: trending needs real times, not time_unit position")
 
     def scorer(self, data: Prepared) -> Trending:
-        return Trending(data, parse_duration(single(self.span)) // BUCKET, single(self.live))
+        return Trending(data, parse_duration(single(self.span)) // BUCKET, single(self.live), single(self.by))
 
 
 class Trending(BaselineScorer):
-    """A query is the first bucket after the `buckets` that count: [Q]."""
+    """A query is the first bucket after the `buckets` that count, and the value of `by`, or 0: [Q] each."""
 
-    def __init__(self, data: Prepared, buckets: int, live: bool) -> None:
+    def __init__(self, data: Prepared, buckets: int, live: bool, by: str | None = None) -> None:
         import torch
 
-        self.buckets, self.popularity_v = buckets, data.popularity_v
+        self.buckets, self.by, self.popularity_v = buckets, by, data.popularity_v
         self.end = None if live else data.manifest.last_time // BUCKET + 1
-        parts = [np.zeros((3, 0), dtype=np.int64)]
-        for item, bucket, training, total in read_activity(data.url):
-            column, count = data.slice.columns(torch.tensor(item)).numpy(), total if live else training
+        parts = [np.zeros((4, 0), dtype=np.int64)]
+        for item, bucket, count, value in _events(data, live) if by is None else _events_by(data, live, by):
+            column = data.slice.columns(torch.tensor(item)).numpy()
             kept = (item >= FIRST_VALUE) & (column >= 0) & (count > 0)
             if self.end is not None:
                 kept &= (bucket >= self.end - buckets) & (bucket < self.end)
-            parts.append(np.stack([column, bucket, count])[:, kept])
+            parts.append(np.stack([column, bucket, count, value])[:, kept])
         entries = np.concatenate(parts, axis=1)
-        self.column_N, self.bucket_N, self.count_N = entries[:, np.argsort(entries[1], kind="stable")]
+        self.entries = entries[:, np.lexsort((entries[1], entries[3]))]
+        """Columns, buckets, counts and values, by value and time."""
 
     def query(self, batch: Batch) -> Query:
         import torch
 
+        value_Q = torch.zeros_like(batch.target_Q)
+        if self.by is not None:
+            value_Q = batch.request[self.by][batch.target_position_Q]
         if self.end is not None:
-            return (torch.full_like(batch.target_Q, self.end),)
+            return torch.full_like(batch.target_Q, self.end), value_Q
         assert batch.target_time_Q is not None
-        return (batch.target_time_Q // BUCKET,)
+        return batch.target_time_Q // BUCKET, value_Q
 
     def scores(self, query: Query) -> Tensor:
-        """Only the different buckets are counted, which takes no more memory than the scores themselves."""
+        """Only what differs is counted, which takes no more memory than the scores themselves."""
         import torch
 
-        bucket_D, row_Q = np.unique(query[0].cpu().numpy(), return_inverse=True)
+        different, row_Q = np.unique(
+            np.stack([part.cpu().numpy() for part in (query[1], query[0])]), axis=1, return_inverse=True
+        )
+        values, first_D = np.unique(different[0], return_index=True)
+        counts = [np.zeros((0, len(self.popularity_v)))]
+        for value, bucket_D in zip(values, np.split(different[1], first_D[1:]), strict=True):
+            begin, end = np.searchsorted(self.entries[3], [value, value + 1])
+            counts.append(self._counts(bucket_D, *self.entries[:3, begin:end]))
         device = self.popularity_v.device
-        scores_Dv = torch.from_numpy(self._counts(bucket_D)).to(device) + self.popularity_v
-        return scores_Dv[torch.from_numpy(row_Q).to(device)]
+        scores_Dv = torch.from_numpy(np.concatenate(counts)).to(device) + self.popularity_v
+        return scores_Dv[torch.from_numpy(row_Q.reshape(-1)).to(device)]
 
-    def _counts(self, bucket_D: Integers) -> np.ndarray:
+    def _counts(self, bucket_D: Integers, column_N: Integers, bucket_N: Integers, count_N: Integers) -> np.ndarray:
         """The events of each item in the buckets before each of `bucket_D`, which ascend: float64 [D, v].
 
         From one to the next only what comes in and what goes out is counted.
@@ -90,13 +115,31 @@ class Trending(BaselineScorer):
         counts_Dv = np.empty((len(bucket_D), len(self.popularity_v)))
         counts_v = np.zeros(len(self.popularity_v))
         begin = end = 0
-        entries_D = zip(*np.searchsorted(self.bucket_N, [bucket_D - self.buckets, bucket_D]).tolist(), strict=True)
+        entries_D = zip(*np.searchsorted(bucket_N, [bucket_D - self.buckets, bucket_D]).tolist(), strict=True)
         for row, (first, last) in enumerate(entries_D):
             if first >= end:  # nothing of the window before
                 counts_v[:] = 0
                 begin = end = first
-            np.add.at(counts_v, self.column_N[end:last], self.count_N[end:last])
-            np.subtract.at(counts_v, self.column_N[begin:first], self.count_N[begin:first])
+            np.add.at(counts_v, column_N[end:last], count_N[end:last])
+            np.subtract.at(counts_v, column_N[begin:first], count_N[begin:first])
             begin, end = first, last
             counts_Dv[row] = counts_v
         return counts_Dv
+
+
+def _events(data: Prepared, live: bool) -> Iterator[tuple[Integers, ...]]:
+    """Items, buckets, how many events, and 0, part by part."""
+    for item, bucket, training, total in read_activity(data.url):
+        yield item, bucket, total if live else training, np.zeros_like(item)
+
+
+def _events_by(data: Prepared, live: bool, by: str) -> Iterator[tuple[Integers, ...]]:
+    """Items, buckets, 1 and the value of the feature `by` of every event: of users with a training row, or, live, of
+    all splits, in which those with a test target and the rest have their whole histories."""
+    for split in ("test", "rest") if live else ("train",):
+        for rows in data.rows(split, features=True):
+            item, time, value = (rows.columns[name] for name in ("item", "time", by))
+            assert isinstance(item, np.ndarray)
+            assert isinstance(time, np.ndarray)
+            assert isinstance(value, np.ndarray)
+            yield item.astype(np.int64), time // BUCKET, np.ones(len(item), dtype=np.int64), value.astype(np.int64)

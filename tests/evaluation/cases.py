@@ -17,6 +17,8 @@ CASES: dict[str, dict[str, Any]] = {
     "last hours": {"kind": "trending", "span": "3h", "live": False},
     "live, hours": {"kind": "trending", "span": "2h", "live": True},
     "live, days": {"kind": "trending", "span": "3d", "live": True},
+    "last day on the device": {"kind": "trending", "span": "1d", "live": False, "by": "device"},
+    "live on the device": {"kind": "trending", "span": "8h", "live": True, "by": "device"},
     "repeats": {"kind": "markov", "repeats": True},
     "nothing again": {"kind": "markov", "repeats": False},
     "cosine": {"kind": "item_knn", "neighbours": 5, "shrink": 0.0, "counted": False, "length": 50, "decay": 1.0},

@@ -145,14 +145,25 @@ def returns(log: Log, by: str | None, length: int = 50) -> Callable[[Target], Ke
     return keys
 
 
-def trending(log: Log, span: str, live: bool) -> Callable[[Target], Keys]:
-    events = list(events_of(log.data.url))
+def trending(log: Log, span: str, live: bool, by: str | None = None) -> Callable[[Target], Keys]:
+    events = [(item, time, live or training, 0) for item, time, training in events_of(log.data.url)]
+    if by is not None:
+        events = []
+        for split in ("test", "rest") if live else ("train",):
+            for shard in log.data.manifest.shards[split]:  # type: ignore[index]
+                for row in pq.read_table(Path(log.data.url) / shard.path).to_pylist():
+                    events += [
+                        (*event, True, value) for *event, value in zip(row["item"], row["time"], row[by], strict=True)
+                    ]
     buckets = parse_duration(span) // BUCKET
 
     def keys(target: Target) -> Keys:
         end = target.time // BUCKET if live else log.data.manifest.last_time // BUCKET + 1
+        wanted = target.row[by][len(target.history)] if by else 0
         counts = Counter(
-            item for item, time, training in events if (live or training) and end - buckets <= time // BUCKET < end
+            item
+            for item, time, counted, value in events
+            if counted and end - buckets <= time // BUCKET < end and value == wanted
         )
         return {item: (counts[item], log.popularity[item]) for item in log.items}
 

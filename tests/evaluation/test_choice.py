@@ -14,6 +14,8 @@ from pydantic import ValidationError
 from embeddings.workers import Worker
 from evaluation.baselines.base import BaselineConfig
 from evaluation.baselines.recent import RecentConfig
+from evaluation.baselines.returns import ReturnsConfig
+from evaluation.baselines.trending import TrendingConfig
 from evaluation.results import Evaluated
 from ingest.data.manifest import save_manifest
 from ingest.data.schema import DataConfig
@@ -21,7 +23,7 @@ from ingest.errors import InputError
 from tests.evaluation.references import REFERENCES, Log, rank
 from tests.evaluation.scenarios import SEVERAL, chosen
 from tests.scenarios import TwoWorkers
-from tests.small import Data, one_process
+from tests.small import FEATURES, Data, one_process, train_config
 from trainer.models.registry import ModelConfig
 from trainer.train_config import TrainConfig
 
@@ -124,3 +126,23 @@ def test_a_log_without_times_has_no_trend() -> None:
     config.check(DataConfig(events="log"), TrainConfig())
     with pytest.raises(ValueError, match="kind: trending needs real times, not time_unit position"):
         config.check(DataConfig(events="log", time_unit="position"), TrainConfig())
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            TrendingConfig(by=[None, "action"]),
+            "by: takes a feature with `at_request: true`, got 'action'; allowed: device",
+        ),
+        (
+            ReturnsConfig(by="genres"),
+            "by: takes a feature with one value, got 'genres'; allowed: action, device, content",
+        ),
+    ],
+)
+def test_a_feature_that_a_baseline_can_not_tell_apart_is_refused(config: BaselineConfig, message: str) -> None:
+    data = DataConfig.model_validate({"events": "events", "items": "items", "features": FEATURES})
+    with pytest.raises(ValueError, match=message):
+        config.check(data, train_config())
+    config.model_copy(update={"by": [None, "device"]}).check(data, train_config())
