@@ -54,7 +54,7 @@ def test_majority_labels_are_those_of_the_training_targets(
         config_for(tmp_path, split, features=INTENTS, min_item_count=2, **more), str(out), lambda _: None
     )
     items = pq.read_table(out / "items.parquet").to_pydict()
-    assert len(manifest.intents) == 10
+    assert len(manifest.intents) == 11
     assert set(manifest.majority) == {feature.name for feature in manifest.intents}
     for feature in manifest.intents:
         labels = [label_of(manifest, items, feature.name, *target) for target in targets_of(out, manifest)]
