@@ -8,7 +8,8 @@ have several values in the config: then the best is chosen on the validation spl
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, ClassVar, Self, TypeAlias, TypeVar
@@ -28,13 +29,23 @@ if TYPE_CHECKING:
     from ingest.data.batch import Batch
     from ingest.data.items import ItemTable
     from ingest.data.manifest import Manifest, SplitName
+    from ingest.data.reader import Reader
     from ingest.data.shards import Skipped, StoredRows
+    from ingest.features.feature import Feature
     from trainer.recommender import Prediction, Query
 
 T = TypeVar("T")
 OneOrMore: TypeAlias = T | Annotated[list[T], Field(min_length=1)]
 """A setting, or those of which the best is chosen on the validation split."""
 Positive: TypeAlias = Annotated[int, Field(ge=1)]
+
+
+def check_feature(chosen: OneOrMore[str | None], allowed: Iterable[Feature], takes: str) -> None:
+    """`ValueError` where a setting `by` names a feature that is not `allowed`."""
+    names = [feature.name for feature in allowed]
+    for name in chosen if isinstance(chosen, list) else [chosen]:
+        if name is not None and name not in names:
+            raise ValueError(f"by: takes {takes}, got {name!r}; allowed: {', '.join(names) or 'none'}")
 
 
 def single(value: T | list[T]) -> T:
@@ -55,7 +66,7 @@ class Prepared:
     worker: Worker
     reader: ReaderConfig = field(default_factory=ReaderConfig)
     skipped: list[Skipped] = field(default_factory=list)
-    """Damaged row groups that `training_rows` has set aside."""
+    """Damaged row groups that reading has set aside."""
     log: str | None = None
     """Folder of the log that it was prepared from, where the run has made it by `simulate`."""
 
@@ -83,11 +94,8 @@ class Prepared:
 
     def training_batches(self, features: bool) -> Iterator[Batch]:
         """All training targets once, those of every worker, in the order of an epoch; on the CPU."""
-        from ingest.data.reader import Reader
-
-        reader = Reader(self.url, self.manifest, self.items, "train", self.reader, features=features)
-        yield from (batch for batch, _ in reader.epoch(0))
-        self.skipped.extend(reader.skipped)
+        with self._reading("train", features) as reader:
+            yield from (batch for batch, _ in reader.epoch(0))
 
     def training_rows(self) -> Iterator[StoredRows]:
         """All training rows, those of every worker, a shuffle block at a time. Who has one event only has no row."""
@@ -95,10 +103,15 @@ class Prepared:
 
     def rows(self, split: SplitName, features: bool) -> Iterator[StoredRows]:
         """All rows of a split, likewise."""
+        with self._reading(split, features) as reader:
+            yield from reader.rows()
+
+    @contextmanager
+    def _reading(self, split: SplitName, features: bool) -> Iterator[Reader]:
         from ingest.data.reader import Reader
 
         reader = Reader(self.url, self.manifest, self.items, split, self.reader, features=features)
-        yield from reader.rows()
+        yield reader
         self.skipped.extend(reader.skipped)
 
 

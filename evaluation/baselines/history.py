@@ -35,25 +35,22 @@ class History:
     def of(cls, batch: Batch) -> History:
         assert batch.seen is not None
         items, lengths_Q = batch.seen.values.cpu().numpy(), batch.seen.lengths.cpu().numpy()
-        query_N = np.repeat(np.arange(len(lengths_Q)), lengths_Q)
-        back_N = ranges(np.zeros_like(lengths_Q), lengths_Q)
-        item_N = items[np.repeat(offsets_of(lengths_Q)[1:] - 1, lengths_Q) - back_N]
-        return cls._known(len(lengths_Q), query_N, item_N, back_N)
+        return cls._back_from(offsets_of(lengths_Q)[1:] - 1, lengths_Q, items)
 
     @classmethod
     def of_tokens(cls, batch: Batch) -> History:
         """Of the batch's tokens alone, so no longer than its sequences."""
         last_Q = batch.target_position_Q.cpu().numpy()
-        lengths_Q = batch.position_T.cpu().numpy()[last_Q] + 1
-        query_N = np.repeat(np.arange(len(lengths_Q)), lengths_Q)
-        back_N = ranges(np.zeros_like(lengths_Q), lengths_Q)
-        item_N = batch.item_T.cpu().numpy()[last_Q[query_N] - back_N]
-        return cls._known(len(lengths_Q), query_N, item_N, back_N)
+        return cls._back_from(last_Q, batch.position_T.cpu().numpy()[last_Q] + 1, batch.item_T.cpu().numpy())
 
     @classmethod
-    def _known(cls, queries: int, query_N: Integers, item_N: Integers, back_N: Integers) -> History:
+    def _back_from(cls, last_Q: Integers, lengths_Q: Integers, items: Integers) -> History:
+        """`lengths_Q` of the `items`, back from the places `last_Q`."""
+        query_N = np.repeat(np.arange(len(lengths_Q)), lengths_Q)
+        back_N = ranges(np.zeros_like(lengths_Q), lengths_Q)
+        item_N = items[last_Q[query_N] - back_N]
         known = item_N >= FIRST_VALUE
-        return cls(queries, query_N[known], item_N[known], back_N[known])
+        return cls(len(lengths_Q), query_N[known], item_N[known], back_N[known])
 
     @cached_property
     def groups(self) -> tuple[Integers, Integers]:
@@ -61,6 +58,14 @@ class History:
         key_N = self.query_N * (int(self.item_N.max(initial=0)) + 1) + self.item_N
         _, newest_U, group_N = np.unique(key_N, return_index=True, return_inverse=True)
         return newest_U, group_N
+
+    def first(self, length: int) -> tuple[Integers, Integers]:
+        """Of each target's `length` newest items, newest first: the place in `groups`, how many items ago: [K] each."""
+        newest_U, _ = self.groups
+        by_time = np.argsort(newest_U)
+        back_U = places(self.query_N[newest_U][by_time], self.queries)
+        kept = back_U < length
+        return by_time[kept], back_U[kept]
 
     def newest(self, length: int | None) -> Integers:
         """The different items before each target, newest first, `length` of them, padded: [Q, length].

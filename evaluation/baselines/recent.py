@@ -55,14 +55,11 @@ class Recent(ListedScorer):
     def query(self, batch: Batch) -> Query:
         import torch
 
-        from evaluation.baselines.history import History, padded, places
+        from evaluation.baselines.history import History, padded
 
         history = History.of(batch)
-        newest_U, _ = history.groups
-        by_time = np.argsort(newest_U)
-        query_U = history.query_N[newest_U[by_time]]
-        kept = by_time[places(query_U, history.queries) < self.length]
-        newest_K, score_K = newest_U[kept], self._scores(history)[kept]
+        kept, _ = history.first(self.length)
+        newest_K, score_K = history.groups[0][kept], self._scores(history)[kept]
         best = newest_K[np.lexsort((newest_K, -score_K, history.query_N[newest_K]))]
         item_QL = padded(history.query_N[best], history.item_N[best], history.queries, self.length)
         return (torch.from_numpy(item_QL).to(batch.item_T.device),)

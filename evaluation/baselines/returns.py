@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from evaluation.baselines.base import BaselineConfig, ListedScorer, OneOrMore, Positive, single
+from evaluation.baselines.base import BaselineConfig, ListedScorer, OneOrMore, Positive, check_feature, single
 from ingest.features.feature import has_one_index
 from trainer.models.registry import register
 
@@ -39,10 +39,7 @@ class ReturnsConfig(BaselineConfig):
         return self.by is not None
 
     def check(self, data: DataConfig, train: TrainConfig) -> None:
-        allowed = [feature.name for feature in data.features if has_one_index(feature)]
-        for name in self.by if isinstance(self.by, list) else [self.by]:
-            if name is not None and name not in allowed:
-                raise ValueError(f"by: takes a feature with one value, got {name!r}; allowed: {', '.join(allowed)}")
+        check_feature(self.by, filter(has_one_index, data.features), "a feature with one value")
 
     def scorer(self, data: Prepared) -> Returns:
         return Returns(data, single(self.by), single(self.length))
@@ -68,14 +65,12 @@ class Returns(ListedScorer):
 
     def _own(self, batch: Batch) -> tuple[Integers, Integers, Integers, Integers]:
         """Of each target's `length` newest items: the target, the item, how many items ago, the value: [U] each."""
-        from evaluation.baselines.history import History, places
+        from evaluation.baselines.history import History
 
         history = History.of_tokens(batch)
-        newest_U = np.sort(history.groups[0])
+        kept, back_U = history.first(self.length)
+        newest_U = history.groups[0][kept]
         query_U = history.query_N[newest_U]
-        back_U = places(query_U, history.queries)
-        kept = back_U < self.length
-        newest_U, query_U, back_U = newest_U[kept], query_U[kept], back_U[kept]
         token_U = batch.target_position_Q.cpu().numpy()[query_U] - history.back_N[newest_U]
         value_U = np.zeros_like(query_U) if self.by is None else _values(batch, self.by)[token_U]
         return query_U, history.item_N[newest_U], back_U, value_U

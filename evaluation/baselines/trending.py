@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import AfterValidator
 
-from evaluation.baselines.base import BaselineConfig, BaselineScorer, OneOrMore, single
+from evaluation.baselines.base import BaselineConfig, BaselineScorer, OneOrMore, check_feature, single
 from ingest.data.activity import BUCKET, of_buckets, read_activity
 from ingest.durations import parse_duration
 from ingest.features.feature import FIRST_VALUE
@@ -49,11 +49,8 @@ class TrendingConfig(BaselineConfig):
         return self.by is not None
 
     def check(self, data: DataConfig, train: TrainConfig) -> None:
-        allowed = [feature.name for feature in data.features if feature.at_request]
-        for name in self.by if isinstance(self.by, list) else [self.by]:
-            if name is not None and name not in allowed:
-                names = ", ".join(allowed) or "none"
-                raise ValueError(f"by: takes a feature with `at_request: true`, got {name!r}; allowed: {names}")
+        asked = (feature for feature in data.features if feature.at_request)
+        check_feature(self.by, asked, "a feature with `at_request: true`")
         if data.time_unit == "position":
             raise ValueError("kind: trending needs real times, not time_unit position")
 

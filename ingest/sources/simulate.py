@@ -338,9 +338,9 @@ def _write_items(config: SimulateConfig, destination: str) -> int:
     return _write(items, storage.join(destination, "items", "items.parquet"))
 
 
-def _write_rule(config: SimulateConfig, destination: str) -> None:
-    rule = {
-        "config": config.model_dump(mode="json", exclude={"kind", "processes"}),
+def rule_tables() -> dict[str, Any]:
+    """Names and factors of the rule, which are the same for every log; as JSON has them."""
+    return {
         "actions": ACTIONS,
         "genres": GENRES,
         "content_types": CONTENT_TYPES,
@@ -354,6 +354,10 @@ def _write_rule(config: SimulateConfig, destination: str) -> None:
         "action_transitions": rule_module.ACTION_TRANSITIONS.tolist(),
         "device_part_factors": world_module.DEVICE_FACTORS.tolist(),
     }
+
+
+def _write_rule(config: SimulateConfig, destination: str) -> None:
+    rule = {"config": config.model_dump(mode="json", exclude={"kind", "processes"}), **rule_tables()}
     storage.write_text(storage.join(destination, "truth", "rule.json"), json.dumps(rule, indent=2) + "\n")
 
 

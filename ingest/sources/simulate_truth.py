@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 
 from ingest.arrays.jagged import Integers, offsets_of
 from ingest.errors import InputError
-from ingest.sources import simulate_rule as rule_module
-from ingest.sources.simulate import SimulateConfig
+from ingest.sources.simulate import SimulateConfig, rule_tables
 from ingest.sources.simulate_rule import ACTIONS, AGES, CONTENT_TYPES, FILM, GENRES, SERIES, Catalogue, Pools
 from ingest.storage import exists, join, list_files, open_file, read_text
 
@@ -70,20 +69,8 @@ class MadeLog:
     def _rule(self) -> dict[str, Any]:
         path = self._truth("rule.json")
         rule = json.loads(read_text(path))
-        ours = {
-            "actions": ACTIONS,
-            "genres": GENRES,
-            "content_types": CONTENT_TYPES,
-            "ages": AGES,
-            "new_days": rule_module.NEW_DAYS,
-            "recent_days": rule_module.RECENT_DAYS,
-            "parts_of_day": rule_module.PARTS_OF_DAY,
-            "kids_genres": rule_module.KIDS_GENRES,
-            "action_part_factors": rule_module.PART_FACTORS.tolist(),
-            "action_transitions": rule_module.ACTION_TRANSITIONS.tolist(),
-        }
-        for name, value in ours.items():
-            if rule.get(name) != (list(value) if isinstance(value, tuple) else value):
+        for name, value in rule_tables().items():
+            if not name.startswith("device") and rule.get(name) != (list(value) if isinstance(value, tuple) else value):
                 raise InputError(f"{path}: {name} is not what this release simulates by: simulate the log again")
         return rule
 
