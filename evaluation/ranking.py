@@ -66,11 +66,10 @@ class NeuralScorer:
         self.slice = CatalogueSlice(step.manifest.items, step.manifest.catalogue, step.worker)
         self.parts = step.recommender.scores
         rows_vD = rows_in_place(step.parallel, ITEM, step.worker.workers) if self.parts.only_rows else None
-        self.day_v: Tensor | None = None
-        self.rows_vD = self._fetched(rows_at_once) if rows_vD is None else rows_vD
+        self.rows_vD, self.day_v = self._fetched(rows_at_once) if rows_vD is None else (rows_vD, None)
 
     @torch.no_grad()
-    def _fetched(self, rows_at_once: int) -> Tensor:
+    def _fetched(self, rows_at_once: int) -> tuple[Tensor, Tensor | None]:
         """The columns of the slice's known items but for their days, which are kept as numbers; with attributes, those
         of the others, too."""
         step, worker, attributes = self.step, self.step.worker, self.parts.attributes is not None
@@ -84,11 +83,10 @@ class NeuralScorer:
             facts = step.candidates.facts(item_N)
             found = step.recommender.tables.rows({ITEM: row_N, **facts.attributes})
             vectors_ND = self.parts.vectors(found.pop(ITEM), found)
-            parts.append(self.parts.columns(vectors_ND, self.parts.labels(facts, len(item_N)), None))
+            parts.append(self.parts.columns(vectors_ND, self.parts.labels(facts.labels, len(item_N)), None))
             if facts.day_C is not None:
                 days.append(facts.day_C)
-        self.day_v = torch.cat(days) if days else None
-        return torch.cat(parts)
+        return torch.cat(parts), torch.cat(days) if days else None
 
     def scores(self, query: Query) -> Tensor:
         """Products with the known items; where the query has candidates of its own, their probabilities are added."""

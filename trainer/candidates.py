@@ -44,15 +44,15 @@ class CandidateReader:
             raise ValueError(f"a model that knows {', '.join(model.knows)} needs the data set, got None")
         self.known, self.manifest, self.settings = known, manifest, model.moments
         self.recent, self.seed = "recent" in model.knows, config.seed
-        self.attributes: Attributes | None = None
-        if known is not None and "attributes" in model.knows:
-            self.attributes = Attributes(known.items, manifest.attributes, worker.device)
-        lasting = [feature for feature in manifest.attributes if feature.intent]
-        self.labels: Attributes | None = None
-        if known is not None and "intents" in model.knows and lasting:
-            self.labels = Attributes(known.items, lasting, worker.device)
+        acts, lasting = "intents" in model.knows, [feature for feature in manifest.attributes if feature.intent]
+        self.with_attributes = "attributes" in model.knows
+        self.labels = [feature.name for feature in lasting if acts]
+        self.values: Attributes | None = None
+        if known is not None and (self.with_attributes or self.labels):
+            read = manifest.attributes if self.with_attributes else lasting
+            self.values = Attributes(known.items, read, worker.device)
         self.dates = Dates(manifest, known.items, worker.device) if known is not None and "age" in model.knows else None
-        self.cold_share = model.cold_share if self.recent or self.attributes else 0.0
+        self.cold_share = model.cold_share if self.recent or self.with_attributes else 0.0
 
     def of(self, batch: Batch, item_C: Tensor, number: int | None) -> tuple[Tensor, Facts, Moments | None]:
         """The rows of the candidates `item_C` and of the moments' items, what is known of them, and the moments.
@@ -69,8 +69,9 @@ class CandidateReader:
 
     def facts(self, item_C: Tensor) -> Facts:
         """What is known of items."""
-        attributes, labels = (known.of(item_C) if known else {} for known in (self.attributes, self.labels))
-        return Facts(attributes, labels, self.dates.of(item_C) if self.dates else None)
+        values = self.values.of(item_C) if self.values else {}
+        labels = {name: values[name] for name in self.labels}
+        return Facts(values if self.with_attributes else {}, labels, self.dates.of(item_C) if self.dates else None)
 
     def _moments(self, batch: Batch, number: int | None) -> Moments:
         """Training counts training events, up to a time before the requests; what is live counts all of them."""

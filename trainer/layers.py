@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ingest.data.manifest import Manifest
 from ingest.durations import parse_duration
+from ingest.errors import InputError
 from ingest.features.feature import PreparedFeature
 from trainer.attention import CausalAttention, Layout
 
@@ -231,6 +232,21 @@ def side_by_side(linears: Iterable[nn.Module], x_TX: Tensor) -> Tensor:
     """The outputs of several linear layers of one input, as one matrix product: [T, sum of their widths]."""
     weights, biases = zip(*((linear.weight, linear.bias) for linear in linears), strict=True)
     return F.linear(x_TX, torch.cat(weights), torch.cat(biases))
+
+
+class IntentHeads(nn.ModuleDict):
+    """A linear layer for each intent, as one matrix product. `InputError` where an intent has no label."""
+
+    def __init__(self, manifest: Manifest, dimension: int) -> None:
+        if empty := [name for name, count in manifest.labels.items() if count < 1]:
+            raise InputError(f"intent {empty[0]!r} has no value at all in the training data")
+        super().__init__({f"intent_{name}": nn.Linear(dimension, count) for name, count in manifest.labels.items()})
+        self.sizes = manifest.labels
+
+    def forward(self, encoded_TD: Tensor) -> dict[str, Tensor]:
+        """The logits of every intent: [T, D] -> [T, labels] each."""
+        logits = side_by_side(self.values(), encoded_TD).split(list(self.sizes.values()), dim=1)
+        return dict(zip(self.sizes, logits, strict=True))
 
 
 class FeatureVector(nn.Module):

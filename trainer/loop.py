@@ -135,8 +135,9 @@ class Trainer:
             if found is None:
                 return
             batch, left = found
-            weight_Q = batch.weight_Q.clamp(max=self.config.most_weight)
-            yield replace(batch, weight_Q=weight_Q if self.config.duration_weights else torch.ones_like(weight_Q)), left
+            weighted, weight_Q = self.config.duration_weights, batch.weight_Q
+            bounded_Q = weight_Q.clamp(max=self.config.most_weight) if weighted else torch.ones_like(weight_Q)
+            yield replace(batch, weight_Q=bounded_Q), left
 
     def _counts(self, found: tuple[Batch, Remaining]) -> Tensor:
         """The weights of a batch, its tokens and its users; float64 [4]."""

@@ -80,22 +80,18 @@ class Recommender(nn.Module):
         query_QD = output.query_TD.index_select(0, at).float()
         log_p_TL = None if scores.intents is None else scores.intents(output.intents or output.latent)
         log_p_QL = None if log_p_TL is None else log_p_TL.index_select(0, at)
-        label_CL, day_C = scores.labels(facts, len(candidates_CD)), facts.day_C
+        label_CL, day_C = scores.labels(facts.labels, len(candidates_CD)), facts.day_C
         listed, pointed = not self.training, []
         if scores.history is not None:
-            acting = None
-            if scores.intents is not None and log_p_TL is not None:
-                label_TL = scores.intents.labels(batch.features, batch.tokens)
-                acting = scores.intents.acting(log_p_TL, label_TL, Part.HISTORY)
+            acting = scores.acting(log_p_TL, scores.labels(batch.features, batch.tokens), Part.HISTORY)
             pointed.append(scores.history(output.query_TD, features_TX, batch, inputs.layout, listed, acting))
         if scores.recent is not None:
             assert moments is not None
-            own, acting = len(candidates_CD) - len(moments.item_U), None
+            own = len(candidates_CD) - len(moments.item_U)
             candidates_CD, recent_UD = candidates_CD[:own], candidates_CD[own:]
-            if scores.intents is not None and log_p_QL is not None and label_CL is not None:
-                acting = scores.intents.acting(log_p_QL, label_CL[own:], Part.RECENT)
-                label_CL = label_CL[:own]
+            label_CL, label_UL = (None, None) if label_CL is None else (label_CL[:own], label_CL[own:])
             day_C = None if day_C is None else day_C[:own]
+            acting = scores.acting(log_p_QL, label_UL, Part.RECENT)
             pointed.append(scores.recent(query_QD, recent_UD, moments, batch.target_Q, listed, acting))
         query = [scores.asked(query_QD, batch.request_time_T.index_select(0, at), log_p_QL)]
         if listed and pointed:

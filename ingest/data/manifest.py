@@ -29,7 +29,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from ingest.errors import InputError
-from ingest.features.feature import PreparedFeature, is_attribute
+from ingest.features.feature import FIRST_VALUE, PreparedFeature, is_attribute
 from ingest.settings import Record, sentence
 from ingest.storage import exists, join, read_text, write_text
 
@@ -88,6 +88,11 @@ class Manifest(Record):
     @property
     def intents(self) -> list[PreparedFeature]:
         return [feature for feature in self.features if feature.intent]
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """How many labels each intent has: label l is vocabulary index l + 2."""
+        return {feature.name: feature.size - FIRST_VALUE for feature in self.intents}
 
     @property
     def attributes(self) -> list[PreparedFeature]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, TypeAlias
+from typing import Annotated, ClassVar, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import polars as pl
@@ -233,6 +233,9 @@ KINDS: Registry[Kind] = Registry(
 )
 
 
+F = TypeVar("F", Feature, PreparedFeature)
+
+
 def kind_of(feature: Feature | PreparedFeature) -> Kind:
     return KINDS[feature.kind]
 
@@ -242,7 +245,7 @@ def is_attribute(feature: Feature | PreparedFeature) -> bool:
     return feature.of == "item" and not feature.is_number and not kind_of(feature).of_time
 
 
-def dated(features: Sequence[PreparedFeature]) -> PreparedFeature | None:
+def dated(features: Sequence[F]) -> F | None:
     """The first feature that gives items a date, from which their age counts."""
     return next((f for f in features if f.of == "item" and kind_of(f).of_time), None)
 

@@ -124,7 +124,7 @@ def test_attention_over_intents_sums_to_one(data: Data) -> None:
 def test_the_aggregation_equals_the_papers_formulas(data: Data) -> None:
     network = build(MODEL, train_config(), data.manifest).network
     torch.manual_seed(2)
-    intents = {name: torch.randn(5, labels) for name, labels in zip(network.intents, network.labels, strict=True)}
+    intents = {name: torch.randn(5, labels) for name, labels in network.labels.items()}
     ours_TD, attention_TM = network.aggregate(intents)
     for k in range(5):
         projected = [network.projections[f"intent_{name}"](logits[k].softmax(0)) for name, logits in intents.items()]

@@ -10,7 +10,6 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
-from ingest.features.feature import FIRST_VALUE
 from trainer.models.base import WindowConfig
 from trainer.models.registry import register
 
@@ -32,19 +31,17 @@ class DeepConfig(WindowConfig):
 def network_class() -> type[nn.Module]:
     from torch import nn
 
-    from trainer.layers import TwoEncoders
+    from trainer.layers import IntentHeads, TwoEncoders
 
     class Deep(TwoEncoders):
         """A network of IntentRec's depth and parameters without its intents."""
 
         def make_bridge(self, manifest: Manifest, dimension: int) -> None:
-            narrow = sum(feature.size - FIRST_VALUE for feature in manifest.intents) or dimension
+            narrow = sum(manifest.labels.values()) or dimension
             self.bottleneck = nn.Sequential(nn.Linear(dimension, narrow), nn.GELU(), nn.Linear(narrow, dimension))
-            labels = {feature.name: feature.size - FIRST_VALUE for feature in manifest.intents} if self.acts else {}
-            self.heads = nn.ModuleDict({f"intent_{n}": nn.Linear(dimension, m) for n, m in labels.items()})
+            self.heads = IntentHeads(manifest, dimension) if self.acts else None
 
         def bridge(self, encoded_TD: Tensor) -> tuple[Any, ...]:
-            latent = {name.removeprefix("intent_"): head(encoded_TD) for name, head in self.heads.items()}
-            return self.bottleneck(encoded_TD), {}, None, latent
+            return self.bottleneck(encoded_TD), {}, None, self.heads(encoded_TD) if self.heads else {}
 
     return Deep

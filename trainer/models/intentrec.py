@@ -20,8 +20,6 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from ingest.data.schema import DataConfig
-from ingest.errors import InputError
-from ingest.features.feature import FIRST_VALUE
 from trainer.models.base import WindowConfig
 from trainer.models.registry import register
 from trainer.train_config import TrainConfig
@@ -56,29 +54,21 @@ def network_class() -> type[nn.Module]:
     import torch
     from torch import nn
 
-    from trainer.layers import TwoEncoders, side_by_side
+    from trainer.layers import IntentHeads, TwoEncoders
 
     class IntentRec(TwoEncoders):
         """IntentRec whole; see the head of this file. `InputError` where an intent has no label."""
 
         def make_bridge(self, manifest: Manifest, dimension: int) -> None:
-            labels = {feature.name: feature.size - FIRST_VALUE for feature in manifest.intents}
-            if empty := [name for name, count in labels.items() if count < 1]:
-                raise InputError(f"intent {empty[0]!r} has no value at all in the training data")
-            self.intents, self.labels = list(labels), list(labels.values())
-            self.intent_heads = nn.ModuleDict({f"intent_{n}": nn.Linear(dimension, m) for n, m in labels.items()})
-            self.projections = nn.ModuleDict({f"intent_{n}": nn.Linear(m, dimension) for n, m in labels.items()})
+            self.intent_heads = IntentHeads(manifest, dimension)
+            self.labels = manifest.labels
+            self.projections = nn.ModuleDict({f"intent_{n}": nn.Linear(m, dimension) for n, m in self.labels.items()})
             self.attention = nn.Linear(dimension, 1)
 
         def bridge(self, encoded_TD: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-            intents = self.predict_intents(encoded_TD)
+            intents = self.intent_heads(encoded_TD)
             intent_embedding_TD, attention_TM = self.aggregate(intents)
             return intent_embedding_TD, intents, attention_TM
-
-        def predict_intents(self, encoded_TD: Tensor) -> dict[str, Tensor]:
-            """The logits of every intent, as one matrix product."""
-            logits = side_by_side(self.intent_heads.values(), encoded_TD).split(self.labels, dim=1)
-            return dict(zip(self.intents, logits, strict=True))
 
         def aggregate(self, intents: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
             """Z and the weights of the intents from their logits: [T, D] and [T, M].
@@ -92,7 +82,7 @@ def network_class() -> type[nn.Module]:
                 *((projection.weight, projection.bias) for projection in self.projections.values()), strict=True
             )
             weight_DL, bias_MD = torch.cat(weight, dim=1), torch.stack(bias)
-            score_L = (self.attention.weight @ weight_DL)[0].split(self.labels)
+            score_L = (self.attention.weight @ weight_DL)[0].split(list(self.labels.values()))
             scores_TM = torch.stack([label @ score for label, score in zip(labels, score_L, strict=True)], dim=1)
             attention_TM = (scores_TM + self.attention(bias_MD).T).softmax(dim=1)
             weighted_TL = torch.cat([label * attention_TM[:, i, None] for i, label in enumerate(labels)], dim=1)

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field, field_validator
 from ingest.data.activity import of_buckets
 from ingest.data.schema import DataConfig
 from ingest.durations import parse_duration
-from ingest.features.feature import is_attribute, kind_of
+from ingest.features.feature import dated, is_attribute
 from ingest.registry import Registry
 from ingest.settings import Kinded, Settings
 from trainer.train_config import TrainConfig
@@ -97,7 +97,7 @@ class NeuralConfig(ModelConfig):
                 raise ValueError(f"knows: {part} needs real times, not time_unit position")
         if "attributes" in self.knows and not any(map(is_attribute, data.features)):
             raise ValueError("knows: attributes needs a category feature with `of: item` in data.features")
-        if "age" in self.knows and not any(f.of == "item" and kind_of(f).of_time for f in data.features):
+        if "age" in self.knows and dated(data.features) is None:
             raise ValueError("knows: age needs a feature of kind elapsed with `of: item` in data.features")
         if "intents" in self.knows:
             if not self.has_heads:

@@ -62,7 +62,7 @@ class IntentScores(nn.Module):
     def __init__(self, manifest: Manifest, pointers: bool = True) -> None:
         """`pointers`: whether there are candidates of each query's own, to be gated."""
         super().__init__()
-        self.sizes = {feature.name: feature.size - FIRST_VALUE for feature in manifest.intents}
+        self.sizes = manifest.labels
         self.weights = nn.Parameter(torch.zeros(len(Part), len(self.sizes)))
         self.gates = nn.Linear(sum(self.sizes.values()), 3) if pointers else None
         for parameter in self.gates.parameters() if self.gates else ():

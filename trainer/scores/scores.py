@@ -19,7 +19,7 @@ from trainer.models.registry import NeuralConfig
 from trainer.scores.ages import AgeScores
 from trainer.scores.attributes import AttributeVectors
 from trainer.scores.history import HistoryPointer
-from trainer.scores.intents import IntentScores, Part
+from trainer.scores.intents import Acting, IntentScores, Part
 from trainer.scores.moments import MomentPointer
 from trainer.scores.request import RequestEncoding
 from trainer.train_config import TrainConfig
@@ -73,9 +73,15 @@ class Scores(nn.Module):
         """The candidates' vectors from their rows and those of their features: [C, D]."""
         return rows_CD if self.attributes is None else rows_CD + self.attributes(attributes)
 
-    def labels(self, facts: Facts, count: int) -> Tensor | None:
-        """The shares of labels that `count` candidates bear; None where no intent acts."""
-        return None if self.intents is None else self.intents.labels(facts.labels, count)
+    def labels(self, values: Mapping[str, Tensor | Lists], count: int) -> Tensor | None:
+        """The shares of labels that `count` candidates bear, from their values; None where no intent acts."""
+        return None if self.intents is None else self.intents.labels(values, count)
+
+    def acting(self, log_p_NL: Tensor | None, label_XL: Tensor | None, part: Part) -> Acting | None:
+        """What the intents give a part with candidates of each query's own; None where they do not act."""
+        if self.intents is None or log_p_NL is None or label_XL is None:
+            return None
+        return self.intents.acting(log_p_NL, label_XL, part)
 
     def columns(self, vectors_CD: Tensor, label_CL: Tensor | None, day_C: Tensor | None) -> Tensor:
         """The candidates as their scores take them, [C, X]; without their days the last columns are left out."""
