@@ -68,7 +68,10 @@ class MadeLog:
 
     def _rule(self) -> dict[str, Any]:
         path = self._truth("rule.json")
-        rule = json.loads(read_text(path))
+        try:
+            rule = json.loads(read_text(path))
+        except json.JSONDecodeError as malformed:
+            raise InputError(f"{path}: is not JSON ({malformed}): simulate the log again") from malformed
         for name, value in rule_tables().items():
             if not name.startswith("device") and rule.get(name) != (list(value) if isinstance(value, tuple) else value):
                 raise InputError(f"{path}: {name} is not what this release simulates by: simulate the log again")
@@ -126,6 +129,8 @@ class MadeLog:
 
     def _parts(self, folder: str, columns: list[str]) -> pa.Table:
         parts = sorted(list_files(join(self.folder, folder), ".parquet"))
+        if not parts:
+            raise InputError(f"{join(self.folder, folder)}: there is no Parquet file in it: simulate the log again")
         return pa.concat_tables([_read(path, columns) for path in parts])
 
     @property
@@ -150,8 +155,11 @@ class MadeLog:
 
 
 def _read(path: str, columns: list[str] | None = None) -> pa.Table:
-    with open_file(path) as file:
-        return pq.read_table(file, columns=columns)
+    try:
+        with open_file(path) as file:
+            return pq.read_table(file, columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: can not be read as Parquet ({error}): simulate the log again") from error
 
 
 def _index(labels: Any, names: tuple[str, ...]) -> Array:

@@ -60,6 +60,15 @@ def test_another_folder_is_refused_by_its_name(folder: str, tmp_path: Path) -> N
     (tmp_path / "truth" / "rule.json").write_text(json.dumps(rule))
     with pytest.raises(InputError, match=r"there is no truth/users\.parquet"):
         _ = MadeLog(str(tmp_path)).tastes
+    (tmp_path / "truth" / "users.parquet").write_bytes(Path(folder, "truth", "users.parquet").read_bytes()[:90])
+    with pytest.raises(InputError, match=r"truth/users\.parquet: can not be read as Parquet"):
+        _ = MadeLog(str(tmp_path)).tastes
+    (tmp_path / "events").mkdir()
+    with pytest.raises(InputError, match=f"^{tmp_path}/events: there is no Parquet file in it"):
+        _ = MadeLog(str(tmp_path)).item
+    (tmp_path / "truth" / "rule.json").write_text("{")
+    with pytest.raises(InputError, match=r"rule\.json: is not JSON"):
+        MadeLog(str(tmp_path))
     rule["action_transitions"][0][0] += 1
     (tmp_path / "truth" / "rule.json").write_text(json.dumps(rule))
     with pytest.raises(InputError, match=r"rule\.json: action_transitions is not what this release simulates by"):
