@@ -90,7 +90,7 @@ HALF: dict[str, dict[str, Any]] = {
     "fp16 tables": {"tables": SETTINGS["row_wise"]["tables"] | {"precision": "fp16"}},
     "fp16 communication": {"tables": SETTINGS["row_wise"]["tables"] | {"communication": "fp16"}},
 }
-EVERYTHING = ["request", "history", "attributes", "recent", "age", "intents"]
+EVERYTHING = ["request", "history", "attributes", "recent", "transitions", "age", "intents"]
 KNOWING: dict[str, NeuralConfig] = {
     "knows everything": MODEL.model_copy(update={"knows": EVERYTHING}),
     "knows the history, sampled": DeepConfig(heads=2, dropout=0.0, window="8h", knows=["history"]),

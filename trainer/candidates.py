@@ -1,11 +1,13 @@
-"""The candidates of a batch as the tables look them up: rows, attributes, and the items of the moments.
+"""The candidates of a batch as the tables look them up: rows, attributes, and what is taken around the requests.
 
-Q  targets     C  candidates     U  different items of the batch's moments
+Q  targets     C  candidates
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,15 +17,19 @@ from ingest.data.batch import Batch
 from ingest.data.items import ItemTable
 from ingest.data.manifest import Manifest
 from ingest.data.moments import Snapshots, take_snapshots
+from ingest.data.successions import Successions
 from ingest.durations import parse_duration
 from ingest.features.feature import UNKNOWN
 from trainer.models.registry import NeuralConfig
 from trainer.scores.ages import Dates
 from trainer.scores.attributes import Attributes
 from trainer.scores.moments import Moments
-from trainer.scores.scores import Facts
+from trainer.scores.scores import Facts, Further
+from trainer.scores.transitions import Followers
 from trainer.train_config import TrainConfig
 from trainer.unknown import chosen
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -40,10 +46,10 @@ class CandidateReader:
     def __init__(
         self, model: NeuralConfig, config: TrainConfig, manifest: Manifest, worker: Worker, known: Known | None
     ) -> None:
-        if known is None and {"attributes", "recent", "age", "intents"} & set(model.knows):
+        if known is None and {"attributes", "recent", "transitions", "age", "intents"} & set(model.knows):
             raise ValueError(f"a model that knows {', '.join(model.knows)} needs the data set, got None")
         self.known, self.manifest, self.settings = known, manifest, model.moments
-        self.recent, self.seed = "recent" in model.knows, config.seed
+        self.recent, self.transitions, self.seed = "recent" in model.knows, "transitions" in model.knows, config.seed
         acts, lasting = "intents" in model.knows, [feature for feature in manifest.attributes if feature.intent]
         self.with_attributes = "attributes" in model.knows
         self.labels = [feature.name for feature in lasting if acts]
@@ -52,20 +58,20 @@ class CandidateReader:
             read = manifest.attributes if self.with_attributes else lasting
             self.values = Attributes(known.items, read, worker.device)
         self.dates = Dates(manifest, known.items, worker.device) if known is not None and "age" in model.knows else None
-        self.cold_share = model.cold_share if self.recent or self.with_attributes else 0.0
+        warm = not (self.recent or self.transitions or self.with_attributes)
+        self.cold_share = 0.0 if warm else model.cold_share
 
-    def of(self, batch: Batch, item_C: Tensor, number: int | None) -> tuple[Tensor, Facts, Moments | None]:
-        """The rows of the candidates `item_C` and of the moments' items, what is known of them, and the moments.
+    def of(self, batch: Batch, item_C: Tensor, number: int | None) -> tuple[Tensor, Facts, Further]:
+        """The rows of the candidates `item_C` and behind them those of further ones, what is known of all, and these.
 
         In training step `number` a share of the items has the row for unknown ones, the same on all workers.
         """
-        moments = self._moments(batch, number) if self.recent else None
-        if moments is not None:
-            item_C = torch.cat([item_C, moments.item_U])
+        further = self._further(batch, number)
+        item_C = torch.cat([item_C, *further.items])
         row_C = batch.in_table(item_C)
         if number is not None and self.cold_share:
             row_C = row_C.masked_fill(chosen(row_C, self.cold_share, self.seed, number), UNKNOWN)
-        return row_C, self.facts(item_C), moments
+        return row_C, self.facts(item_C), further
 
     def facts(self, item_C: Tensor) -> Facts:
         """What is known of items."""
@@ -73,26 +79,52 @@ class CandidateReader:
         labels = {name: values[name] for name in self.labels}
         return Facts(values if self.with_attributes else {}, labels, self.dates.of(item_C) if self.dates else None)
 
-    def _moments(self, batch: Batch, number: int | None) -> Moments:
+    def _further(self, batch: Batch, number: int | None) -> Further:
         """Training counts training events, up to a time before the requests; what is live counts all of them."""
-        time_Q, lag = batch.request_time_T[batch.target_position_Q], 0
-        if number is not None and self.settings.lag is not None:
+        if not (self.recent or self.transitions):
+            return Further()
+        at_Q = batch.target_position_Q
+        time_Q, lag, settings = batch.request_time_T[at_Q], 0, self.settings
+        if number is not None and settings.lag is not None:
             generator = torch.Generator().manual_seed((self.seed * 1_000_003 + number) % 2**63)
-            lag = int(torch.rand((), generator=generator, dtype=torch.float64) * parse_duration(self.settings.lag))
-        snapshots = self._taken(number is None and self.settings.live)
-        return Moments.of(snapshots, time_Q, self.settings.milliseconds, lag)
+            lag = int(torch.rand((), generator=generator, dtype=torch.float64) * parse_duration(settings.lag))
+        until_Q, total = time_Q - lag, number is None and settings.live
+        if number is None and not settings.live:
+            frozen_Q = self.manifest.frozen_until(time_Q.cpu().numpy())
+            if frozen_Q is not None:
+                until_Q, total = torch.from_numpy(frozen_Q).to(time_Q.device), True
+        moments, followers = None, None
+        if self.recent:
+            moments = Moments.of(self._snapshots(total), time_Q, until_Q, settings.milliseconds)
+        if self.transitions:
+            last_Q = batch.past_T[at_Q]
+            followers = Followers.of(self._successions(total), last_Q, time_Q, until_Q, settings.transitions)
+        return Further(moments, followers)
 
-    def _taken(self, total: bool) -> Snapshots:
+    def _snapshots(self, total: bool) -> Snapshots:
         assert self.known is not None
-        key = self.known.data, self.manifest.fingerprint, self.settings.milliseconds, self.settings.items, total
-        if key not in _SNAPSHOTS:
-            while len(_SNAPSHOTS) >= KEPT:
-                _SNAPSHOTS.pop(next(iter(_SNAPSHOTS)))
-            _SNAPSHOTS[key] = take_snapshots(self.known.data, self.manifest, self.known.items, *key[2:])
-        return _SNAPSHOTS[key]
+        data, items = self.known.data, self.known.items
+        step, size = self.settings.milliseconds, self.settings.items
+        key = data, self.manifest.fingerprint, "snapshots", step, size, total
+        return _kept(key, lambda: take_snapshots(data, self.manifest, items, step, size, total))
+
+    def _successions(self, total: bool) -> Successions:
+        assert self.known is not None
+        data, manifest = self.known.data, self.manifest
+        key = data, manifest.fingerprint, "successions", total
+        return _kept(key, lambda: Successions.load(data, manifest.catalogue, total))
 
 
-KEPT = 2
-"""Snapshots that a process keeps: training's, and those that evaluating counts."""
-_SNAPSHOTS: dict[tuple[str, str, int, int, bool], Snapshots] = {}
+KEPT = 4
+"""What a process keeps of this kind: training's, and what evaluating counts."""
+_KEPT: dict[tuple[object, ...], Any] = {}
 """By data set and settings, so that the models of a config share them."""
+
+
+def _kept(key: tuple[object, ...], load: Callable[[], T]) -> T:
+    if key not in _KEPT:
+        while len(_KEPT) >= KEPT:
+            _KEPT.pop(next(iter(_KEPT)))
+        _KEPT[key] = load()
+    found: T = _KEPT[key]
+    return found

@@ -19,13 +19,12 @@ from trainer.attention import Layout
 from trainer.layers import Inputs
 from trainer.models.registry import NeuralConfig
 from trainer.scores.intents import Part
-from trainer.scores.moments import Moments
 from trainer.scores.pointers import joined
-from trainer.scores.scores import Facts, Scores
+from trainer.scores.scores import Facts, Further, Scores
 from trainer.softmax import Pointed
 from trainer.train_config import TrainConfig
 
-NOTHING = Facts()
+NOTHING, NOBODY = Facts(), Further()
 Query: TypeAlias = tuple[Tensor, ...]
 """What is needed to score the catalogue, a row a target in each tensor."""
 
@@ -56,9 +55,9 @@ class Recommender(nn.Module):
         self.tables, self.network, self.scores, self.numbers = tables, network, scores, numbers
 
     def forward(
-        self, batch: Batch, candidates_C: Tensor, facts: Facts = NOTHING, moments: Moments | None = None
+        self, batch: Batch, candidates_C: Tensor, facts: Facts = NOTHING, further: Further = NOBODY
     ) -> Prediction:
-        """`facts`: of the candidates; `moments`: of the targets, and their items are the last candidates."""
+        """`facts`: of the candidates, the last of which are the items of `further`."""
         scores = self.scores
         found = self.tables(batch, candidates_C, facts.attributes)
         vectors, candidates_CD = found.inputs, scores.vectors(found.candidates_CD, found.attributes)
@@ -85,14 +84,19 @@ class Recommender(nn.Module):
         if scores.history is not None:
             acting = scores.acting(log_p_TL, scores.labels(batch.features, batch.tokens), Part.HISTORY)
             pointed.append(scores.history(output.query_TD, features_TX, batch, inputs.layout, listed, acting))
+        sizes = [len(items) for items in further.items]
+        candidates_CD, *vectors_U = candidates_CD.split([len(candidates_CD) - sum(sizes), *sizes])
+        labels_U = [None for _ in sizes]
+        if label_CL is not None:
+            label_CL, *labels_U = label_CL.split([len(candidates_CD), *sizes])
+        day_C = None if day_C is None else day_C[: len(candidates_CD)]
+        if scores.transitions is not None:
+            assert further.followers is not None
+            pointed.append(scores.transitions(query_QD, vectors_U[-1], further.followers, batch.target_Q, listed))
         if scores.recent is not None:
-            assert moments is not None
-            own = len(candidates_CD) - len(moments.item_U)
-            candidates_CD, recent_UD = candidates_CD[:own], candidates_CD[own:]
-            label_CL, label_UL = (None, None) if label_CL is None else (label_CL[:own], label_CL[own:])
-            day_C = None if day_C is None else day_C[:own]
-            acting = scores.acting(log_p_QL, label_UL, Part.RECENT)
-            pointed.append(scores.recent(query_QD, recent_UD, moments, batch.target_Q, listed, acting))
+            assert further.moments is not None
+            acting = scores.acting(log_p_QL, labels_U[0], Part.RECENT)
+            pointed.append(scores.recent(query_QD, vectors_U[0], further.moments, batch.target_Q, listed, acting))
         query = [scores.asked(query_QD, batch.request_time_T.index_select(0, at), log_p_QL)]
         if listed and pointed:
             query += [torch.cat([candidates.item_QW for _, candidates in pointed], dim=1)]

@@ -4,5 +4,5 @@ from trainer.models.registry import MODELS
 
 MODELS.built_in |= {
     kind: f"evaluation.baselines.{kind}"
-    for kind in ("popularity", "markov", "recent", "returns", "trending", "item_knn", "session_knn", "rule")
+    for kind in ("popularity", "markov", "recent", "returns", "trending", "followed", "item_knn", "session_knn", "rule")
 }

@@ -1,10 +1,11 @@
 """What is popular lately: every item by its events in the last span of time, the more popular ever first among equals.
 
-Frozen, the span ends with the training data: what a list that is made once can know. Live, it ends with the request,
-as in a portal that counts its clicks all the time (recently popular; Ludewig and Jannach 2018, arXiv 1803.09587, have
-it among their baselines); events of all splits count, but only those of complete buckets of five minutes before the
-target's own, so that neither the target nor what came after it is known. With `by`, a feature that is known at the
-request, only the events with the request's value count: what is popular at this place in the app, on this device.
+Frozen, the span ends where the split that is evaluated begins, or, if splits are no points in time, with the training
+data: what a list that is made once can know. Live, it ends with the request, as in a portal that counts its clicks all
+the time (recently popular; Ludewig and Jannach 2018, arXiv 1803.09587, have it among their baselines); events of all
+splits count, but only those of complete buckets of five minutes before the target's own, so that neither the target nor
+what came after it is known. With `by`, a feature that is known at the request, only the events with the request's value
+count: what is popular at this place in the app, on this device.
 
     N  entries, of the activity of this worker's items     D  different buckets (and values) of a batch's targets
 """
@@ -34,12 +35,12 @@ if TYPE_CHECKING:
     from trainer.train_config import TrainConfig
 
 
-@register
-class TrendingConfig(BaselineConfig):
-    kind: Literal["trending"] = "trending"
+class LatelyConfig(BaselineConfig):
+    """Of a baseline that counts what is taken in a span of time."""
+
     span: OneOrMore[Annotated[str, AfterValidator(of_buckets)]] = "1d"
     live: OneOrMore[bool] = False
-    """Whether the span ends with the request, or with the training data."""
+    """Whether the span ends with the request, or before all requests."""
 
     by: OneOrMore[str | None] = None
     """An event feature that is `at_request`."""
@@ -52,7 +53,12 @@ class TrendingConfig(BaselineConfig):
         asked = (feature for feature in data.features if feature.at_request)
         check_feature(self.by, asked, "a feature with `at_request: true`")
         if data.time_unit == "position":
-            raise ValueError("kind: trending needs real times, not time_unit position")
+            raise ValueError(f"kind: {self.kind} needs real times, not time_unit position")
+
+
+@register
+class TrendingConfig(LatelyConfig):
+    kind: Literal["trending"] = "trending"
 
     def scorer(self, data: Prepared) -> Trending:
         return Trending(data, parse_duration(single(self.span)) // BUCKET, single(self.live), single(self.by))
@@ -65,13 +71,12 @@ class Trending(BaselineScorer):
         import torch
 
         self.buckets, self.by, self.popularity_v = buckets, by, data.popularity_v
-        self.end = None if live else data.manifest.last_time // BUCKET + 1
+        self.manifest, self.live = data.manifest, live
+        total = live or bool(data.manifest.begins)
         parts = [np.zeros((4, 0), dtype=np.int64)]
-        for item, bucket, count, value in _events(data, live) if by is None else _events_by(data, live, by):
+        for item, bucket, count, value in _events(data, total) if by is None else _events_by(data, total, by):
             column = data.slice.columns(torch.tensor(item)).numpy()
             kept = (item >= FIRST_VALUE) & (column >= 0) & (count > 0)
-            if self.end is not None:
-                kept &= (bucket >= self.end - buckets) & (bucket < self.end)
             parts.append(np.stack([column, bucket, count, value])[:, kept])
         entries = np.concatenate(parts, axis=1)
         self.entries = entries[:, np.lexsort((entries[1], entries[3]))]
@@ -83,10 +88,22 @@ class Trending(BaselineScorer):
         value_Q = torch.zeros_like(batch.target_Q)
         if self.by is not None:
             value_Q = batch.request[self.by][batch.target_position_Q]
-        if self.end is not None:
-            return torch.full_like(batch.target_Q, self.end), value_Q
-        assert batch.target_time_Q is not None
-        return batch.target_time_Q // BUCKET, value_Q
+        if self.live or self.manifest.begins:
+            return self.until(batch) // BUCKET, value_Q
+        return self.until(batch) // BUCKET + 1, value_Q  # the training data's last bucket is complete
+
+    def until(self, batch: Batch) -> Tensor:
+        """Up to when a request knows what is taken, in milliseconds: [Q]."""
+        import torch
+
+        time_Q = batch.target_time_Q
+        assert time_Q is not None
+        if self.live:
+            return time_Q
+        until_Q = self.manifest.frozen_until(time_Q.cpu().numpy())
+        if until_Q is None:
+            return torch.full_like(time_Q, self.manifest.last_time)
+        return torch.from_numpy(until_Q).to(time_Q.device)
 
     def scores(self, query: Query) -> Tensor:
         """Only what differs is counted, which takes no more memory than the scores themselves."""
@@ -124,16 +141,16 @@ class Trending(BaselineScorer):
         return counts_Dv
 
 
-def _events(data: Prepared, live: bool) -> Iterator[tuple[Integers, ...]]:
+def _events(data: Prepared, total: bool) -> Iterator[tuple[Integers, ...]]:
     """Items, buckets, how many events, and 0, part by part."""
-    for item, bucket, training, total in read_activity(data.url):
-        yield item, bucket, total if live else training, np.zeros_like(item)
+    for item, bucket, training, every in read_activity(data.url):
+        yield item, bucket, every if total else training, np.zeros_like(item)
 
 
-def _events_by(data: Prepared, live: bool, by: str) -> Iterator[tuple[Integers, ...]]:
-    """Items, buckets, 1 and the value of the feature `by` of every event: of users with a training row, or, live, of
-    all splits, in which those with a test target and the rest have their whole histories."""
-    for split in ("test", "rest") if live else ("train",):
+def _events_by(data: Prepared, total: bool, by: str) -> Iterator[tuple[Integers, ...]]:
+    """Items, buckets, 1 and the value of the feature `by` of every event: of users with a training row, or, in `total`,
+    of all splits, in which those with a test target and the rest have their whole histories."""
+    for split in ("test", "rest") if total else ("train",):
         for rows in data.rows(split, features=True):
             item, time, value = (rows.columns[name] for name in ("item", "time", by))
             assert isinstance(item, np.ndarray)

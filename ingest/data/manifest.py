@@ -6,6 +6,7 @@
     train/ validation/ test/  part-00000.parquet ...: one row a user, oldest event first
     transitions/              part-00000.parquet ...: which item follows which (`ingest.data.transitions`)
     activity/                 part-00000.parquet ...: when each item was taken (`ingest.data.activity`); logs with times
+    successions/              part-00000.parquet ...: which followed which, and when (`ingest.data.successions`)
     rest/                     the same for users without a row of test: their whole history, and nothing to predict
 
 Shard columns: `user` (the log's own id), `targets` (int32: how many of the row's last events are to be predicted),
@@ -26,14 +27,16 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import ValidationError
 
+from ingest.arrays.jagged import Integers
 from ingest.errors import InputError
 from ingest.features.feature import FIRST_VALUE, PreparedFeature, is_attribute
 from ingest.settings import Record, sentence
 from ingest.storage import exists, join, read_text, write_text
 
-VERSION = 3
+VERSION = 4
 VERSION_KEY = b"intentrec.version"
 """In the metadata of every shard's schema."""
 SplitName = Literal["train", "validation", "test", "rest"]
@@ -71,6 +74,8 @@ class Manifest(Record):
     has_duration: bool
     mean_duration: float = 1.0
     split: dict[str, Any]
+    begins: dict[SplitName, int] = {}
+    """From when on events are of validation and of test, where the split is a point in time."""
     counts: dict[str, int]
     """users, items, events and what was dropped or is unknown, by name."""
     warnings: list[str] = []
@@ -84,6 +89,16 @@ class Manifest(Record):
 
     def feature(self, name: str) -> PreparedFeature:
         return next(feature for feature in self.features if feature.name == name)
+
+    def frozen_until(self, time_Q: Integers) -> Integers | None:
+        """Up to when a service knows the log that has stopped to count where the split begins that a request is of.
+
+        None where splits are no points in time: then it knows the training data.
+        """
+        if not self.begins:
+            return None
+        begins = np.array(sorted(self.begins.values()))
+        return begins[np.maximum(np.searchsorted(begins, time_Q, side="right") - 1, 0)]
 
     @property
     def intents(self) -> list[PreparedFeature]:

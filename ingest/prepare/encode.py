@@ -25,7 +25,7 @@ from ingest.features.vocabulary import look_up, read_parts
 from ingest.prepare.fit import feature_of, vocabulary_of
 from ingest.prepare.histories import ITEM, counts_of, read_histories, read_users
 from ingest.prepare.item_table import ITEMS
-from ingest.prepare.pairs import pairs_of, spill_activity, spill_transitions
+from ingest.prepare.pairs import pairs_of, spill_activity, spill_successions, spill_transitions
 from ingest.prepare.partition import Job
 from ingest.prepare.shard_writer import write_shards, write_table
 from ingest.prepare.split import SplitLog, split_log, targets_where
@@ -62,6 +62,14 @@ class _Partition:
         """The places of the training events but each user's first."""
         rows = self.split.rows["train"]
         return ranges(rows.start + rows.length - rows.targets, rows.targets)
+
+    @property
+    def again(self) -> NDArray[np.bool_]:
+        """Which events are not their user's first."""
+        again_N = np.ones(len(self.index_N), dtype=bool)
+        for name in ("test", "rest"):  # every user is in one of them
+            again_N[self.split.rows[name].start] = False
+        return again_N
 
     def of_items(self, feature: Feature) -> pa.Array:
         """What the item table has of each item."""
@@ -126,7 +134,9 @@ def encode_partition(job: Job, task: tuple[int, dict[str, Any], list[int]]) -> d
     spill_transitions(job, number, index_N[pairs - 1], index_N[pairs], begins)
     if "activity" in pairs_of(job.config):
         time_N = partition.events["time"].to_numpy()
-        spill_activity(job, number, index_N, time_N, partition.split.training, begins)
+        training_N = partition.split.training
+        spill_activity(job, number, index_N, time_N, training_N, begins)
+        spill_successions(job, number, index_N, time_N, training_N, partition.again, begins)
     sizes = job.config.row_group_interactions, job.config.shard_interactions
     shards = {
         name: write_shards(

@@ -1,7 +1,9 @@
-"""What is counted for pairs that begin with an item: `<name>/part-*.parquet`, ascending by both over all parts.
+"""What is counted for pairs that begin with an item: `<name>/part-*.parquet`, ascending by both keys over all parts.
 
     transitions   before, after, count               which item follows which, over the training events
     activity      item, bucket, training, total      in which buckets of time an item was taken (`ingest.data.activity`)
+    successions   before, time, after, training      each time that an item was taken after another one, and whether it
+                                                     is of training (`ingest.data.successions`)
 
 Every partition spills its pairs by ranges of items; a task for each range sums them. Ranges have about as many events
 as partitions, so memory does not grow with the log.
@@ -14,6 +16,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
@@ -24,12 +27,12 @@ from ingest.prepare.partition import Job, new_file, one_batch, read_batch
 from ingest.prepare.shard_writer import write_table
 from ingest.storage import join, open_file
 
-KEYS = {"transitions": ("before", "after"), "activity": ("item", "bucket")}
+KEYS = {"transitions": ("before", "after"), "activity": ("item", "bucket"), "successions": ("before", "time")}
 
 
 def pairs_of(config: DataConfig) -> list[str]:
-    """What is counted of such a log; one that has positions alone has no buckets of time."""
-    return [name for name in KEYS if name != "activity" or config.time_unit != "position"]
+    """What is counted of such a log; one that has positions alone has only what needs no time."""
+    return [name for name in KEYS if name == "transitions" or config.time_unit != "position"]
 
 
 def _spilled(job: Job, name: str, partition: int) -> str:
@@ -52,14 +55,34 @@ def spill_activity(
     _spill(job, "activity", partition, events, ranges)
 
 
+def spill_successions(
+    job: Job, partition: int, item_N: NDArray, time_N: NDArray, training_N: NDArray, again_N: NDArray, ranges: list[int]
+) -> None:
+    """The pairs of events that follow each other, whose items are not unknown. `again_N`: those with one before."""
+    place = np.flatnonzero(again_N)
+    place = place[(item_N[place] >= FIRST_VALUE) & (item_N[place - 1] >= FIRST_VALUE)]
+    columns = {
+        "before": pl.Series(item_N[place - 1], dtype=pl.Int32),
+        "time": pl.Series(time_N[place]),
+        "after": pl.Series(item_N[place], dtype=pl.Int32),
+        "training": pl.Series(training_N[place]),
+    }
+    _spill(job, "successions", partition, pl.DataFrame(columns), ranges)
+
+
 def _spill(job: Job, name: str, partition: int, frame: pl.DataFrame, ranges: list[int]) -> None:
     first = KEYS[name][0]
-    counted = _summed(frame, name)
+    counted = _ordered(frame, name)
     begins = counted[first].search_sorted(pl.Series(ranges, dtype=pl.Int32)).to_list()
     table = counted.to_arrow()
     with open_file(_spilled(job, name, partition), "wb") as file, new_file(file, table.schema) as writer:
         for begin, end in pairwise([*begins, counted.height]):
             writer.write_batch(one_batch(table, begin, end))
+
+
+def _ordered(frame: pl.DataFrame, name: str) -> pl.DataFrame:
+    """By both keys; equal pairs as one, but for successions, whose order is then that of the items after."""
+    return frame.sort(*KEYS[name], "after", "training") if name == "successions" else _summed(frame, name)
 
 
 def _summed(frame: pl.DataFrame, name: str) -> pl.DataFrame:
@@ -76,6 +99,6 @@ def merge_pairs(job: Job, task: tuple[str, int]) -> dict[str, Any]:
     """Write the pairs called so from one range of items, as all partitions together have them."""
     name, number = task
     frames = [pl.DataFrame(read_batch(_spilled(job, name, partition), number)) for partition in range(job.partitions)]
-    summed = _summed(pl.concat(frames), name)
-    write_table(join(job.destination, f"{name}/part-{number:05d}.parquet"), summed)
-    return {"pairs": summed.height}
+    merged = _ordered(pl.concat(frames), name)
+    write_table(join(job.destination, f"{name}/part-{number:05d}.parquet"), merged)
+    return {"pairs": merged.height}

@@ -44,6 +44,7 @@ from ingest.prepare.report import (
     summary,
     warnings_of,
 )
+from ingest.prepare.split import begins_of
 from ingest.prepare.survey import FILES_A_TASK, log_types, pieces_of, survey_files
 from ingest.prepare.tasks import InThisProcess, Runner, Task, run_stage
 from ingest.raw.files import find_files
@@ -58,9 +59,12 @@ from ingest.storage import (
     write_text,
 )
 
-ALGORITHM = 6
+ALGORITHM = 7
 """Part of the fingerprint: raised when the same input gives other prepared data than before."""
-CONTENT = ("manifest.json", "items.parquet", "vocab", "transitions", "activity", "train", "validation", "test", "rest")
+CONTENT = (
+    "manifest.json", "items.parquet", "vocab", "transitions", "activity", "successions",
+    "train", "validation", "test", "rest",
+)  # fmt: skip
 WORK = "_work"
 FEWEST_PARTITIONS = 8
 """A log of fewer partitions is prepared in this process: to start others takes longer."""
@@ -156,6 +160,7 @@ class _Pipeline:
             has_duration=config.duration is not None,
             mean_duration=mean_duration,
             split=config.split.model_dump(),
+            begins=begins_of(config.split, self.job.last_time),
             counts=counts,
             warnings=warnings,
             majority=labels["majority"],

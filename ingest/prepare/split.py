@@ -49,10 +49,9 @@ def split_log(split: Split, times: Integers, lengths: Integers, last_time: int) 
         train_end, validation_end = np.where(held_out, lengths - 2, lengths), np.where(held_out, lengths - 1, lengths)
         end = lengths
     else:
-        test_from = last_time - parse_duration(split.test or 0)
-        validation_from = test_from - parse_duration(split.validation or 0)
-        train_end = np.add.reduceat((times <= validation_from).astype(np.int64), starts)
-        validation_end = np.add.reduceat((times <= test_from).astype(np.int64), starts)
+        begins = begins_of(split, last_time)
+        train_end = np.add.reduceat((times < begins["validation"]).astype(np.int64), starts)
+        validation_end = np.add.reduceat((times < begins["test"]).astype(np.int64), starts)
         end = lengths
     rows: dict[SplitName, Rows] = {}
     without_target: dict[SplitName, int] = {}
@@ -70,6 +69,14 @@ def split_log(split: Split, times: Integers, lengths: Integers, last_time: int) 
     rows["rest"] = Rows(rest, starts[rest], lengths[rest], np.zeros_like(rest))
     position = np.arange(len(times)) - np.repeat(starts, lengths)
     return SplitLog(rows, without_target, position < np.repeat(train_end, lengths))
+
+
+def begins_of(split: Split, last_time: int) -> dict[SplitName, int]:
+    """From when on events are of validation and of test, where the split is a point in time."""
+    if split.kind == "leave_one_out":
+        return {}
+    test = last_time - parse_duration(split.test or 0) + 1
+    return {"validation": test - parse_duration(split.validation or 0), "test": test}
 
 
 def targets_where(rows: Rows, marked: NDArray[np.bool_]) -> int:

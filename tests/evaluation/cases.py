@@ -19,6 +19,8 @@ CASES: dict[str, dict[str, Any]] = {
     "live, days": {"kind": "trending", "span": "3d", "live": True},
     "last day on the device": {"kind": "trending", "span": "1d", "live": False, "by": "device"},
     "live on the device": {"kind": "trending", "span": "8h", "live": True, "by": "device"},
+    "followed": {"kind": "followed", "span": "1d", "live": False, "half_life": "1d", "weight": 0.5, "length": 20},
+    "followed, live": {"kind": "followed", "span": "2d", "live": True, "half_life": "3h", "weight": 0.8, "length": 4},
     "repeats": {"kind": "markov", "repeats": True},
     "nothing again": {"kind": "markov", "repeats": False},
     "cosine": {"kind": "item_knn", "neighbours": 5, "shrink": 0.0, "counted": False, "length": 50, "decay": 1.0},

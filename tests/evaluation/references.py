@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from ingest.data.activity import BUCKET
 from ingest.data.manifest import SplitName
 from ingest.durations import parse_duration
-from tests.evaluation.events import events_of
+from tests.evaluation.events import events_of, histories_of
 from tests.small import Data
 
 Keys = dict[int, tuple[float, ...]]
@@ -145,11 +145,24 @@ def returns(log: Log, by: str | None, length: int = 50) -> Callable[[Target], Ke
     return keys
 
 
+def known_before(log: Log, live: bool) -> int | None:
+    """From when on nothing is known, in all targets' stead; None where that is each target's time.
+
+    Frozen, it is where the split begins, which is one millisecond after the time of the config.
+    """
+    if live:
+        return None
+    split = log.data.manifest.split
+    last = max(time for _, time, _ in events_of(log.data.url))
+    return last - parse_duration(split["test"]) + 1
+
+
 def trending(log: Log, span: str, live: bool, by: str | None = None) -> Callable[[Target], Keys]:
-    events = [(item, time, live or training, 0) for item, time, training in events_of(log.data.url)]
+    events = [(item, time, True, 0) for item, time, _ in events_of(log.data.url)]
+    before = known_before(log, live)
     if by is not None:
         events = []
-        for split in ("test", "rest") if live else ("train",):
+        for split in ("test", "rest"):
             for shard in log.data.manifest.shards[split]:  # type: ignore[index]
                 for row in pq.read_table(Path(log.data.url) / shard.path).to_pylist():
                     events += [
@@ -158,7 +171,7 @@ def trending(log: Log, span: str, live: bool, by: str | None = None) -> Callable
     buckets = parse_duration(span) // BUCKET
 
     def keys(target: Target) -> Keys:
-        end = target.time // BUCKET if live else log.data.manifest.last_time // BUCKET + 1
+        end = (target.time if before is None else before) // BUCKET
         wanted = target.row[by][len(target.history)] if by else 0
         counts = Counter(
             item
@@ -166,6 +179,37 @@ def trending(log: Log, span: str, live: bool, by: str | None = None) -> Callable
             if counted and end - buckets <= time // BUCKET < end and value == wanted
         )
         return {item: (counts[item], log.popularity[item]) for item in log.items}
+
+    return keys
+
+
+def followed(
+    log: Log, span: str, live: bool, half_life: str, weight: float, length: int, by: str | None = None
+) -> Callable[[Target], Keys]:
+    pairs = [
+        (before, time, after)
+        for row in histories_of(log.data.url)
+        for (before, _, _), (after, time, _) in itertools.pairwise(row)
+    ]
+    lately, until = trending(log, span, live, by), known_before(log, live)
+
+    def keys(target: Target) -> Keys:
+        now = target.time if until is None else until
+        newest_first = sorted(
+            ((time, after) for before, time, after in pairs if before == target.history[-1] and time < now),
+            reverse=True,
+        )
+        counts: dict[int, float] = defaultdict(float)
+        for time, after in newest_first[:length]:
+            counts[after] += 0.5 ** ((now - time) / parse_duration(half_life))
+        share = {item: key[0] + key[1] / (sum(log.popularity.values()) + 1) for item, key in lately(target).items()}
+        total = sum(key[0] for key in lately(target).values())
+        return {
+            item: (
+                round(weight * counts[item] / (sum(counts.values()) + 1) + (1 - weight) * share[item] / (total + 1), 9),
+            )
+            for item in log.items
+        }
 
     return keys
 
@@ -238,6 +282,7 @@ REFERENCES: dict[str, Callable[..., Callable[[Target], Keys]]] = {
     "recent": recent,
     "returns": returns,
     "trending": trending,
+    "followed": followed,
     "markov": markov,
     "item_knn": item_knn,
     "session_knn": session_knn,

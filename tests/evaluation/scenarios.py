@@ -178,7 +178,9 @@ def chosen(data: Data, folder: Path, worker: Worker, changes: dict[str, Any] | N
     return evaluate_models(EvaluationRun(data.url, url, models, settings, 7, "HR@5"), worker)
 
 
-KNOWING = MODEL.model_copy(update={"knows": ["request", "history", "attributes", "recent", "age", "intents"]})
+KNOWING = MODEL.model_copy(
+    update={"knows": ["request", "history", "attributes", "recent", "transitions", "age", "intents"]}
+)
 
 
 def knowing(data: Data, folder: Path, worker: Worker, part: str = "") -> Any:

@@ -180,7 +180,7 @@ def test_a_model_that_does_not_fit_is_refused(model: NeuralConfig, unit: str, me
     ("section", "message"),
     [
         ({"knows": ["history", "history"]}, "takes each part once, got history, history"),
-        ({"knows": ["future"]}, "'request', 'history', 'attributes', 'recent', 'age' or 'intents'"),
+        ({"knows": ["future"]}, "'request', 'history', 'attributes', 'recent', 'transitions', 'age' or 'intents'"),
         ({"moments": {"step": "7m"}}, "takes a multiple of 5m, such as 15m or 1d"),
         ({"moments": {"lag": "0m"}}, "takes a multiple of 5m, such as 15m or 1d"),
         ({"moments": {"items": 0}}, "greater than or equal to 1"),

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ingest.data.manifest import Manifest
 
 
-Knowledge: TypeAlias = Literal["request", "history", "attributes", "recent", "age", "intents"]
+Knowledge: TypeAlias = Literal["request", "history", "attributes", "recent", "transitions", "age", "intents"]
 
 
 def _once(values: list[Knowledge]) -> list[Knowledge]:
@@ -35,15 +35,19 @@ def _once(values: list[Knowledge]) -> list[Knowledge]:
 
 
 class MomentsConfig(Settings):
-    """Which items a model that knows `recent` has as candidates besides: what is taken lately, and what is new."""
+    """Which items a model has as candidates besides, by the moment of the request: one that knows `recent` what is
+    taken lately and what is new, one that knows `transitions` what came lately after the user's last item."""
 
     step: str = "1h"
     """Time between two moments: a request knows what was taken before the last one."""
     items: int = Field(default=128, ge=1)
     """Of each moment."""
+    transitions: int = Field(default=64, ge=1)
+    """The newest times that anyone took an item after the user's last one."""
     live: bool = True
     """Whether evaluating and recommending count the events of all splits up to the request, as a service that counts
-    all the time; else the counts end with the training data."""
+    all the time; else the counts end where the split that is evaluated begins, or, if splits are no points in time,
+    with the training data."""
 
     lag: str | None = None
     """In a training step all counts end some time before the requests, drawn anew up to this span: so a model learns
@@ -84,15 +88,15 @@ class NeuralConfig(ModelConfig):
     """What its scores know beside the model's query and the items' rows (trainer/scores/): `request`, the time at which
     the next item is asked for and the features that are `at_request`; `history`, that each place of the user's past can
     be taken again; `attributes`, the features of the candidates; `recent`, what is taken lately and what is new at the
-    moment of the request; `age`, how old each item is at the request, and whether it is out; `intents`, the predicted
-    labels, which act on what bears them."""
+    moment of the request; `transitions`, what others took lately after the user's last item; `age`, how old each item
+    is at the request, and whether it is out; `intents`, the predicted labels, which act on what bears them."""
     moments: MomentsConfig = MomentsConfig()
     cold_share: float = Field(default=0.1, ge=0, lt=1)
     """The share of candidates that have the row for unknown items in a training step, so that it, and what is known
-    besides of an item without a row, are trained; of a model that knows `attributes` or `recent`."""
+    besides of an item without a row, are trained; of a model that knows `attributes`, `recent` or `transitions`."""
 
     def check(self, data: DataConfig, train: TrainConfig) -> None:
-        for part in {"request", "recent", "age"} & set(self.knows):
+        for part in {"request", "recent", "transitions", "age"} & set(self.knows):
             if data.time_unit == "position":
                 raise ValueError(f"knows: {part} needs real times, not time_unit position")
         if "attributes" in self.knows and not any(map(is_attribute, data.features)):

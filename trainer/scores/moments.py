@@ -47,13 +47,14 @@ class Moments:
     """The moment of each target."""
 
     @classmethod
-    def of(cls, snapshots: Snapshots, time_Q: Tensor, step: int, lag: int = 0) -> Moments:
-        """The moments of requests at `time_Q`, in milliseconds, or `lag` before them; the last one for those after it.
+    def of(cls, snapshots: Snapshots, time_Q: Tensor, until_Q: Tensor, step: int) -> Moments:
+        """The moments of requests at `time_Q`, in milliseconds, that know what came before `until_Q`; the last one for
+        those after it.
 
         How old a moment is at the request counts in hours, from 1 hour more than a step on.
         """
         last = snapshots.first + len(snapshots.item_GM) - 1
-        number_Q = ((time_Q - lag) // step).clamp(snapshots.first, last)
+        number_Q = (until_Q // step).clamp(snapshots.first, last)
         hours_Q = (time_Q - (number_Q + 1) * step).clamp(min=0) // parse_duration("1h")
         moment_G, moment_Q = (number_Q * HOURS + hours_Q.clamp(max=HOURS - 1)).unique(return_inverse=True)
         chosen = (moment_G // HOURS - snapshots.first).cpu().numpy()

@@ -20,8 +20,9 @@ from trainer.scores.ages import AgeScores
 from trainer.scores.attributes import AttributeVectors
 from trainer.scores.history import HistoryPointer
 from trainer.scores.intents import Acting, IntentScores, Part
-from trainer.scores.moments import MomentPointer
+from trainer.scores.moments import MomentPointer, Moments
 from trainer.scores.request import RequestEncoding
+from trainer.scores.transitions import Followers, TransitionPointer
 from trainer.train_config import TrainConfig
 
 
@@ -35,6 +36,19 @@ class Facts:
     """Of those that are intents."""
     day_C: Tensor | None = None
     """The day that they are from."""
+
+
+@dataclass(frozen=True)
+class Further:
+    """What is taken around the requests, as candidates of the targets' own: their items come behind all others."""
+
+    moments: Moments | None = None
+    followers: Followers | None = None
+
+    @property
+    def items(self) -> list[Tensor]:
+        """Those of each part."""
+        return [part.item_U for part in (self.moments, self.followers) if part is not None]
 
 
 class Scores(nn.Module):
@@ -56,6 +70,9 @@ class Scores(nn.Module):
         self.recent: MomentPointer | None = None
         if "recent" in model.knows:
             self.recent = MomentPointer(dimension, manifest.items, model.moments.items)
+        self.transitions: TransitionPointer | None = None
+        if "transitions" in model.knows:
+            self.transitions = TransitionPointer(dimension, manifest.items, model.moments.transitions)
         self.ages: AgeScores | None = None
         feature = dated(manifest.features)
         if "age" in model.knows and feature is not None:

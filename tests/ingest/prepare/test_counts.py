@@ -15,6 +15,7 @@ import yaml
 from ingest.data.activity import BUCKET, read_activity
 from ingest.data.manifest import Manifest, load_manifest
 from ingest.data.schema import DataConfig
+from ingest.data.successions import Successions, read_successions
 from ingest.data.transitions import read_transitions
 from ingest.errors import InputError
 from ingest.prepare.pipeline import prepare
@@ -30,6 +31,11 @@ def targets_of(out: Path, manifest: Manifest) -> list[tuple[dict[str, Any], int]
     """The rows of training with the place of each of their targets."""
     rows = read_rows(out, manifest, "train")
     return [(row, place) for row in rows for place in range(len(row["item"]) - row["targets"], len(row["item"]))]
+
+
+def steps_of(row: dict[str, Any]) -> list[tuple[int, int, int]]:
+    """Each item, when the next one was taken, and that one."""
+    return list(zip(row["item"][:-1], row["time"][1:], row["item"][1:], strict=True))
 
 
 def label_of(manifest: Manifest, items: dict[str, list[Any]], name: str, row: dict[str, Any], place: int) -> list[int]:
@@ -101,11 +107,65 @@ def test_activity_is_the_events_of_each_item_and_bucket(tmp_path: Path, split: s
     ]
 
 
+@pytest.mark.parametrize("more", [{}, PARTITIONS], ids=["one partition", "several"])
+@pytest.mark.parametrize("split", SPLITS)
+def test_successions_are_all_pairs_of_a_users_events(tmp_path: Path, split: str, more: dict[str, int]) -> None:
+    """Of all items, whether training knows them or not; those of training are told."""
+    events, items = random_log(1, "string")
+    write_log(tmp_path, events, items, "string")
+    out, config = tmp_path / "out", config_for(tmp_path, split, min_item_count=4, **more)
+    manifest = prepare(config, str(out), lambda _: None)
+    whole = [row for name in ("test", "rest") for row in read_rows(out, manifest, name)]
+    training = Counter(pair for row in read_rows(out, manifest, "train") for pair in steps_of(row))
+    every = Counter(pair for row in whole for pair in steps_of(row))
+    assert any(before >= manifest.items for before, *_ in every)
+    parts = np.concatenate([np.stack(part) for part in read_successions(str(out))], axis=1)
+    assert parts.dtype == np.int64
+    found = [tuple(column) for column in parts.T.tolist()]
+    assert [pair[:2] for pair in found] == sorted(pair[:2] for pair in found)
+    assert Counter(pair[:3] for pair in found) == every
+    assert Counter(pair[:3] for pair in found if pair[3]) == training
+
+
+@pytest.mark.parametrize("total", [False, True])
+def test_the_newest_successions_are_those_before_the_request(tmp_path: Path, total: bool) -> None:
+    events, items = random_log(2, "string")
+    write_log(tmp_path, events, items, "string")
+    out = tmp_path / "out"
+    manifest = prepare(config_for(tmp_path, "leave_one_out", min_item_count=4), str(out), lambda _: None)
+    pairs = [
+        (before, time, after)
+        for name in (("test", "rest") if total else ("train",))
+        for row in read_rows(out, manifest, name)
+        for before, time, after in steps_of(row)
+    ]
+    successions = Successions.load(str(out), manifest.catalogue, total)
+    item_Q = np.repeat(np.arange(manifest.catalogue), 3)
+    times = np.array(sorted(time for _, time, _ in pairs))
+    until_Q = np.random.default_rng(0).choice(times, len(item_Q))
+    until_Q[::5] = times[-1] + 1
+    after_QR, time_QR = successions.newest(item_Q, until_Q, 4)
+    longest = 0
+    for item, until, after_R, time_R in zip(item_Q, until_Q, after_QR.tolist(), time_QR.tolist(), strict=True):
+        known = sorted(
+            ((time, after) for before, time, after in pairs if before == item and time < until), reverse=True
+        )
+        longest = max(longest, len(known))
+        assert time_R == [*(time for time, _ in known[:4]), *[0] * (4 - len(known))]
+        assert after_R[len(known) :] == [0] * max(4 - len(known), 0)
+        if len({time for time, _ in known[:5]}) == len(known[:5]):  # of equal times any comes first
+            assert after_R == [*(after for _, after in known[:4]), *[0] * (4 - len(known))]
+    assert longest > 4
+    assert successions.newest(item_Q[:0], until_Q[:0], 4)[0].shape == (0, 0)
+
+
 def test_data_without_counts_are_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"transitions: no such folder.*intentrec prepare"):
         next(read_transitions(str(tmp_path)))
     with pytest.raises(InputError, match=r"activity: no such folder.*intentrec prepare"):
         next(read_activity(str(tmp_path)))
+    with pytest.raises(InputError, match=r"successions: no such folder.*intentrec prepare"):
+        next(read_successions(str(tmp_path)))
 
 
 def refused(config: DataConfig, folder: Path) -> str:

@@ -77,7 +77,7 @@ def test_candidates_are_those_of_the_request_and_have_the_formulas_logits(data: 
     batch, step, size = data.batch(range(12)), 12 * HOUR, 5
     snapshots = take_snapshots(data.url, data.manifest, data.items, step, size, False)
     time_Q = batch.request_time_T[batch.target_position_Q]
-    moments = Moments.of(snapshots, time_Q, step, lag)
+    moments = Moments.of(snapshots, time_Q, time_Q - lag, step)
     old = 0
     pointer = MomentPointer(8, 40, size)
     query, rows = torch.randn(len(time_Q), 8), torch.randn(len(moments.item_U), 8)
@@ -120,7 +120,7 @@ def test_candidates_are_those_of_the_request_and_have_the_formulas_logits(data: 
 def test_requests_outside_the_log_have_its_first_or_last_moment(data: Data) -> None:
     snapshots = take_snapshots(data.url, data.manifest, data.items, HOUR, 5, True)
     time = torch.tensor([0, data.manifest.last_time + 1000 * HOUR])
-    moments = Moments.of(snapshots, time, HOUR)
+    moments = Moments.of(snapshots, time, time, HOUR)
     assert moments.feature_GMF[0, 0, -1] == 0
     assert moments.feature_GMF[1, 0, -1] == pytest.approx(math.log(1000), rel=0.01)
     assert moments.item_U[moments.place_GM].tolist() == snapshots.item_GM[[0, -1]].tolist()
