@@ -95,7 +95,8 @@ class CandidateReader:
                 until_Q, total = torch.from_numpy(frozen_Q).to(time_Q.device), True
         moments, followers = None, None
         if self.recent:
-            moments = Moments.of(self._snapshots(total), time_Q, until_Q, settings.milliseconds)
+            value_Q = batch.request[settings.by][at_Q] if settings.by is not None else None
+            moments = Moments.of(self._snapshots(total), time_Q, until_Q, settings.milliseconds, value_Q)
         if self.transitions:
             last_Q = batch.past_T[at_Q]
             followers = Followers.of(self._successions(total), last_Q, time_Q, until_Q, settings.transitions)
@@ -104,9 +105,9 @@ class CandidateReader:
     def _snapshots(self, total: bool) -> Snapshots:
         assert self.known is not None
         data, items = self.known.data, self.known.items
-        step, size = self.settings.milliseconds, self.settings.items
-        key = data, self.manifest.fingerprint, "snapshots", step, size, total
-        return _kept(key, lambda: take_snapshots(data, self.manifest, items, step, size, total))
+        step, size, by = self.settings.milliseconds, self.settings.items, self.settings.by
+        key = data, self.manifest.fingerprint, "snapshots", step, size, total, by
+        return _kept(key, lambda: take_snapshots(data, self.manifest, items, step, size, total, by))
 
     def _successions(self, total: bool) -> Successions:
         assert self.known is not None

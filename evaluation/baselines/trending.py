@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import AfterValidator
 
 from evaluation.baselines.base import BaselineConfig, BaselineScorer, OneOrMore, check_feature, single
-from ingest.data.activity import BUCKET, of_buckets, read_activity
+from ingest.data.activity import BUCKET, of_buckets, read_activity, read_activity_by
 from ingest.durations import parse_duration
 from ingest.features.feature import FIRST_VALUE
 from trainer.models.registry import register
@@ -74,7 +74,7 @@ class Trending(BaselineScorer):
         self.manifest, self.live = data.manifest, live
         total = live or bool(data.manifest.begins)
         parts = [np.zeros((4, 0), dtype=np.int64)]
-        for item, bucket, count, value in _events(data, total) if by is None else _events_by(data, total, by):
+        for item, bucket, count, value in _events(data, total, by):
             column = data.slice.columns(torch.tensor(item)).numpy()
             kept = (item >= FIRST_VALUE) & (column >= 0) & (count > 0)
             parts.append(np.stack([column, bucket, count, value])[:, kept])
@@ -141,19 +141,11 @@ class Trending(BaselineScorer):
         return counts_Dv
 
 
-def _events(data: Prepared, total: bool) -> Iterator[tuple[Integers, ...]]:
-    """Items, buckets, how many events, and 0, part by part."""
-    for item, bucket, training, every in read_activity(data.url):
-        yield item, bucket, every if total else training, np.zeros_like(item)
-
-
-def _events_by(data: Prepared, total: bool, by: str) -> Iterator[tuple[Integers, ...]]:
-    """Items, buckets, 1 and the value of the feature `by` of every event: of users with a training row, or, in `total`,
-    of all splits, in which those with a test target and the rest have their whole histories."""
-    for split in ("test", "rest") if total else ("train",):
-        for rows in data.rows(split, features=True):
-            item, time, value = (rows.columns[name] for name in ("item", "time", by))
-            assert isinstance(item, np.ndarray)
-            assert isinstance(time, np.ndarray)
-            assert isinstance(value, np.ndarray)
-            yield item.astype(np.int64), time // BUCKET, np.ones(len(item), dtype=np.int64), value.astype(np.int64)
+def _events(data: Prepared, total: bool, by: str | None) -> Iterator[tuple[Integers, ...]]:
+    """Items, buckets, how many events, and the value of the feature `by`, or 0, part by part."""
+    if by is None:
+        for item, bucket, training, every in read_activity(data.url):
+            yield item, bucket, every if total else training, np.zeros_like(item)
+    else:
+        for item, bucket, value, training, every in read_activity_by(data.url, by):
+            yield item, bucket, every if total else training, value

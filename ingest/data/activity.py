@@ -20,6 +20,11 @@ def of_buckets(value: str) -> str:
     return value
 
 
+def activity_by(feature: str) -> str:
+    """The folder of what is counted by a feature that is known at the request."""
+    return f"activity_by/{feature}"
+
+
 def read_activity(url: str) -> Iterator[tuple[Integers, ...]]:
     """Item, bucket, training events and events of all splits, part by part: four arrays [N] of int64.
 
@@ -27,3 +32,8 @@ def read_activity(url: str) -> Iterator[tuple[Integers, ...]]:
     they are not there.
     """
     return read_pairs(url, "activity", ["item", "bucket", "training", "total"])
+
+
+def read_activity_by(url: str, feature: str) -> Iterator[tuple[Integers, ...]]:
+    """Item, bucket, the index of the `feature`'s value, training events and events of all splits, likewise."""
+    return read_pairs(url, activity_by(feature), ["item", "bucket", "value", "training", "total"])

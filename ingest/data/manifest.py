@@ -6,6 +6,7 @@
     train/ validation/ test/  part-00000.parquet ...: one row a user, oldest event first
     transitions/              part-00000.parquet ...: which item follows which (`ingest.data.transitions`)
     activity/                 part-00000.parquet ...: when each item was taken (`ingest.data.activity`); logs with times
+    activity_by/<feature>/    the same by the values of a feature that is known at the request
     successions/              part-00000.parquet ...: which followed which, and when (`ingest.data.successions`)
     rest/                     the same for users without a row of test: their whole history, and nothing to predict
 

@@ -135,7 +135,9 @@ def encode_partition(job: Job, task: tuple[int, dict[str, Any], list[int]]) -> d
     if "activity" in pairs_of(job.config):
         time_N = partition.events["time"].to_numpy()
         training_N = partition.split.training
-        spill_activity(job, number, index_N, time_N, training_N, begins)
+        asked = [feature.name for feature in job.config.features if feature.at_request]
+        values_at = {name: columns[name].to_numpy(zero_copy_only=False) for name in asked}
+        spill_activity(job, number, index_N, time_N, training_N, values_at, begins)
         spill_successions(job, number, index_N, time_N, training_N, partition.again, begins)
     sizes = job.config.row_group_interactions, job.config.shard_interactions
     shards = {

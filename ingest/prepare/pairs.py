@@ -2,6 +2,7 @@
 
     transitions   before, after, count               which item follows which, over the training events
     activity      item, bucket, training, total      in which buckets of time an item was taken (`ingest.data.activity`)
+    activity_by/<feature>  item, bucket, value, training, total      the same by what is known at the request
     successions   before, time, after, training      each time that an item was taken after another one, and whether it
                                                      is of training (`ingest.data.successions`)
 
@@ -13,6 +14,7 @@ N  events, or pairs of them
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -20,7 +22,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ingest.data.activity import BUCKET
+from ingest.data.activity import BUCKET, activity_by
 from ingest.data.schema import DataConfig
 from ingest.features.feature import FIRST_VALUE
 from ingest.prepare.partition import Job, new_file, one_batch, read_batch
@@ -28,11 +30,14 @@ from ingest.prepare.shard_writer import write_table
 from ingest.storage import join, open_file
 
 KEYS = {"transitions": ("before", "after"), "activity": ("item", "bucket"), "successions": ("before", "time")}
+BY = ("item", "bucket", "value")
 
 
 def pairs_of(config: DataConfig) -> list[str]:
     """What is counted of such a log; one that has positions alone has only what needs no time."""
-    return [name for name in KEYS if name == "transitions" or config.time_unit != "position"]
+    if config.time_unit == "position":
+        return ["transitions"]
+    return [*KEYS, *(activity_by(feature.name) for feature in config.features if feature.at_request)]
 
 
 def _spilled(job: Job, name: str, partition: int) -> str:
@@ -46,13 +51,23 @@ def spill_transitions(job: Job, partition: int, before_N: NDArray, after_N: NDAr
 
 
 def spill_activity(
-    job: Job, partition: int, item_N: NDArray, time_N: NDArray, training_N: NDArray, ranges: list[int]
+    job: Job,
+    partition: int,
+    item_N: NDArray,
+    time_N: NDArray,
+    training_N: NDArray,
+    values: Mapping[str, NDArray],
+    ranges: list[int],
 ) -> None:
-    """Count the events of each item in each bucket, and those of training among them; likewise."""
+    """Count the events of each item in each bucket, and those of training among them; likewise. `values`: of the
+    features that are known at the request, by each of which they are counted, too."""
     item, bucket = pl.Series("item", item_N, pl.Int32), pl.Series("bucket", time_N // BUCKET, pl.Int64)
     events = pl.DataFrame([item, bucket, pl.Series("training", training_N)]).with_columns(total=pl.lit(1))
-    events = events.filter(pl.col("item") >= FIRST_VALUE)
-    _spill(job, "activity", partition, events, ranges)
+    known = pl.col("item") >= FIRST_VALUE
+    _spill(job, "activity", partition, events.filter(known), ranges)
+    for name, value_N in values.items():
+        by = events.with_columns(pl.Series("value", value_N)).filter(known)
+        _spill(job, activity_by(name), partition, by, ranges)
 
 
 def spill_successions(
@@ -71,7 +86,7 @@ def spill_successions(
 
 
 def _spill(job: Job, name: str, partition: int, frame: pl.DataFrame, ranges: list[int]) -> None:
-    first = KEYS[name][0]
+    first = KEYS.get(name, BY)[0]
     counted = _ordered(frame, name)
     begins = counted[first].search_sorted(pl.Series(ranges, dtype=pl.Int32)).to_list()
     table = counted.to_arrow()
@@ -87,6 +102,8 @@ def _ordered(frame: pl.DataFrame, name: str) -> pl.DataFrame:
 
 def _summed(frame: pl.DataFrame, name: str) -> pl.DataFrame:
     """The sums of all pairs that are the same, ascending: as one number, a pair takes half the time."""
+    if name not in KEYS:
+        return frame.group_by(BY).agg(pl.exclude(BY).cast(pl.Int64).sum()).sort(BY)
     first, second = KEYS[name]
     pair = pl.col(first).cast(pl.Int64) * 2**32 + (pl.col(second).cast(pl.Int64) + 2**31)
     summed = frame.group_by(pair.alias("pair")).agg(pl.exclude(first, second).cast(pl.Int64).sum()).sort("pair")

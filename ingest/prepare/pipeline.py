@@ -62,7 +62,7 @@ from ingest.storage import (
 ALGORITHM = 7
 """Part of the fingerprint: raised when the same input gives other prepared data than before."""
 CONTENT = (
-    "manifest.json", "items.parquet", "vocab", "transitions", "activity", "successions",
+    "manifest.json", "items.parquet", "vocab", "transitions", "activity", "activity_by", "successions",
     "train", "validation", "test", "rest",
 )  # fmt: skip
 WORK = "_work"

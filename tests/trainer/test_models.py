@@ -20,7 +20,7 @@ from trainer.attention import Layout
 from trainer.layers import Inputs, ShortTerm, project
 from trainer.models.deep import DeepConfig
 from trainer.models.intentrec import IntentRecConfig
-from trainer.models.registry import NeuralConfig
+from trainer.models.registry import MomentsConfig, NeuralConfig
 from trainer.models.sasrec import SASRecConfig
 from trainer.recommender import Prediction, build
 from trainer.step import Step
@@ -164,6 +164,11 @@ def test_intentrec_needs_an_intent() -> None:
         (DeepConfig(window=5), "time", "window: with this data.time_unit it takes a span of time"),
         (SASRecConfig(knows=["request"]), "position", "knows: request needs real times, not time_unit position"),
         (SASRecConfig(knows=["history", "recent"]), "position", "knows: recent needs real times"),
+        (
+            SASRecConfig(moments=MomentsConfig(by="device")),
+            "time",
+            "moments.by: takes a feature with `at_request: true` that the model reads, got 'device'; allowed: none",
+        ),
         (SASRecConfig(knows=["attributes"]), "time", "knows: attributes needs a category feature with `of: item`"),
         (DeepConfig(knows=["age"]), "time", "knows: age needs a feature of kind elapsed with `of: item`"),
         (DeepConfig(knows=["intents"]), "time", "knows: intents needs a feature with `intent: true`"),

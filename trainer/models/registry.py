@@ -42,6 +42,9 @@ class MomentsConfig(Settings):
     """Time between two moments: a request knows what was taken before the last one."""
     items: int = Field(default=128, ge=1)
     """Of each moment."""
+    by: str | None = None
+    """A feature that is known at the request: what is taken is also counted by its values, so that a model that knows
+    `recent` knows what is taken in the same place of an app, or by those who come the same way."""
     transitions: int = Field(default=64, ge=1)
     """The newest times that anyone took an item after the user's last one."""
     live: bool = True
@@ -99,6 +102,13 @@ class NeuralConfig(ModelConfig):
         for part in {"request", "recent", "transitions", "age"} & set(self.knows):
             if data.time_unit == "position":
                 raise ValueError(f"knows: {part} needs real times, not time_unit position")
+        asked = [feature.name for feature in data.features if feature.at_request and self.reads_features]
+        if self.moments.by is not None and self.moments.by not in asked:
+            names = ", ".join(asked) or "none"
+            raise ValueError(
+                f"moments.by: takes a feature with `at_request: true` that the model reads, got {self.moments.by!r}; "
+                f"allowed: {names}"
+            )
         if "attributes" in self.knows and not any(map(is_attribute, data.features)):
             raise ValueError("knows: attributes needs a category feature with `of: item` in data.features")
         if "age" in self.knows and dated(data.features) is None:

@@ -69,7 +69,8 @@ class Scores(nn.Module):
             self.history = HistoryPointer(self.features.width, dimension, length, items, request)
         self.recent: MomentPointer | None = None
         if "recent" in model.knows:
-            self.recent = MomentPointer(dimension, manifest.items, model.moments.items)
+            values = manifest.feature(model.moments.by).size if model.moments.by is not None else 0
+            self.recent = MomentPointer(dimension, manifest.items, model.moments.items, values)
         self.transitions: TransitionPointer | None = None
         if "transitions" in model.knows:
             self.transitions = TransitionPointer(dimension, manifest.items, model.moments.transitions)

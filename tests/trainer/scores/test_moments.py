@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ingest.data.activity import BUCKET
-from ingest.data.moments import SPANS, take_snapshots
+from ingest.data.moments import BY_SPANS, SPANS, take_snapshots
 from ingest.features.elapsed import MISSING_TIME
 from tests.small import HOUR, Data, take_rows
 from trainer.scores.intents import Acting
@@ -25,8 +25,10 @@ def test_snapshots_are_counts_of_the_log_before_each_moment(data: Data, total: b
     (others,) = data.reader("rest", evaluate=True, shuffle_buffer=10**9).rows()
     # without a training row, and yet in the training data: users with one event
     rows.append(others if total else take_rows(others, np.flatnonzero(others.lengths == 1)))
-    time, item = (np.concatenate([part.columns[name] for part in rows]) for name in ("time", "item"))
-    found = take_snapshots(data.url, data.manifest, data.items, step, size, total)
+    time, item, device = (np.concatenate([part.columns[name] for part in rows]) for name in ("time", "item", "device"))
+    devices = data.manifest.feature("device").size
+    found = take_snapshots(data.url, data.manifest, data.items, step, size, total, "device")
+    assert found.by_GMB.shape[2] == len(BY_SPANS) * devices
     full, released = 0, data.items.columns["release_age"]
     assert isinstance(released, np.ndarray)
     for g in range(0, len(found.item_GM), 3):
@@ -51,6 +53,9 @@ def test_snapshots_are_counts_of_the_log_before_each_moment(data: Data, total: b
             )
             expected.append(math.log1p((now - since) / HOUR))
             np.testing.assert_allclose(found.feature_GMF[g, place], expected, rtol=1e-5, atol=1e-6)
+            lately = [before & (item == index) & (time // BUCKET >= now // BUCKET - span) for span in BY_SPANS]
+            by = [math.log1p((taken & (device == value)).sum()) for taken in lately for value in range(devices)]
+            np.testing.assert_allclose(found.by_GMB[g, place], by, rtol=1e-5, atol=1e-6)
         for span in SPANS:  # the first of each list is there
             if counts[span].any():
                 assert counts[span][listed].max() == counts[span].max()
@@ -71,15 +76,23 @@ def test_each_query_meets_the_rows_of_its_group() -> None:
     assert products(query[:0], rows, group[:0]).shape == (0, 9)
 
 
-@pytest.mark.parametrize(("lag", "acts"), [(0, True), (31 * HOUR, False)])
-def test_candidates_are_those_of_the_request_and_have_the_formulas_logits(data: Data, lag: int, acts: bool) -> None:
+@pytest.mark.parametrize(
+    ("lag", "acts", "by"), [(0, True, None), (31 * HOUR, False, None), (0, True, "device"), (0, False, "device")]
+)
+def test_candidates_are_those_of_the_request_and_have_the_formulas_logits(
+    data: Data, lag: int, acts: bool, by: str | None
+) -> None:
     torch.manual_seed(0)
     batch, step, size = data.batch(range(12)), 12 * HOUR, 5
-    snapshots = take_snapshots(data.url, data.manifest, data.items, step, size, False)
+    snapshots = take_snapshots(data.url, data.manifest, data.items, step, size, False, by)
+    values = data.manifest.feature(by).size if by else 0
+    value_Q = batch.request[by][batch.target_position_Q] if by else None
     time_Q = batch.request_time_T[batch.target_position_Q]
-    moments = Moments.of(snapshots, time_Q, time_Q - lag, step)
+    moments = Moments.of(snapshots, time_Q, time_Q - lag, step, value_Q)
     old = 0
-    pointer = MomentPointer(8, 40, size)
+    pointer = MomentPointer(8, 40, size, values)
+    if pointer.by is not None:
+        torch.nn.init.normal_(pointer.by.weight)
     query, rows = torch.randn(len(time_Q), 8), torch.randn(len(moments.item_U), 8)
     labels = torch.randn(len(moments.item_U), 3)
     acting = Acting(torch.randn(len(time_Q), 3), labels, *torch.randn(2, len(time_Q))) if acts else None
@@ -101,6 +114,9 @@ def test_candidates_are_those_of_the_request_and_have_the_formulas_logits(data: 
                 known = [*snapshots.feature_GMF[g, place].tolist(), math.log1p(hours)]
                 shown = pointer.features(torch.tensor(known))
                 logits.append(asked[:8] @ key / math.sqrt(8) + asked[8:-1] @ shown + asked[-1])
+                if pointer.by is not None and value_Q is not None:
+                    counts = torch.from_numpy(snapshots.by_GMB[g, place]).view(len(BY_SPANS), values)
+                    logits[-1] = logits[-1] + pointer.by(query[q]) @ counts[:, value_Q[q]]
                 if acting is not None:
                     logits[-1] = logits[-1] + acting.asked_NL[q] @ labels[nth] + acting.own_N[q]
                 torch.testing.assert_close(candidates.logit_QW[q, place], logits[-1], rtol=1e-4, atol=1e-4)
