@@ -102,7 +102,8 @@ class _Windows:
     def __init__(
         self, key_N: Integers, bucket_N: Integers, count_N: Integers, keys: int, spans: tuple[int, ...]
     ) -> None:
-        self.key_N, self.bucket_N, self.count_N, self.spans = key_N, bucket_N, count_N, spans
+        self.key_N, self.bucket_N, self.spans = key_N, bucket_N, spans
+        self.count_N = count_N.astype(np.float32)  # of one type: many times as fast
         self.counts_SK = np.zeros((len(spans), keys), dtype=np.float32)
         self.begin_S = np.zeros(len(spans), dtype=np.int64)
         self.end = 0
