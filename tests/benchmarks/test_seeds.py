@@ -1,0 +1,67 @@
+"""Several seeds of a model: they are in the config, and are compared as their mean."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import yaml
+
+from benchmarks.main_job import section
+from benchmarks.seeds import together, with_seeds
+from cluster.config import Config
+from embeddings.workers import Worker
+from ingest.settings import load_settings
+from tests.evaluation.scenarios import evaluated
+from tests.small import Data
+
+
+def test_a_model_is_trained_with_every_seed(tmp_path: Path) -> None:
+    source = tmp_path / "run.yaml"
+    model = {"kind": "intentrec", "train": {"epochs": 3}}
+    content = {"name": "run", "data": {"events": "events"}, "train": {"seed": 7}}
+    features = {"features": [{"name": "action", "intent": True}]}
+    content |= {"data": {"events": "events"} | features, "models": {"a": model, "b": {"kind": "markov"}}}
+    source.write_text(yaml.safe_dump(content))
+    folder = tmp_path / "seeds"
+    folder.mkdir()
+    config = load_settings(Config, with_seeds(str(source), folder, 3, ["a"]))
+    assert list(config.models) == ["a", "b", "a.seed-1", "a.seed-2"]
+    trains = [config.train_config(name) for name in config.neural]
+    assert [(train.seed, train.epochs) for train in trains] == [(7, 3), (8, 3), (9, 3)]
+
+
+@pytest.mark.usefixtures("alone")
+def test_seeds_are_compared_as_their_mean(data: Data, tmp_path: Path) -> None:
+    found = evaluated(data, tmp_path, Worker())
+    targets = tmp_path / "targets-1"
+    shutil.copytree(targets / "markov", targets / "intentrec.seed-1")  # of another "seed"
+    models = {
+        name: {"metrics": dict(model.metrics), "oracle": False, "versus": {}} for name, model in found.models.items()
+    }
+    models["intentrec"]["versus"] = {"markov": {"metric": "NDCG@10"}}
+    models["intentrec.seed-1"] = models["markov"]
+    merged = together({"models": models}, str(targets), 1, 200)
+    assert list(merged["models"]) == ["intentrec", "markov", "popularity"]
+    ours = merged["models"]["intentrec"]
+    pair = [models[name]["metrics"]["MRR"] for name in ("intentrec", "markov")]
+    assert ours["metrics"]["MRR"] == pytest.approx(np.mean(pair))
+    assert ours["spread"]["MRR"] == (min(pair), max(pair))
+    assert merged["models"]["popularity"]["spread"] is None
+
+    def gains(name: str) -> np.ndarray:
+        rank = pl.read_parquet(targets / name).sort("user", "place")["rank"].to_numpy()
+        return np.where((rank > 0) & (rank <= 10), 1 / np.log2(1 + np.maximum(rank, 1)), 0)
+
+    for other in ("markov", "popularity"):
+        expected = (gains("intentrec") + gains("markov")).mean() / 2 - gains(other).mean()
+        assert merged["versus"][other]["difference"] == pytest.approx(expected)
+    run = {"seconds": {"all": 60, "train": 1, "evaluate": 1}, "peak_memory_gib": 1, "targets": 3, "unknown_targets": 0}
+    run |= {"data": {"users": 1, "items": 2, "events": 3}, "chosen": {}, "date": "2026-11-29", "machine": "a machine"}
+    run |= {"command": "python -m benchmarks.main_job configs/demo.yaml", "versions": {"torch": "2"}}
+    merged["models"] = {name: model | {"intents": {}} for name, model in merged["models"].items()}
+    text = section(run | merged)
+    assert f"Means over seeds: intentrec 2, MRR {min(pair):.4f} to {max(pair):.4f}." in text
