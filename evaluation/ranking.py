@@ -22,7 +22,7 @@ from embeddings.workers import Worker, gather_rows
 from evaluation.metrics import MISS
 from evaluation.slices import CatalogueSlice
 from ingest.data.batch import Batch, Lists
-from ingest.features.feature import FIRST_VALUE, UNKNOWN
+from ingest.features.feature import FIRST_VALUE
 from trainer.recommender import Prediction, Query
 from trainer.step import Step
 
@@ -65,7 +65,8 @@ class NeuralScorer:
         self.step, self.predict = step, step.predict
         self.slice = CatalogueSlice(step.manifest.items, step.manifest.catalogue, step.worker)
         self.parts = step.recommender.scores
-        rows_vD = rows_in_place(step.parallel, ITEM, step.worker.workers) if self.parts.only_rows else None
+        in_place = self.parts.only_rows and step.candidates.own_rows
+        rows_vD = rows_in_place(step.parallel, ITEM, step.worker.workers) if in_place else None
         self.rows_vD, self.day_v = self._fetched(rows_at_once) if rows_vD is None else (rows_vD, None)
 
     @torch.no_grad()
@@ -79,9 +80,8 @@ class NeuralScorer:
         parts, days = [], []
         for offset in range(0, largest, rows_at_once):
             item_N = self.row_to_item(row_v[offset : offset + rows_at_once].to(worker.device))
-            row_N = item_N.masked_fill(item_N >= step.manifest.items, UNKNOWN)
             facts = step.candidates.facts(item_N)
-            found = step.recommender.tables.rows({ITEM: row_N, **facts.attributes})
+            found = step.recommender.tables.rows({ITEM: step.candidates.rows(item_N), **facts.attributes})
             vectors_ND = self.parts.vectors(found.pop(ITEM), found)
             parts.append(self.parts.columns(vectors_ND, self.parts.labels(facts.labels, len(item_N)), None))
             if facts.day_C is not None:

@@ -19,7 +19,7 @@ from ingest.data.manifest import Manifest
 from ingest.data.moments import Snapshots, take_snapshots
 from ingest.data.successions import Successions
 from ingest.durations import parse_duration
-from ingest.features.feature import UNKNOWN
+from ingest.features.feature import FIRST_VALUE, UNKNOWN
 from trainer.models.registry import NeuralConfig
 from trainer.scores.ages import Dates
 from trainer.scores.attributes import Attributes
@@ -60,6 +60,8 @@ class CandidateReader:
         self.dates = Dates(manifest, known.items, worker.device) if known is not None and "age" in model.knows else None
         warm = not (self.recent or self.transitions or self.with_attributes)
         self.cold_share = 0.0 if warm else model.cold_share
+        self.own_rows = self.cold_share < 1
+        """Whether candidates have any but the row for unknown items."""
 
     def of(self, batch: Batch, item_C: Tensor, number: int | None) -> tuple[Tensor, Facts, Further]:
         """The rows of the candidates `item_C` and behind them those of further ones, what is known of all, and these.
@@ -68,10 +70,14 @@ class CandidateReader:
         """
         further = self._further(batch, number)
         item_C = torch.cat([item_C, *further.items])
-        row_C = batch.in_table(item_C)
+        row_C = self.rows(item_C)
         if number is not None and self.cold_share:
             row_C = row_C.masked_fill(chosen(row_C, self.cold_share, self.seed, number), UNKNOWN)
         return row_C, self.facts(item_C), further
+
+    def rows(self, item_C: Tensor) -> Tensor:
+        """The rows of the item table that items have as candidates."""
+        return item_C.masked_fill(item_C >= (self.manifest.items if self.own_rows else FIRST_VALUE), UNKNOWN)
 
     def facts(self, item_C: Tensor) -> Facts:
         """What is known of items."""

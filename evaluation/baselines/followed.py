@@ -73,7 +73,7 @@ class Followed(BaselineScorer):
 
         bucket_Q, value_Q, item_QR, count_QR = query
         scores_Qv = self.trending.scores((bucket_Q, value_Q))
-        sum_Q = scores_Qv.floor().sum(dim=1)
+        sum_Q = self.trending.totals((bucket_Q, value_Q)).double()
         dist.all_reduce(sum_Q)
         scores_Qv *= ((1 - self.weight) / (sum_Q + 1))[:, None]
         query_N, place_N, column_N = self.slice.entries(item_QR)

@@ -19,6 +19,7 @@ import numpy as np
 from pydantic import AfterValidator
 
 from evaluation.baselines.base import BaselineConfig, BaselineScorer, OneOrMore, check_feature, single
+from ingest.arrays.jagged import offsets_of
 from ingest.data.activity import BUCKET, of_buckets, read_activity, read_activity_by
 from ingest.durations import parse_duration
 from ingest.features.feature import FIRST_VALUE
@@ -120,6 +121,16 @@ class Trending(BaselineScorer):
         device = self.popularity_v.device
         scores_Dv = torch.from_numpy(np.concatenate(counts)).to(device) + self.popularity_v
         return scores_Dv[torch.from_numpy(row_Q.reshape(-1)).to(device)]
+
+    def totals(self, query: Query) -> Tensor:
+        """How many events of this worker's items lie in each query's span: [Q]."""
+        import torch
+
+        bucket_Q, value_Q = (part.cpu().numpy() for part in query)
+        key_N, end_Q = self.entries[3] * 2**32 + self.entries[1], value_Q * 2**32 + bucket_Q
+        begin_Q, end_Q = np.searchsorted(key_N, [end_Q - self.buckets, end_Q])
+        before_N = offsets_of(self.entries[2])
+        return torch.from_numpy(before_N[end_Q] - before_N[begin_Q]).to(query[0].device)
 
     def _counts(self, bucket_D: Integers, column_N: Integers, bucket_N: Integers, count_N: Integers) -> np.ndarray:
         """The events of each item in the buckets before each of `bucket_D`, which ascend: float64 [D, v].

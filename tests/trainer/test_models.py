@@ -189,7 +189,7 @@ def test_a_model_that_does_not_fit_is_refused(model: NeuralConfig, unit: str, me
         ({"moments": {"step": "7m"}}, "takes a multiple of 5m, such as 15m or 1d"),
         ({"moments": {"lag": "0m"}}, "takes a multiple of 5m, such as 15m or 1d"),
         ({"moments": {"items": 0}}, "greater than or equal to 1"),
-        ({"cold_share": 1.0}, "less than 1"),
+        ({"cold_share": 1.1}, "less than or equal to 1"),
     ],
 )
 def test_what_scores_can_not_know_is_refused(section: dict[str, Any], message: str) -> None:
