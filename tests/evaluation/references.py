@@ -154,7 +154,8 @@ def known_before(log: Log, live: bool) -> int | None:
         return None
     split = log.data.manifest.split
     last = max(time for _, time, _ in events_of(log.data.url))
-    return last - parse_duration(split["test"]) + 1
+    spans = {"test": ["test"], "validation": ["validation", "test"]}[log.split]
+    return last - sum(parse_duration(split[span]) for span in spans) + 1
 
 
 def trending(log: Log, span: str, live: bool, by: str | None = None) -> Callable[[Target], Keys]:
