@@ -83,7 +83,7 @@ class Case:
 
     def reader(self, worker: Worker, split: Any = "train", evaluate: bool = False) -> Reader:
         place: dict[str, Any] = {"rank": worker.rank, "workers": worker.workers, "seed": self.train.seed}
-        what = {"evaluate": evaluate, "features": self.model.reads_features}
+        what = {"evaluate": evaluate, "features": self.model.needs_columns}
         items = load_items(self.data, self.manifest)
         return Reader(self.data, self.manifest, items, split, self.train.reader, **place, **what)
 

@@ -88,7 +88,7 @@ class Trainer:
             rank=worker.rank,
             workers=worker.workers,
             seed=run.train.seed,
-            features=run.model.reads_features,
+            features=run.model.needs_columns,
         )
         self.progress = Progress()
         self.identity = identity(run.model, run.train, self.manifest.fingerprint)

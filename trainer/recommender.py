@@ -108,7 +108,7 @@ class Recommender(nn.Module):
 
 def build(model: NeuralConfig, train: TrainConfig, manifest: Manifest) -> Recommender:
     """The recommender that `model` describes: dense weights drawn from the seed, tables on the meta device."""
-    dimension, length = train.tables.dimension, train.reader.max_length
+    dimension, length, manifest = train.tables.dimension, train.reader.max_length, model.view(manifest)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(train.seed)
         network = model.network(manifest, dimension, length)

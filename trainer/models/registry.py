@@ -7,7 +7,7 @@ the kind; a module of the user's own registers its kinds when it is imported. Im
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import AfterValidator, Field, field_validator
 
@@ -74,10 +74,6 @@ class ModelConfig(Kinded):
 class NeuralConfig(ModelConfig):
     """A model that is trained and has checkpoints."""
 
-    reads_features: ClassVar[bool] = True
-    """Whether the model sees more than items, places and times: columns that it does not see are not read."""
-    has_heads: ClassVar[bool] = False
-    """Whether it has a head for each intent, taught or not."""
     train: dict[str, Any] = {}
     """Keys of the `train` section that are other for this model."""
     knows: Annotated[list[Knowledge], AfterValidator(_once)] = []
@@ -101,9 +97,28 @@ class NeuralConfig(ModelConfig):
             raise ValueError("knows: age needs a feature of kind elapsed with `of: item` in data.features")
         if "intents" in self.knows:
             if not self.has_heads:
-                raise ValueError(f"knows: intents needs a model with heads for them; kind: {self.kind} has none")
+                raise ValueError(f"knows: intents needs a model with heads for them; kind: {self.kind} has none here")
             if not any(feature.intent for feature in data.features):
                 raise ValueError("knows: intents needs a feature with `intent: true` in data.features")
+
+    @property
+    def reads_features(self) -> bool:
+        """Whether its inputs have more than items, places and times."""
+        return True
+
+    @property
+    def has_heads(self) -> bool:
+        """Whether it has a head for each intent, taught or not."""
+        return False
+
+    @property
+    def needs_columns(self) -> bool:
+        """Whether features are read at all, as inputs or as labels."""
+        return self.reads_features or self.has_heads
+
+    def view(self, manifest: Manifest) -> Manifest:
+        """The data set as the model sees it."""
+        return manifest
 
     @property
     def weight_of_intents(self) -> float:
@@ -122,6 +137,9 @@ MODELS: Registry[type[ModelConfig]] = Registry(
         "intentrec": "trainer.models.intentrec",
         "deep": "trainer.models.deep",
         "sasrec": "trainer.models.sasrec",
+        "transformer": "trainer.models.transformer",
+        "gru": "trainer.models.gru",
+        "lstm": "trainer.models.lstm",
     },
 )
 """evaluation/baselines adds those that are not trained."""

@@ -1,0 +1,18 @@
+"""Small models of every kind, with the options that change what they compute, for tests that all have to pass."""
+
+from __future__ import annotations
+
+from trainer.models.deep import DeepConfig
+from trainer.models.gru import GRUConfig
+from trainer.models.intentrec import IntentRecConfig
+from trainer.models.lstm import LSTMConfig
+from trainer.models.registry import NeuralConfig
+from trainer.models.sasrec import SASRecConfig
+
+KINDS: dict[str, NeuralConfig] = {
+    "intentrec": IntentRecConfig(heads=2, dropout=0.0, window="8h"),
+    "deep": DeepConfig(heads=2, dropout=0.0, window="8h"),
+    "sasrec": SASRecConfig(heads=2, dropout=0.0),
+    "gru": GRUConfig(dropout=0.0, layers=2, hidden=12),
+    "lstm": LSTMConfig(dropout=0.0, features=False, times=False),
+}
