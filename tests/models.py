@@ -8,11 +8,15 @@ from trainer.models.intentrec import IntentRecConfig
 from trainer.models.lstm import LSTMConfig
 from trainer.models.registry import NeuralConfig
 from trainer.models.sasrec import SASRecConfig
+from trainer.models.transformer import TransformerModelConfig
 
 KINDS: dict[str, NeuralConfig] = {
     "intentrec": IntentRecConfig(heads=2, dropout=0.0, window="8h"),
     "deep": DeepConfig(heads=2, dropout=0.0, window="8h"),
     "sasrec": SASRecConfig(heads=2, dropout=0.0),
+    "transformer": TransformerModelConfig(heads=2, dropout=0.0, gated=True),
+    "transformer of items": TransformerModelConfig(heads=2, dropout=0.0, features=False, intents=["action", "genres"]),
+    "two encoders": IntentRecConfig(heads=2, dropout=0.0, window=None, intents=["action"]),
     "gru": GRUConfig(dropout=0.0, layers=2, hidden=12),
     "lstm": LSTMConfig(dropout=0.0, features=False, times=False),
 }
