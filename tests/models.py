@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from trainer.models.deep import DeepConfig
 from trainer.models.gru import GRUConfig
+from trainer.models.hstu import HSTUConfig
 from trainer.models.intentrec import IntentRecConfig
 from trainer.models.lstm import LSTMConfig
 from trainer.models.registry import NeuralConfig
@@ -17,6 +18,8 @@ KINDS: dict[str, NeuralConfig] = {
     "transformer": TransformerModelConfig(heads=2, dropout=0.0, gated=True),
     "transformer of items": TransformerModelConfig(heads=2, dropout=0.0, features=False, intents=["action", "genres"]),
     "two encoders": IntentRecConfig(heads=2, dropout=0.0, window=None, intents=["action"]),
+    "hstu": HSTUConfig(heads=2, dropout=0.0),
+    "hstu without times": HSTUConfig(heads=2, dropout=0.0, features=False, times=False, intents=[]),
     "gru": GRUConfig(dropout=0.0, layers=2, hidden=12),
     "lstm": LSTMConfig(dropout=0.0, features=False, times=False),
 }

@@ -41,6 +41,13 @@ class Inputs:
     time_T: Tensor
     position_T: Tensor
     layout: Layout
+    request_time_T: Tensor | None = None
+    """The time of the request after each token, of a model that knows it."""
+
+    @property
+    def now_T(self) -> Tensor:
+        """The latest time that is known at each token."""
+        return self.time_T if self.request_time_T is None else self.request_time_T
 
 
 @dataclass(frozen=True)

@@ -28,14 +28,17 @@ from trainer.models.base import SequenceConfig
 class Entry(nn.Module):
     """The encoder's input: the scaled item vector, or all of F joined, plus what tells the tokens' places and times.
 
-    `places`: how many places have a learned vector; None for an encoder that knows the order by itself.
+    `places`: how many places have a learned vector; None for an encoder that knows the order by itself. `times`:
+    whether the encoding of the time is added.
     """
 
-    def __init__(self, config: SequenceConfig, manifest: Manifest, dimension: int, places: int | None) -> None:
+    def __init__(
+        self, config: SequenceConfig, manifest: Manifest, dimension: int, places: int | None, times: bool
+    ) -> None:
         super().__init__()
         self.scale = math.sqrt(dimension)
-        self.positions = Positions(manifest, dimension, places, config.times) if places else None
-        self.timestamp = TimestampEncoding(manifest, dimension) if config.times and not places else None
+        self.positions = Positions(manifest, dimension, places, times) if places else None
+        self.timestamp = TimestampEncoding(manifest, dimension) if times and not places else None
         self.features = FeatureVector(manifest.features, dimension) if config.features else None
         self.join = Joined([self.features.width], dimension, config.dropout, from_item=True) if self.features else None
         self.dropout = Dropout(config.dropout)
@@ -64,9 +67,11 @@ class OneEncoder(nn.Module):
     encoder: nn.Module
     """[T, D] and the `Inputs` to [T, D]; the model's own."""
 
-    def __init__(self, config: SequenceConfig, manifest: Manifest, dimension: int, places: int | None) -> None:
+    def __init__(
+        self, config: SequenceConfig, manifest: Manifest, dimension: int, places: int | None, times: bool
+    ) -> None:
         super().__init__()
-        self.entry = Entry(config, manifest, dimension, places)
+        self.entry = Entry(config, manifest, dimension, places, times)
         self.heads = IntentHeads(manifest, dimension) if manifest.labels else None
 
     def forward(self, inputs: Inputs) -> Output:

@@ -74,7 +74,8 @@ class Recommender(nn.Module):
         features_TX = scores.features(inputs) * scores.features.scale if scores.history else None
         if scores.request is not None:
             asked_TD = scores.request(inputs, batch.request_time_T, found.request)
-            inputs = replace(inputs, vectors=vectors | {ITEM: vectors[ITEM] + asked_TD})
+            asked = vectors | {ITEM: vectors[ITEM] + asked_TD}
+            inputs = replace(inputs, vectors=asked, request_time_T=batch.request_time_T)
         output = self.network(inputs)
         at = batch.target_position_Q
         query_QD = output.query_TD.index_select(0, at).float()

@@ -113,6 +113,13 @@ def test_a_sequence_alone_is_predicted_as_in_a_batch(model: NeuralConfig, data: 
         torch.testing.assert_close(together[batch.row_Q == row], alone, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("model", KINDS.values(), ids=KINDS)
+def test_a_network_can_be_built_on_the_meta_device(model: NeuralConfig, data: Data) -> None:
+    with torch.device("meta"):
+        network = model.network(data.manifest, 8, 20)
+    assert all(parameter.is_meta for parameter in network.parameters())
+
+
 @pytest.mark.usefixtures("alone")
 def test_attention_over_intents_sums_to_one(data: Data) -> None:
     prediction = make_step(data.manifest).predict(data.batch(range(9)))

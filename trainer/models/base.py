@@ -82,19 +82,24 @@ class RecurrentConfig(TaughtConfig):
     """Width of the state; by default that of the item table."""
 
 
-class TransformerConfig(SequenceConfig):
+class AttentionConfig(SequenceConfig):
     """A model with attention."""
 
     heads: int = Field(default=2, ge=1)
-    expansion: int = Field(default=4, ge=1)
-    """Width of the feed-forward layers, in model dimensions."""
-    gated: bool = False
-    """Whether its blocks are LiGR's, as in eSASRec: residuals are gated, feed-forward layers are SwiGLU."""
 
     def check(self, data: DataConfig, train: TrainConfig) -> None:
         super().check(data, train)
         if train.tables.dimension % self.heads:
             raise ValueError(f"heads: {self.heads} do not divide train.tables.dimension, {train.tables.dimension}")
+
+
+class TransformerConfig(AttentionConfig):
+    """A model with Transformer blocks."""
+
+    expansion: int = Field(default=4, ge=1)
+    """Width of the feed-forward layers, in model dimensions."""
+    gated: bool = False
+    """Whether its blocks are LiGR's, as in eSASRec: residuals are gated, feed-forward layers are SwiGLU."""
 
 
 class WindowConfig(TransformerConfig):

@@ -35,7 +35,7 @@ def network_class() -> type[nn.Module]:
 
     class GRU(OneEncoder):
         def __init__(self, config: GRUConfig, manifest: Manifest, dimension: int) -> None:
-            super().__init__(config, manifest, dimension, places=None)
+            super().__init__(config, manifest, dimension, None, config.times)
             width = config.hidden or dimension
             self.encoder = Recurrent(nn.GRU, dimension, width, config.layers, config.dropout)
 

@@ -31,7 +31,7 @@ def network_class() -> type[nn.Module]:
 
     class LSTM(OneEncoder):
         def __init__(self, config: LSTMConfig, manifest: Manifest, dimension: int) -> None:
-            super().__init__(config, manifest, dimension, places=None)
+            super().__init__(config, manifest, dimension, None, config.times)
             width = config.hidden or dimension
             self.encoder = Recurrent(nn.LSTM, dimension, width, config.layers, config.dropout)
 

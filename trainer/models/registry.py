@@ -138,6 +138,7 @@ MODELS: Registry[type[ModelConfig]] = Registry(
         "deep": "trainer.models.deep",
         "sasrec": "trainer.models.sasrec",
         "transformer": "trainer.models.transformer",
+        "hstu": "trainer.models.hstu",
         "gru": "trainer.models.gru",
         "lstm": "trainer.models.lstm",
     },

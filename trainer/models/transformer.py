@@ -36,7 +36,7 @@ def network_class() -> type[nn.Module]:
 
     class OneTransformer(OneEncoder):
         def __init__(self, config: TransformerModelConfig, manifest: Manifest, dimension: int, max_length: int) -> None:
-            super().__init__(config, manifest, dimension, max_length)
+            super().__init__(config, manifest, dimension, max_length, config.times)
             self.encoder = Transformer(dimension, config.layers, config)
 
     return OneTransformer
