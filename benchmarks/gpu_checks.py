@@ -20,7 +20,7 @@ from embeddings.table_config import table_of
 from embeddings.workers import Worker, single_process
 from ingest.data.batch import Batch
 from ingest.data.manifest import load_manifest
-from trainer.attention import CausalAttention, Layout
+from trainer.attention import Attention, Layout
 from trainer.models.intentrec import IntentRecConfig
 from trainer.models.registry import NeuralConfig
 from trainer.models.sasrec import SASRecConfig
@@ -129,7 +129,7 @@ def _compare_attention(found: Comparison, bench: Bench, dimension: int) -> None:
     x_TD, gradient_TD = (torch.randn(int(lengths_B.sum()), dimension, generator=generator) for _ in range(2))
     time_T = torch.cat([torch.arange(int(length)) * 1000 for length in lengths_B])
     torch.manual_seed(0)
-    module = CausalAttention(dimension, 4)
+    module = Attention(dimension, 4)
 
     def attended(window: int | None, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         attention, given_TD = copy.deepcopy(module).to(device), x_TD.to(device, copy=True).requires_grad_()

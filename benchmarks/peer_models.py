@@ -25,6 +25,7 @@ from benchmarks.training import header
 from ingest.data.manifest import Manifest
 from trainer.attention import Layout
 from trainer.layers import Inputs
+from trainer.models.bert4rec import BERT4RecConfig
 from trainer.models.gru import GRUConfig
 from trainer.models.hstu import HSTUConfig
 from trainer.models.registry import NeuralConfig
@@ -38,6 +39,8 @@ MODELS: dict[str, NeuralConfig] = {
     "LiGR": SASRecConfig(dropout=0.0, gated=True),
     "HSTU of places": HSTUConfig(times=False, **ITEMS_ALONE),
     "HSTU of times": HSTUConfig(knows=["request"], **ITEMS_ALONE),
+    "BERT4Rec in ranking": BERT4RecConfig(dropout=0.0),
+    "BERT4Rec in training": BERT4RecConfig(dropout=0.0),
     "GRU4Rec": GRUConfig(times=False, hidden=20, **ITEMS_ALONE),
 }
 """Peers by the names that benchmarks/peer_modules.py has for them."""
@@ -85,14 +88,18 @@ def network_of(config: NeuralConfig) -> torch.nn.Module:
 @torch.no_grad()
 def measure(python: str) -> dict[str, Any]:
     items_VD, item_T, inputs = drawn_inputs()
+    hidden_Q = torch.cat([torch.arange(len(item_T))[::4], inputs.layout.lengths_B.cumsum(0) - 1]).unique()
     assert inputs.request_time_T is not None
     found, cases = {}, {}
     for name, config in MODELS.items():
-        network = network_of(config)
-        found[name] = network(inputs).query_TD @ items_VD.T
+        network = network_of(config).train(name.endswith("training"))
+        asked_Q = hidden_Q if network.training else torch.arange(len(item_T))
+        found[name] = network(replace(inputs, asked_Q=asked_Q)).query_TD[asked_Q] @ items_VD.T
         cases[name] = network.state_dict()
+    hidden_T = torch.zeros_like(item_T, dtype=torch.bool).index_fill_(0, hidden_Q, True)
     users = {
         "items": item_T.split(LENGTHS),
+        "hidden_after": hidden_T.split(LENGTHS),
         "seconds": [
             torch.cat([times, request[-1:]]) // 1000
             for times, request in zip(inputs.time_T.split(LENGTHS), inputs.request_time_T.split(LENGTHS), strict=True)

@@ -77,22 +77,26 @@ def hstu(ours: Weights, dimension: int, longest: int) -> nn.Module:
     return layers
 
 
+def backbone_of(layers: nn.Module, dimension: int, longest: int, **options: Any) -> TransformerTorchBackbone:
+    places = LearnableInversePositionalEncoding(True, longest, dimension, use_scale_factor=True)
+    nothing: dict[str, Any] = {"item_model": None, "similarity_module": None}
+    return TransformerTorchBackbone(
+        HEADS, 0.0, pos_encoding_layer=places, transformer_layers=layers, **nothing, **options
+    ).eval()
+
+
+def norm_of(ours: Weights, dimension: int) -> nn.Module:
+    norm = nn.LayerNorm(dimension)
+    norm.load_state_dict(part(ours, "encoder.norm."))
+    return norm
+
+
 def rectools(make: Callable[[Weights, int, int], nn.Module]) -> Callable[..., list[Tensor]]:
     def queries(ours: Weights, table_VD: Tensor, users: dict[str, Any], longest: int) -> list[Tensor]:
         dimension = table_VD.shape[1]
-        places = LearnableInversePositionalEncoding(True, longest, dimension, use_scale_factor=True)
-        nothing: dict[str, Any] = {"item_model": None, "similarity_module": None}
-        layers = make(ours, dimension, longest)
-        backbone = TransformerTorchBackbone(
-            HEADS,
-            0.0,
-            pos_encoding_layer=places,
-            transformer_layers=layers,
-            use_key_padding_mask=make is not hstu,
-            **nothing,
-        ).eval()
-        norm = nn.LayerNorm(dimension)
-        norm.load_state_dict(part(ours, "encoder.norm."))
+        layers, norm = make(ours, dimension, longest), norm_of(ours, dimension)
+        backbone = backbone_of(layers, dimension, longest, use_key_padding_mask=make is not hstu)
+        places = backbone.pos_encoding_layer.pos_emb.weight
         found = []
         for item_L, seconds_L in zip(users["items"], users["seconds"], strict=True):
             length = len(item_L)
@@ -100,8 +104,35 @@ def rectools(make: Callable[[Weights, int, int], nn.Module]) -> Callable[..., li
                 "x": nn.functional.pad(item_L, (longest - length, 0))[None],
                 "unix_ts": nn.functional.pad(seconds_L, (longest - length, 0))[None],
             }
-            places.pos_emb.weight[:length] = ours["entry.positions.place.weight"][:length].flip(0)  # type: ignore
+            places[:length] = ours["entry.positions.place.weight"][:length].flip(0)
             found.append(norm(backbone.encode_sessions(padded, table_VD)[0, longest - length :]))
+        return found
+
+    return queries
+
+
+def bert4rec(training: bool) -> Callable[..., list[Tensor]]:
+    def queries(ours: Weights, table_VD: Tensor, users: dict[str, Any], longest: int) -> list[Tensor]:
+        dimension, mask = table_VD.shape[1], torch.ones(1, dtype=torch.int64)
+        layers, norm = pre_norm(ours, dimension, longest), norm_of(ours, dimension)
+        backbone = backbone_of(layers, dimension, longest + 1, use_causal_attn=False, use_key_padding_mask=True)
+        places, with_mask_VD = backbone.pos_encoding_layer.pos_emb.weight, table_VD.clone()
+        with_mask_VD[1] = ours["hidden"] / dimension**0.5
+
+        def encoded(x_L: Tensor) -> Tensor:
+            length = len(x_L)
+            places[:length] = ours["place.weight"][:length].flip(0)
+            padded = {"x": nn.functional.pad(x_L, (longest + 1 - length, 0))[None]}
+            return norm(backbone.encode_sessions(padded, with_mask_VD)[0, -length:])
+
+        found = []
+        for item_L, hidden_L in zip(users["items"], users["hidden_after"], strict=True):
+            if training:
+                x_L = torch.cat([item_L, mask])
+                x_L[1:][hidden_L] = 1
+                found.append(encoded(x_L)[1:][hidden_L])
+            else:
+                found += [encoded(torch.cat([item_L[: n + 1], mask]))[-1:] for n in range(len(item_L))]
         return found
 
     return queries
@@ -135,6 +166,8 @@ PEERS: dict[str, Callable[..., list[Tensor]]] = {
     "LiGR": rectools(ligr),
     "HSTU of places": rectools(hstu),
     "HSTU of times": rectools(hstu),
+    "BERT4Rec in ranking": bert4rec(training=False),
+    "BERT4Rec in training": bert4rec(training=True),
     "GRU4Rec": gru4rec,
 }
 

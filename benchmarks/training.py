@@ -105,7 +105,7 @@ class Training:
 
     def take(self) -> None:
         """One step; `StopIteration` where no batch is left."""
-        batch = next(self.batches)
+        batch = self.step.asking(next(self.batches), 0)
         weights = total(self.step.weights_of(batch)).tolist()
         losses, _ = self.step.train(batch, self.number, weights)
         self.losses.append(float(total(losses.item.double())) / max(weights[0], 1e-12))

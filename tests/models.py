@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from trainer.models.bert4rec import BERT4RecConfig
 from trainer.models.deep import DeepConfig
 from trainer.models.gru import GRUConfig
 from trainer.models.hstu import HSTUConfig
@@ -18,6 +19,10 @@ KINDS: dict[str, NeuralConfig] = {
     "transformer": TransformerModelConfig(heads=2, dropout=0.0, gated=True),
     "transformer of items": TransformerModelConfig(heads=2, dropout=0.0, features=False, intents=["action", "genres"]),
     "two encoders": IntentRecConfig(heads=2, dropout=0.0, window=None, intents=["action"]),
+    "bert4rec": BERT4RecConfig(heads=2, dropout=0.0),
+    "bert4rec of everything": BERT4RecConfig(
+        heads=2, dropout=0.0, features=True, times=True, intents=None, hidden_share=0.5, knows=["attributes", "intents"]
+    ),
     "hstu": HSTUConfig(heads=2, dropout=0.0),
     "hstu without times": HSTUConfig(heads=2, dropout=0.0, features=False, times=False, intents=[]),
     "gru": GRUConfig(dropout=0.0, layers=2, hidden=12),

@@ -111,8 +111,8 @@ STEPS = [[range(9), range(9, 12)], [[], range(12, 20)], [range(20, 29), range(29
 def take(step: Any, data: Data, worker: Worker, number: int) -> tuple[float, float]:
     """Take step `number` of STEPS on this worker's part: the global loss, and the gradient's norm."""
     parts = STEPS[number]
-    whole = partly_unknown(data.batch([row for part in parts for row in part]))
-    batch = whole if worker.workers == 1 else partly_unknown(data.batch(parts[worker.rank]))
+    whole = step.asking(partly_unknown(data.batch([row for part in parts for row in part])), 0)
+    batch = whole if worker.workers == 1 else step.asking(partly_unknown(data.batch(parts[worker.rank])), 0)
     losses, norm = step.train(batch, number, step.weights_of(whole).tolist())
     return float(total(losses.item)) + sum(float(total(value)) for value in losses.intents.values()), norm
 

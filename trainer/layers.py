@@ -19,7 +19,7 @@ from ingest.data.manifest import Manifest
 from ingest.durations import parse_duration
 from ingest.errors import InputError
 from ingest.features.feature import PreparedFeature
-from trainer.attention import CausalAttention, Layout
+from trainer.attention import Attention, Layout
 
 if TYPE_CHECKING:
     from trainer.models.base import TransformerConfig, WindowConfig
@@ -43,6 +43,8 @@ class Inputs:
     layout: Layout
     request_time_T: Tensor | None = None
     """The time of the request after each token, of a model that knows it."""
+    asked_Q: Tensor | None = None
+    """The tokens whose outputs are wanted, in rising order; a causal model need not know."""
 
     @property
     def now_T(self) -> Tensor:
@@ -162,10 +164,10 @@ class Positions(nn.Module):
 class Block(nn.Module):
     """A pre-norm Transformer block: attention and a feed-forward layer, each added to its input."""
 
-    def __init__(self, dimension: int, heads: int, dropout: float, expansion: int) -> None:
+    def __init__(self, dimension: int, heads: int, dropout: float, expansion: int, causal: bool = True) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(dimension)
-        self.attention = CausalAttention(dimension, heads)
+        self.attention = Attention(dimension, heads, causal)
         self.feed_forward = nn.Sequential(
             nn.LayerNorm(dimension),
             nn.Linear(dimension, expansion * dimension),
@@ -203,8 +205,8 @@ class SwiGLU(nn.Module):
 class GatedBlock(Block):
     """LiGR's block (arXiv 2502.03417), that of eSASRec (arXiv 2508.06450): what is added is gated by its input."""
 
-    def __init__(self, dimension: int, heads: int, dropout: float, expansion: int) -> None:
-        super().__init__(dimension, heads, dropout, expansion)
+    def __init__(self, dimension: int, heads: int, dropout: float, expansion: int, causal: bool = True) -> None:
+        super().__init__(dimension, heads, dropout, expansion, causal)
         width = expansion * dimension
         self.feed_forward = nn.Sequential(nn.LayerNorm(dimension), SwiGLU(dimension, width), Dropout(dropout))
         self.gates = nn.ModuleList(nn.Linear(dimension, dimension) for _ in range(2))
@@ -214,19 +216,19 @@ class GatedBlock(Block):
 
 
 class Transformer(nn.Module):
-    """Causal blocks with a final norm, [T, D] -> [T, D]."""
+    """Blocks with a final norm, [T, D] -> [T, D]."""
 
-    def __init__(self, dimension: int, layers: int, config: TransformerConfig) -> None:
+    def __init__(self, dimension: int, layers: int, config: TransformerConfig, causal: bool = True) -> None:
         super().__init__()
         block = GatedBlock if config.gated else Block
         self.blocks = nn.ModuleList(
-            block(dimension, config.heads, config.dropout, config.expansion) for _ in range(layers)
+            block(dimension, config.heads, config.dropout, config.expansion, causal) for _ in range(layers)
         )
         self.norm = nn.LayerNorm(dimension)
 
-    def forward(self, x_TD: Tensor, inputs: Inputs) -> Tensor:
+    def forward(self, x_TD: Tensor, layout: Layout) -> Tensor:
         for block in self.blocks:
-            x_TD = block(x_TD, inputs.layout)
+            x_TD = block(x_TD, layout)
         out: Tensor = self.norm(x_TD)
         return out
 
@@ -314,7 +316,7 @@ class ShortTerm(nn.Module):
         super().__init__()
         self.window = window
         self.join = Joined([width], dimension, dropout)
-        self.attention = CausalAttention(dimension, heads)
+        self.attention = Attention(dimension, heads)
         self.norm = nn.LayerNorm(dimension)
 
     def forward(self, projected_TD: Tensor, encoded_TD: Tensor, inputs: Inputs) -> Tensor:
@@ -365,6 +367,6 @@ class TwoEncoders(nn.Module):
         )
         short_TD = [self.short_term(*recent_F, *window_TD, inputs)] if self.short_term else []
         x_TD = self.intent_input(intent_F, *short_TD) + intent_TD
-        bridge_TD, *intents = self.bridge(self.intent_encoder(x_TD, inputs))
+        bridge_TD, *intents = self.bridge(self.intent_encoder(x_TD, inputs.layout))
         x_TD = self.item_input(item_F, *short_TD, bridge_TD) + item_TD
-        return Output(self.item_encoder(x_TD, inputs), *intents)
+        return Output(self.item_encoder(x_TD, inputs.layout), *intents)

@@ -65,7 +65,7 @@ class OneEncoder(nn.Module):
     """F -> encoder -> query, and of the same the logits of the intents: plain multi-task learning."""
 
     encoder: nn.Module
-    """[T, D] and the `Inputs` to [T, D]; the model's own."""
+    """The model's own."""
 
     def __init__(
         self, config: SequenceConfig, manifest: Manifest, dimension: int, places: int | None, times: bool
@@ -74,8 +74,13 @@ class OneEncoder(nn.Module):
         self.entry = Entry(config, manifest, dimension, places, times)
         self.heads = IntentHeads(manifest, dimension) if manifest.labels else None
 
+    def encode(self, x_TD: Tensor, inputs: Inputs) -> Tensor:
+        """The query, [T, D]."""
+        encoded_TD: Tensor = self.encoder(x_TD, inputs)
+        return encoded_TD
+
     def forward(self, inputs: Inputs) -> Output:
-        return self.output(self.encoder(self.entry(inputs), inputs))
+        return self.output(self.encode(self.entry(inputs), inputs))
 
     def output(self, query_TD: Tensor) -> Output:
         return Output(query_TD, self.heads(query_TD) if self.heads else {})

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import trainer.attention
-from trainer.attention import CausalAttention, Layout
+from trainer.attention import Attention, Layout
 
 LENGTHS = [1, 1, 3, 4, 4, 12, 15, 40]
 D, HEADS = 8, 2
 
 
-def alone(attention: CausalAttention, x_LD: Tensor, allowed_LL: Tensor) -> Tensor:
+def alone(attention: Attention, x_LD: Tensor, allowed_LL: Tensor) -> Tensor:
     """One sequence in plain formulas: query i sees key j where `allowed_LL`."""
     q, k, v = attention.qkv(x_LD).split(D, dim=1)
     size = D // HEADS
@@ -37,7 +37,7 @@ def test_a_batch_equals_each_sequence_alone(
     monkeypatch.setattr(trainer.attention, "MOST_PRODUCTS", most_products)
     monkeypatch.setattr(trainer.attention, "ROWS", rows)
     torch.manual_seed(0)
-    attention = CausalAttention(D, HEADS).double()
+    attention = Attention(D, HEADS).double()
     x_TD = torch.randn(sum(LENGTHS), D, dtype=torch.float64, requires_grad=True)
     time_T = torch.cat([torch.randint(0, 4, (length,)).cumsum(0) for length in LENGTHS])
     layout = Layout(torch.tensor(LENGTHS), padding=padding)

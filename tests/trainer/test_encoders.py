@@ -61,7 +61,7 @@ def test_one_encoder_reads_items_or_all_of_f(features: bool, data: Data) -> None
     else:
         expected = vectors + places
     torch.testing.assert_close(entry(inputs), expected, rtol=1e-4, atol=1e-5)
-    query_TD = network.encoder(expected, inputs)
+    query_TD = network.encoder(expected, inputs.layout)
     output = network(inputs)
     torch.testing.assert_close(output.query_TD, query_TD, rtol=1e-4, atol=1e-5)
     assert list(output.intents) == ["action", "genres", "content_type", "release_age"]
@@ -87,10 +87,10 @@ def test_without_a_window_there_is_no_short_term_interest(data: Data) -> None:
     features = torch.cat([*(v * math.sqrt(8) for v in inputs.vectors.values()), inputs.numbers_Tn], dim=1)
     first, second = network.positions(inputs)
     x = network.intent_input.norm(network.intent_input.linear(features)) + first
-    intents = network.intent_heads(network.intent_encoder(x, inputs))
+    intents = network.intent_heads(network.intent_encoder(x, inputs.layout))
     z = network.aggregate(intents)[0]
     x = network.item_input.norm(network.item_input.linear(torch.cat([features, z], dim=1))) + second
-    torch.testing.assert_close(network(inputs).query_TD, network.item_encoder(x, inputs), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(network(inputs).query_TD, network.item_encoder(x, inputs.layout), rtol=1e-4, atol=1e-4)
     assert not any("short_term" in name for name, _ in network.named_parameters())
 
 

@@ -125,6 +125,11 @@ class NeuralConfig(ModelConfig):
         """What the sum of the intents' losses counts beside the item loss; 0 for a model that predicts none."""
         return 0.0
 
+    @property
+    def hides(self) -> float | None:
+        """Of a model that learns from interactions hidden among the others: how many of them are, each epoch anew."""
+        return None
+
     def network(self, manifest: Manifest, dimension: int, max_length: int) -> nn.Module:
         """The network, drawn from torch's generator: `trainer.layers.Inputs` in, `trainer.layers.Output` out."""
         raise NotImplementedError
@@ -138,6 +143,7 @@ MODELS: Registry[type[ModelConfig]] = Registry(
         "deep": "trainer.models.deep",
         "sasrec": "trainer.models.sasrec",
         "transformer": "trainer.models.transformer",
+        "bert4rec": "trainer.models.bert4rec",
         "hstu": "trainer.models.hstu",
         "gru": "trainer.models.gru",
         "lstm": "trainer.models.lstm",

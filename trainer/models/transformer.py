@@ -15,9 +15,10 @@ from trainer.models.base import TaughtConfig, TransformerConfig
 from trainer.models.registry import register
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from ingest.data.manifest import Manifest
+    from trainer.layers import Inputs
 
 
 @register
@@ -38,5 +39,9 @@ def network_class() -> type[nn.Module]:
         def __init__(self, config: TransformerModelConfig, manifest: Manifest, dimension: int, max_length: int) -> None:
             super().__init__(config, manifest, dimension, max_length, config.times)
             self.encoder = Transformer(dimension, config.layers, config)
+
+        def encode(self, x_TD: Tensor, inputs: Inputs) -> Tensor:
+            encoded_TD: Tensor = self.encoder(x_TD, inputs.layout)
+            return encoded_TD
 
     return OneTransformer
