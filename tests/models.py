@@ -10,6 +10,7 @@ from trainer.models.intentrec import IntentRecConfig
 from trainer.models.lstm import LSTMConfig
 from trainer.models.registry import NeuralConfig
 from trainer.models.sasrec import SASRecConfig
+from trainer.models.transact import TransActConfig
 from trainer.models.transformer import TransformerModelConfig
 
 KINDS: dict[str, NeuralConfig] = {
@@ -23,6 +24,7 @@ KINDS: dict[str, NeuralConfig] = {
     "bert4rec of everything": BERT4RecConfig(
         heads=2, dropout=0.0, features=True, times=True, intents=None, hidden_share=0.5, knows=["attributes", "intents"]
     ),
+    "transact": TransActConfig(heads=2, dropout=0.0, mask=None, newest=3),
     "hstu": HSTUConfig(heads=2, dropout=0.0),
     "hstu without times": HSTUConfig(heads=2, dropout=0.0, features=False, times=False, intents=[]),
     "gru": GRUConfig(dropout=0.0, layers=2, hidden=12),

@@ -144,6 +144,7 @@ MODELS: Registry[type[ModelConfig]] = Registry(
         "sasrec": "trainer.models.sasrec",
         "transformer": "trainer.models.transformer",
         "bert4rec": "trainer.models.bert4rec",
+        "transact": "trainer.models.transact",
         "hstu": "trainer.models.hstu",
         "gru": "trainer.models.gru",
         "lstm": "trainer.models.lstm",
