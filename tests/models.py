@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from trainer.models.bert4rec import BERT4RecConfig
 from trainer.models.deep import DeepConfig
 from trainer.models.gru import GRUConfig
 from trainer.models.hstu import HSTUConfig
 from trainer.models.intentrec import IntentRecConfig
 from trainer.models.lstm import LSTMConfig
-from trainer.models.registry import NeuralConfig
+from trainer.models.registry import Knowledge, NeuralConfig
 from trainer.models.sasrec import SASRecConfig
 from trainer.models.transact import TransActConfig
 from trainer.models.transformer import TransformerModelConfig
@@ -30,3 +32,9 @@ KINDS: dict[str, NeuralConfig] = {
     "gru": GRUConfig(dropout=0.0, layers=2, hidden=12),
     "lstm": LSTMConfig(dropout=0.0, features=False, times=False),
 }
+
+
+def knowing_all(model: NeuralConfig) -> NeuralConfig:
+    """The model with every part of the scores that it can have."""
+    lacking = ["intents"] * (not model.has_heads) + ["history"] * (model.kind == "bert4rec")
+    return model.model_copy(update={"knows": [part for part in get_args(Knowledge) if part not in lacking]})
