@@ -44,7 +44,7 @@ class Inputs:
     request_time_T: Tensor | None = None
     """The time of the request after each token, of a model that knows it."""
     asked_Q: Tensor | None = None
-    """The tokens whose outputs are wanted, in rising order; a causal model need not know."""
+    """The tokens whose outputs are wanted, which a causal model need not know."""
 
     @property
     def now_T(self) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ingest.data.batch import Batch, Lists
 from ingest.data.schema import DataConfig
-from tests.small import Data, make_step, make_trainer, train_config, weights
+from tests.small import Data, Stopped, make_step, make_trainer, same, train_config, watched, weights
 from trainer.hidden import with_hidden
 from trainer.models.bert4rec import BERT4RecConfig
 from trainer.recommender import build
@@ -161,6 +162,20 @@ def test_each_epoch_asks_for_others_and_the_loss_falls(
     assert len(set(epochs)) > 1
     losses = [loss for _, loss in progress.train_curve]
     assert np.mean(losses[-8:]) < np.mean(losses[:8])
+
+
+@pytest.mark.usefixtures("alone")
+def test_resumed_is_uninterrupted_bit_for_bit(data: Data, tmp_path: Path) -> None:
+    """Killed in the middle of its second epoch, it hides the same interactions for the rest of it."""
+    exact: dict[str, Any] = {"model": BERT4RecConfig(heads=2, dropout=0.3), "epochs": 2, "checkpoint_steps": 3}
+    undisturbed = make_trainer(data.url, tmp_path / "undisturbed", **exact)
+    steps = undisturbed.fit().step
+    with watched(stop_after=steps // 2 + 5), pytest.raises(Stopped):
+        make_trainer(data.url, tmp_path / "resumed", **exact).fit()
+    resumed = make_trainer(data.url, tmp_path / "resumed", **exact)
+    found = [resumed.fit().validation_curve, undisturbed.progress.validation_curve]
+    assert list(map(tuple, found[0])) == list(map(tuple, found[1]))
+    same(weights(resumed.step), weights(undisturbed.step))
 
 
 def test_it_has_a_place_more_than_interactions(data: Data) -> None:

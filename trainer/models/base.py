@@ -37,6 +37,10 @@ class SequenceConfig(NeuralConfig):
     def reads_features(self) -> bool:
         return self.features
 
+    def inputs(self, manifest: Manifest) -> list[str]:
+        has = {"items": True, "features": self.features and bool(manifest.features), "times": self.times}
+        return [name for name, read in has.items() if read]
+
     @property
     def has_heads(self) -> bool:
         return self.intents != []

@@ -106,6 +106,10 @@ class NeuralConfig(ModelConfig):
         """Whether its inputs have more than items, places and times."""
         return True
 
+    def inputs(self, manifest: Manifest) -> list[str]:
+        """What its inputs are, in words for the report."""
+        return ["items", "features", "times"] if self.reads_features and manifest.features else ["items"]
+
     @property
     def has_heads(self) -> bool:
         """Whether it has a head for each intent, taught or not."""
