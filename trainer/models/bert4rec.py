@@ -76,8 +76,8 @@ def network_class() -> type[nn.Module]:
             super().__init__(config, manifest, dimension, None, config.times)
             self.place = nn.Embedding(max_length + 1, dimension)
             self.hidden = nn.Parameter(torch.empty(dimension))
-            nn.init.normal_(self.place.weight, std=0.02)
-            nn.init.normal_(self.hidden)
+            for drawn in (self.place.weight, self.hidden):
+                nn.init.normal_(drawn, std=0.02)
             self.encoder = Transformer(dimension, config.layers, config, causal=False)
 
         def encode(self, x_TD: Tensor, inputs: Inputs) -> Tensor:
