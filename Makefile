@@ -1,6 +1,7 @@
 # make demo    a fresh clone -> a trained IntentRec with its accuracy report
 # make test    lint, types and tests
 # make bench-peers   our SASRec against RecTools' on MovieLens 1M: ML1M=folder OPTIONS=...
+# make bench-peer-models   our models' scores against RecTools' and RecBole's with the same weights
 # All set up .venv by themselves. ACCELERATOR=cpu|cuda: chosen by whether nvidia-smi answers.
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ else ifeq ($(ACCELERATOR),cpu)
   INDEX := --index $(TORCH_CPU_INDEX) --index-strategy unsafe-best-match
 endif
 
-.PHONY: setup demo test lint s3 bench-peers lock clean
+.PHONY: setup demo test lint s3 bench-peers bench-peer-models lock clean
 
 # Compiled to bytecode at once: where PYTHONDONTWRITEBYTECODE is set, every process would take ten seconds longer to start.
 setup: $(VENV)/.installed-$(ACCELERATOR)
@@ -58,6 +59,10 @@ $(PEERS)/.installed: benchmarks/peers.txt | $(VENV)/.installed-$(ACCELERATOR)
 
 bench-peers: setup $(PEERS)/.installed
 	$(BIN)/python -m benchmarks.peers --source $(ML1M) $(OPTIONS)
+
+bench-peer-models: setup $(PEERS)/.installed
+	$(BIN)/uv pip install --quiet --python $(PEERS)/bin/python --no-deps --requirement benchmarks/peers-recbole.txt
+	$(BIN)/python -m benchmarks.peer_models
 
 # Writes the versions that requirements/ pins anew, from a fresh environment and from the index.
 lock:

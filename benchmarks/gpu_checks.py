@@ -20,7 +20,7 @@ from embeddings.table_config import table_of
 from embeddings.workers import Worker, single_process
 from ingest.data.batch import Batch
 from ingest.data.manifest import load_manifest
-from trainer.attention import CausalAttention, Layout
+from trainer.attention import Attention, Layout
 from trainer.models.intentrec import IntentRecConfig
 from trainer.models.registry import NeuralConfig
 from trainer.models.sasrec import SASRecConfig
@@ -129,12 +129,16 @@ def _compare_attention(found: Comparison, bench: Bench, dimension: int) -> None:
     x_TD, gradient_TD = (torch.randn(int(lengths_B.sum()), dimension, generator=generator) for _ in range(2))
     time_T = torch.cat([torch.arange(int(length)) * 1000 for length in lengths_B])
     torch.manual_seed(0)
-    module = CausalAttention(dimension, 4)
+    modules = {
+        "causal": Attention(dimension, 4),
+        "window": Attention(dimension, 4),
+        "all": Attention(dimension, 4, False),
+    }
 
-    def attended(window: int | None, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-        attention, given_TD = copy.deepcopy(module).to(device), x_TD.to(device, copy=True).requires_grad_()
-        layout = Layout(lengths_B, device)
-        masks = None if window is None else layout.window_masks(time_T.to(device), window)
+    def attended(seen: str, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+        attention, given_TD = copy.deepcopy(modules[seen]).to(device), x_TD.to(device, copy=True).requires_grad_()
+        layout, window = Layout(lengths_B, device), 1000 * bench.sizes.longest // 8
+        masks = layout.window_masks(time_T.to(device), window) if seen == "window" else None
         with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
             out_TD = attention(given_TD, layout, masks)
         out_TD.float().backward(gradient_TD.to(device))
@@ -142,11 +146,11 @@ def _compare_attention(found: Comparison, bench: Bench, dimension: int) -> None:
         query, _, value = gradients["qkv.bias"].chunk(3)  # a softmax is blind to the keys' bias
         return {"output": out_TD, "input": given_TD.grad, **gradients, "qkv.bias": torch.cat([query, value])}
 
-    for window in (None, 1000 * bench.sizes.longest // 8):
-        reference = attended(window, CPU, torch.float32)
+    for seen in modules:
+        reference = attended(seen, CPU, torch.float32)
         for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 2e-2)):
-            kind = f"{'causal' if window is None else 'window'} {str(dtype).removeprefix('torch.')} D={dimension}"
-            for name, value in attended(window, bench.device, dtype).items():
+            kind = f"{seen} {str(dtype).removeprefix('torch.')} D={dimension}"
+            for name, value in attended(seen, bench.device, dtype).items():
                 found.add(f"{kind} {name}", value, reference[name], tolerance)
 
 

@@ -83,7 +83,7 @@ class Case:
 
     def reader(self, worker: Worker, split: Any = "train", evaluate: bool = False) -> Reader:
         place: dict[str, Any] = {"rank": worker.rank, "workers": worker.workers, "seed": self.train.seed}
-        what = {"evaluate": evaluate, "features": self.model.reads_features}
+        what = {"evaluate": evaluate, "features": self.model.needs_columns}
         items = load_items(self.data, self.manifest)
         return Reader(self.data, self.manifest, items, split, self.train.reader, **place, **what)
 
@@ -105,7 +105,7 @@ class Training:
 
     def take(self) -> None:
         """One step; `StopIteration` where no batch is left."""
-        batch = next(self.batches)
+        batch = self.step.asking(next(self.batches), 0)
         weights = total(self.step.weights_of(batch)).tolist()
         losses, _ = self.step.train(batch, self.number, weights)
         self.losses.append(float(total(losses.item.double())) / max(weights[0], 1e-12))

@@ -32,6 +32,7 @@ from ingest.errors import InputError
 from ingest.features.feature import FIRST_VALUE
 from ingest.storage import join, remove
 from trainer.candidates import Known
+from trainer.models.registry import NeuralConfig
 from trainer.progress import Progress
 
 
@@ -111,7 +112,8 @@ class _Evaluator:
         else:
             scorer, progress = model.restored(self.manifest, self.worker, Known(self.run.data, self.items))
             self.skipped.update((path, group, rows, reason) for path, group, rows, reason in progress.skipped)
-            facts = _facts(scorer, progress)
+            assert isinstance(model.config, NeuralConfig)
+            facts = _facts(model.config, scorer, progress)
             if self.example is None:
                 self.example = example_of(scorer, reader, self.worker, filter_seen)
         with part_writer(join(self.run.targets, model.name), self.worker) as part:
@@ -155,7 +157,7 @@ class _Evaluator:
         return {other: found[other] for other in others}
 
 
-def _facts(scorer: NeuralScorer, progress: Progress) -> dict[str, Any]:
+def _facts(config: NeuralConfig, scorer: NeuralScorer, progress: Progress) -> dict[str, Any]:
     """What the report says of a model's size and training."""
     recommender, train = scorer.step.recommender, scorer.step.config
     tables = recommender.tables.configs
@@ -163,7 +165,7 @@ def _facts(scorer: NeuralScorer, progress: Progress) -> dict[str, Any]:
     parts = recommender.network, recommender.scores
     trained = sum(parameter.numel() for part in parts for parameter in part.parameters())
     return {
-        "inputs": ", ".join(["items, features, times" if len(tables) > 1 else "items", *scorer.step.knows]),
+        "inputs": ", ".join([*config.inputs(scorer.step.manifest), *scorer.step.knows]),
         "parameters": rows * train.tables.dimension + trained,
         "knows": scorer.step.knows,
         "live": "recent" in scorer.step.knows and scorer.step.candidates.settings.live,

@@ -36,6 +36,7 @@ from tests.evaluation.scenarios import (
     ranking,
     recommended,
 )
+from tests.models import KINDS
 from tests.small import (
     MODEL,
     Data,
@@ -96,9 +97,11 @@ KNOWING: dict[str, NeuralConfig] = {
     "knows the history, sampled": DeepConfig(heads=2, dropout=0.0, window="8h", knows=["history"]),
     "knows what is recent, sampled": SASRecConfig(dropout=0.0, knows=["recent"]),
 }
+OTHERS = {name: model for name, model in KINDS.items() if name not in ("intentrec", "deep", "sasrec")}
 SETTINGS |= {
     name: {"loss": {"kind": "full"}} if name == "knows everything" else SETTINGS["uniform"] for name in KNOWING
 }
+SETTINGS |= {name: {"loss": {"kind": "full"}} for name in OTHERS}
 ZCH = {"genres": {"size": 5, "interval": 3}}
 """With a checkpoint after two steps and an eviction in the third."""
 STEPS = [[range(9), range(9, 12)], [[], range(12, 20)], [range(20, 29), range(29, 32)]]
@@ -108,8 +111,8 @@ STEPS = [[range(9), range(9, 12)], [[], range(12, 20)], [range(20, 29), range(29
 def take(step: Any, data: Data, worker: Worker, number: int) -> tuple[float, float]:
     """Take step `number` of STEPS on this worker's part: the global loss, and the gradient's norm."""
     parts = STEPS[number]
-    whole = partly_unknown(data.batch([row for part in parts for row in part]))
-    batch = whole if worker.workers == 1 else partly_unknown(data.batch(parts[worker.rank]))
+    whole = step.asking(partly_unknown(data.batch([row for part in parts for row in part])), 0)
+    batch = whole if worker.workers == 1 else step.asking(partly_unknown(data.batch(parts[worker.rank])), 0)
     losses, norm = step.train(batch, number, step.weights_of(whole).tolist())
     return float(total(losses.item)) + sum(float(total(value)) for value in losses.intents.values()), norm
 
@@ -137,7 +140,12 @@ def refused(data: Data, folder: Path, worker: Worker) -> tuple[str]:
 
 def steps(data: Data, folder: Path, worker: Worker, setting: str) -> dict[str, Any]:
     step = make_step(
-        data.manifest, worker, KNOWING.get(setting, MODEL), data.items.counts, data.known, **(SETTINGS | HALF)[setting]
+        data.manifest,
+        worker,
+        (KNOWING | OTHERS).get(setting, MODEL),
+        data.items.counts,
+        data.known,
+        **(SETTINGS | HALF)[setting],
     )
     before = weights(step)
     losses = [take(step, data, worker, 0)]

@@ -1,12 +1,12 @@
-"""Causal attention over jagged sequences: padded only inside the kernel, and there only a little.
+"""Attention over jagged sequences, causal or not: padded only inside the kernel, and there only a little.
 
     T  tokens of the batch     D  model dimension     h  heads     k  dimension of a head
     b  sequences of a group    L  the longest of them     P  places of all groups: tokens and padding
     n  heads x sequences
 
 Sequences come sorted by length. They are cut into groups of similar length, each padded at the right to its longest;
-a causal mask then keeps every real token from padding without a mask of its own. On a GPU in half precision the causal
-kernel reads the jagged tokens as they are.
+a causal mask then keeps every real token from padding without a mask of its own. On a GPU in half precision the kernel
+reads the jagged tokens as they are.
 
 Dropout of the attention's weights is left out: no kernel that does not materialise them has it on CPU, where it made
 the attention itself take two to three times as long.
@@ -63,6 +63,13 @@ class Layout:
             past_bLL = time_bL1 - time_bL1.transpose(1, 2) <= window
             masks.append(past_bLL.tril_().unsqueeze(1))
         return masks
+
+    @cached_property
+    def padding_masks(self) -> list[Tensor]:
+        """For each group the [b, 1, 1, L] mask of its tokens, without padding."""
+        real_P = torch.zeros(len(self.source_P), dtype=torch.bool).index_fill_(0, self.place_T, True).to(self.device)
+        parts = real_P.split(self.sizes)
+        return [part.view(b, 1, 1, longest) for part, (b, longest) in zip(parts, self.groups, strict=True)]
 
     def take(self, x_TX: Tensor, parts: int) -> Tensor:
         """The `parts` pieces of each token, each of width k: group after group, in it piece after piece: [P parts, k].
@@ -134,23 +141,27 @@ def _joined(groups: list[tuple[int, int]], tokens: int, padding: float) -> list[
 class _PaddedAttention(torch.autograd.Function):
     """Attention of every group, [T, 3 D] -> [T, D]; each gradient is written once, to its place.
 
+    If it is not `causal`, `masks` hide what is not seen, padding too.
+
     Padding needs no care in the backward pass: no real token sees it, and what it sees itself is dropped.
     """
 
     @staticmethod
-    def forward(ctx: Any, qkv_TX: Tensor, layout: Layout, heads: int, masks: list[Tensor] | None) -> Tensor:
+    def forward(
+        ctx: Any, qkv_TX: Tensor, layout: Layout, heads: int, masks: list[Tensor] | None, causal: bool
+    ) -> Tensor:
         qkv_Rk = layout.take(qkv_TX, 3 * heads)
         out_Rk = qkv_Rk.new_empty(len(qkv_Rk) // 3, qkv_Rk.shape[1])
         ctx.layout, ctx.heads, ctx.groups = layout, heads, []
         groups = zip(layout.grouped(qkv_Rk, 3 * heads), layout.grouped(out_Rk, heads), strict=True)
         for number, (qkv_xbLk, out_hbLk) in enumerate(groups):
-            kind = _Products if _takes_products(qkv_xbLk) else _Kernel
+            kind = _Products if causal and _takes_products(qkv_xbLk) else _Kernel
             mask = None if masks is None else masks[number]
             ctx.groups.append(kind(qkv_xbLk.unflatten(0, (3, heads)), out_hbLk, mask))
         return layout.give_back(out_Rk, heads)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         layout, heads = ctx.layout, ctx.heads
         grad_Rk = layout.scatter(gradients[0], heads)
         found_Rk = grad_Rk.new_empty(3 * len(grad_Rk), grad_Rk.shape[1])
@@ -158,7 +169,7 @@ class _PaddedAttention(torch.autograd.Function):
         for group, grad_hbLk, found_xbLk in groups:
             group.write_gradients(grad_hbLk, found_xbLk.unflatten(0, (3, heads)))
         ctx.groups = []
-        return layout.give_back(found_Rk, 3 * heads), None, None, None
+        return layout.give_back(found_Rk, 3 * heads), None, None, None, None
 
 
 def _takes_products(x_xbLk: Tensor) -> bool:
@@ -230,12 +241,13 @@ def _put(out_nak: Tensor, left_nac: Tensor, right_nck: Tensor, add: bool = False
         out_nak.copy_(torch.bmm(left_nac, right_nck))
 
 
-class CausalAttention(nn.Module):
-    """Multi-head causal self-attention over jagged tokens, [T, D] -> [T, D]; optionally cut at a time window."""
+class Attention(nn.Module):
+    """Multi-head self-attention over jagged tokens, [T, D] -> [T, D]: causal, and cut at a time window where there are
+    `masks` of one; or of all tokens of a sequence to all."""
 
-    def __init__(self, dimension: int, heads: int) -> None:
+    def __init__(self, dimension: int, heads: int, causal: bool = True) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.causal = heads, causal
         self.qkv = nn.Linear(dimension, 3 * dimension)
         self.out = nn.Linear(dimension, dimension)
 
@@ -244,7 +256,8 @@ class CausalAttention(nn.Module):
         if masks is None and qkv_TX.is_cuda and qkv_TX.dtype in (torch.bfloat16, torch.float16):
             attended_TD = self._jagged(qkv_TX, layout)
         else:
-            attended_TD = _PaddedAttention.apply(qkv_TX, layout, self.heads, masks)
+            masks = masks if self.causal else layout.padding_masks
+            attended_TD = _PaddedAttention.apply(qkv_TX, layout, self.heads, masks, self.causal)
         out: Tensor = self.out(attended_TD)
         return out
 
@@ -253,7 +266,7 @@ class CausalAttention(nn.Module):
         from torch.nn.attention.varlen import varlen_attn
 
         q_Thk, k_Thk, v_Thk = qkv_TX.unflatten(1, (3, self.heads, -1)).unbind(1)
-        begins, longest = layout.begins, layout.longest
-        out_Thk = varlen_attn(q_Thk, k_Thk, v_Thk, begins, begins, longest, longest, window_size=(-1, 0))
+        begins, longest, seen = layout.begins, layout.longest, (-1, 0 if self.causal else -1)
+        out_Thk = varlen_attn(q_Thk, k_Thk, v_Thk, begins, begins, longest, longest, window_size=seen)
         assert isinstance(out_Thk, Tensor)
         return out_Thk.flatten(1)

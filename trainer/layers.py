@@ -19,10 +19,10 @@ from ingest.data.manifest import Manifest
 from ingest.durations import parse_duration
 from ingest.errors import InputError
 from ingest.features.feature import PreparedFeature
-from trainer.attention import CausalAttention, Layout
+from trainer.attention import Attention, Layout
 
 if TYPE_CHECKING:
-    from trainer.models.base import WindowConfig
+    from trainer.models.base import TransformerConfig, WindowConfig
 
 _HOUR, _DAY = parse_duration("1h"), parse_duration("1d")
 
@@ -41,6 +41,15 @@ class Inputs:
     time_T: Tensor
     position_T: Tensor
     layout: Layout
+    request_time_T: Tensor | None = None
+    """The time of the request after each token, of a model that knows it."""
+    asked_Q: Tensor | None = None
+    """The tokens whose outputs are wanted, which a causal model need not know."""
+
+    @property
+    def now_T(self) -> Tensor:
+        """The latest time that is known at each token."""
+        return self.time_T if self.request_time_T is None else self.request_time_T
 
 
 @dataclass(frozen=True)
@@ -155,10 +164,10 @@ class Positions(nn.Module):
 class Block(nn.Module):
     """A pre-norm Transformer block: attention and a feed-forward layer, each added to its input."""
 
-    def __init__(self, dimension: int, heads: int, dropout: float, expansion: int) -> None:
+    def __init__(self, dimension: int, heads: int, dropout: float, expansion: int, causal: bool = True) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(dimension)
-        self.attention = CausalAttention(dimension, heads)
+        self.attention = Attention(dimension, heads, causal)
         self.feed_forward = nn.Sequential(
             nn.LayerNorm(dimension),
             nn.Linear(dimension, expansion * dimension),
@@ -169,18 +178,52 @@ class Block(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x_TD: Tensor, layout: Layout) -> Tensor:
-        x_TD = x_TD + self.dropout(self.attention(self.attention_norm(x_TD), layout))
+        x_TD = self.add(x_TD, self.dropout(self.attention(self.attention_norm(x_TD), layout)), 0)
         if not x_TD.is_cpu or len(x_TD) <= IN_CACHE:
-            return x_TD + self.feed_forward(x_TD)
-        return torch.cat([part + self.feed_forward(part) for part in x_TD.split(IN_CACHE)])
+            return self.add(x_TD, self.feed_forward(x_TD), 1)
+        return torch.cat([self.add(part, self.feed_forward(part), 1) for part in x_TD.split(IN_CACHE)])
+
+    def add(self, x_TD: Tensor, y_TD: Tensor, half: int) -> Tensor:
+        """The output of the attention (`half` 0) or of the feed-forward layer (1) added to its input."""
+        return x_TD + y_TD
+
+
+class SwiGLU(nn.Module):
+    """A gated feed-forward layer (arXiv 2002.05202): [T, D] -> [T, D]."""
+
+    def __init__(self, dimension: int, width: int) -> None:
+        super().__init__()
+        self.widen = nn.Linear(dimension, 2 * width, bias=False)
+        self.narrow = nn.Linear(width, dimension, bias=False)
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        gate_TX, value_TX = self.widen(x_TD).chunk(2, dim=1)
+        narrowed_TD: Tensor = self.narrow(F.silu(gate_TX) * value_TX)
+        return narrowed_TD
+
+
+class GatedBlock(Block):
+    """LiGR's block (arXiv 2502.03417), that of eSASRec (arXiv 2508.06450): what is added is gated by its input."""
+
+    def __init__(self, dimension: int, heads: int, dropout: float, expansion: int, causal: bool = True) -> None:
+        super().__init__(dimension, heads, dropout, expansion, causal)
+        width = expansion * dimension
+        self.feed_forward = nn.Sequential(nn.LayerNorm(dimension), SwiGLU(dimension, width), Dropout(dropout))
+        self.gates = nn.ModuleList(nn.Linear(dimension, dimension) for _ in range(2))
+
+    def add(self, x_TD: Tensor, y_TD: Tensor, half: int) -> Tensor:
+        return torch.addcmul(x_TD, self.gates[half](x_TD).sigmoid(), y_TD)
 
 
 class Transformer(nn.Module):
-    """Causal blocks with a final norm, [T, D] -> [T, D]."""
+    """Blocks with a final norm, [T, D] -> [T, D]."""
 
-    def __init__(self, dimension: int, layers: int, heads: int, dropout: float, expansion: int) -> None:
+    def __init__(self, dimension: int, layers: int, config: TransformerConfig, causal: bool = True) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(dimension, heads, dropout, expansion) for _ in range(layers))
+        block = GatedBlock if config.gated else Block
+        self.blocks = nn.ModuleList(
+            block(dimension, config.heads, config.dropout, config.expansion, causal) for _ in range(layers)
+        )
         self.norm = nn.LayerNorm(dimension)
 
     def forward(self, x_TD: Tensor, layout: Layout) -> Tensor:
@@ -273,7 +316,7 @@ class ShortTerm(nn.Module):
         super().__init__()
         self.window = window
         self.join = Joined([width], dimension, dropout)
-        self.attention = CausalAttention(dimension, heads)
+        self.attention = Attention(dimension, heads)
         self.norm = nn.LayerNorm(dimension)
 
     def forward(self, projected_TD: Tensor, encoded_TD: Tensor, inputs: Inputs) -> Tensor:
@@ -287,20 +330,26 @@ class TwoEncoders(nn.Module):
     """Two Transformers, of which the second also sees what a bridge makes of the first one's output.
 
     {F (+) S} -> intent encoder -> bridge -> {F (+) S (+) bridge} -> item encoder -> query
+
+    Without a window there is no S.
     """
 
     def __init__(self, config: WindowConfig, manifest: Manifest, dimension: int, max_length: int) -> None:
         super().__init__()
         self.acts = "intents" in config.knows
-        self.features = FeatureVector(manifest.features, dimension)
-        self.positions = Positions(manifest, dimension, max_length, timestamp=True, encoders=3)
+        self.features = FeatureVector(manifest.features if config.features else [], dimension)
+        encoders = 2 if config.window is None else 3
+        self.positions = Positions(manifest, dimension, max_length, config.times, encoders)
         width, heads, dropout = self.features.width, config.heads, config.dropout
-        self.short_term = ShortTerm(width, dimension, heads, dropout, config.window_span)
-        self.intent_input = Joined([width, dimension], dimension, dropout)
-        self.intent_encoder = Transformer(dimension, config.intent_layers, heads, dropout, config.expansion)
+        self.short_term = None
+        if config.window is not None:
+            self.short_term = ShortTerm(width, dimension, heads, dropout, parse_duration(config.window))
+        short = [dimension] if self.short_term else []
+        self.intent_input = Joined([width, *short], dimension, dropout)
+        self.intent_encoder = Transformer(dimension, config.intent_layers, config)
         self.make_bridge(manifest, dimension)
-        self.item_input = Joined([width, dimension, dimension], dimension, dropout, from_item=True)
-        self.item_encoder = Transformer(dimension, config.item_layers, heads, dropout, config.expansion)
+        self.item_input = Joined([width, *short, dimension], dimension, dropout, from_item=True)
+        self.item_encoder = Transformer(dimension, config.item_layers, config)
 
     def make_bridge(self, manifest: Manifest, dimension: int) -> None:
         """Make the layers that `bridge` takes."""
@@ -311,12 +360,13 @@ class TwoEncoders(nn.Module):
         raise NotImplementedError
 
     def forward(self, inputs: Inputs) -> Output:
-        window_TD, intent_TD, item_TD = self.positions(inputs)
-        recent_F, intent_F, item_F = project(
-            [self.short_term.join, self.intent_input, self.item_input], self.features(inputs), self.features.scale
+        *window_TD, intent_TD, item_TD = self.positions(inputs)
+        inner = [self.short_term.join] if self.short_term else []
+        *recent_F, intent_F, item_F = project(
+            [*inner, self.intent_input, self.item_input], self.features(inputs), self.features.scale
         )
-        short_TD = self.short_term(recent_F, window_TD, inputs)
-        x_TD = self.intent_input(intent_F, short_TD) + intent_TD
+        short_TD = [self.short_term(*recent_F, *window_TD, inputs)] if self.short_term else []
+        x_TD = self.intent_input(intent_F, *short_TD) + intent_TD
         bridge_TD, *intents = self.bridge(self.intent_encoder(x_TD, inputs.layout))
-        x_TD = self.item_input(item_F, short_TD, bridge_TD) + item_TD
+        x_TD = self.item_input(item_F, *short_TD, bridge_TD) + item_TD
         return Output(self.item_encoder(x_TD, inputs.layout), *intents)

@@ -88,7 +88,7 @@ class Trainer:
             rank=worker.rank,
             workers=worker.workers,
             seed=run.train.seed,
-            features=run.model.reads_features,
+            features=run.model.needs_columns,
         )
         self.progress = Progress()
         self.identity = identity(run.model, run.train, self.manifest.fingerprint)
@@ -137,7 +137,7 @@ class Trainer:
             batch, left = found
             weighted, weight_Q = self.config.duration_weights, batch.weight_Q
             bounded_Q = weight_Q.clamp(max=self.config.most_weight) if weighted else torch.ones_like(weight_Q)
-            yield replace(batch, weight_Q=bounded_Q), left
+            yield self.step.asking(replace(batch, weight_Q=bounded_Q), self.progress.epoch), left
 
     def _counts(self, found: tuple[Batch, Remaining]) -> Tensor:
         """The weights of a batch, its tokens and its users; float64 [4]."""

@@ -67,15 +67,14 @@ class Recommender(nn.Module):
             if columns
             else candidates_CD.new_zeros(batch.tokens, 0)
         )
-        inputs = Inputs(
-            vectors, numbers_Tn, batch.time_T, batch.position_T, Layout(batch.lengths_B, batch.item_T.device)
-        )
+        layout, at = Layout(batch.lengths_B, batch.item_T.device), batch.target_position_Q
+        inputs = Inputs(vectors, numbers_Tn, batch.time_T, batch.position_T, layout, asked_Q=at)
         features_TX = scores.features(inputs) * scores.features.scale if scores.history else None
         if scores.request is not None:
             asked_TD = scores.request(inputs, batch.request_time_T, found.request)
-            inputs = replace(inputs, vectors=vectors | {ITEM: vectors[ITEM] + asked_TD})
+            asked = vectors | {ITEM: vectors[ITEM] + asked_TD}
+            inputs = replace(inputs, vectors=asked, request_time_T=batch.request_time_T)
         output = self.network(inputs)
-        at = batch.target_position_Q
         query_QD = output.query_TD.index_select(0, at).float()
         log_p_TL = None if scores.intents is None else scores.intents(output.intents or output.latent)
         log_p_QL = None if log_p_TL is None else log_p_TL.index_select(0, at)
@@ -112,7 +111,7 @@ class Recommender(nn.Module):
 
 def build(model: NeuralConfig, train: TrainConfig, manifest: Manifest) -> Recommender:
     """The recommender that `model` describes: dense weights drawn from the seed, tables on the meta device."""
-    dimension, length = train.tables.dimension, train.reader.max_length
+    dimension, length, manifest = train.tables.dimension, train.reader.max_length, model.view(manifest)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(train.seed)
         network = model.network(manifest, dimension, length)

@@ -23,6 +23,7 @@ from ingest.data.batch import Batch
 from ingest.data.manifest import Manifest
 from ingest.features.feature import FIRST_VALUE
 from trainer.candidates import CandidateReader, Known
+from trainer.hidden import with_hidden
 from trainer.layers import Block
 from trainer.losses import intent_loss
 from trainer.models.registry import NeuralConfig
@@ -84,7 +85,7 @@ class Step:
         self.table_rates = [group["lr"] for group in self.parallel.fused_optimizer.param_groups]
         self.sampler = NegativeSampler(config.loss, manifest.items, config.seed, counts)
         self.knows, self.candidates = model.knows, CandidateReader(model, config, manifest, worker, known)
-        self.intent_weight = model.weight_of_intents
+        self.intent_weight, self.hides = model.weight_of_intents, model.hides
         self.attributes = {feature.name for feature in manifest.features if feature.of == "item"}
         self.spread = tables.spreads[ITEM]
         self.slice_v = self.spread.indices(torch.arange(self.first, end if full else self.first, device=worker.device))
@@ -167,6 +168,10 @@ class Step:
         self.optimizer.step()
         detached = Losses(losses.item.detach(), {name: value.detach() for name, value in losses.intents.items()})
         return detached, float(norm)
+
+    def asking(self, batch: Batch, epoch: int) -> Batch:
+        """`batch` with the targets that `epoch` asks for: all, but of a model that learns from hidden interactions."""
+        return batch if self.hides is None else with_hidden(batch, self.hides, self.config.seed, epoch)
 
     def with_unknowns(self, batch: Batch, number: int) -> Batch:
         """`batch` as step `number` sees it: a small share of its inputs is unknown."""

@@ -26,8 +26,7 @@ def with_unknowns(batch: Batch, share: float, attributes: Collection[str], seed:
     """`batch` with about `share` of its inputs unknown. `attributes`: the features that are the items' own."""
     if not share:
         return batch
-    start_T = _mixed(batch.time_T + _start(seed, step))
-    item_T = _mixed(start_T + batch.item_T * _signed(_GOLDEN) + batch.position_T)
+    item_T = hash_of(batch, seed, step)
     features: dict[str, Tensor | Lists] = {}
     for number, (name, value) in enumerate(batch.features.items(), 1):
         if isinstance(value, Lists):
@@ -41,23 +40,29 @@ def with_unknowns(batch: Batch, share: float, attributes: Collection[str], seed:
     return replace(batch, item_T=_unknown(batch.item_T, item_T, share), true_item_T=batch.item_T, features=features)
 
 
+def hash_of(batch: Batch, seed: int, step: int) -> Tensor:
+    """A hash of each interaction in step `step`, [T]."""
+    start_T = _mixed(batch.time_T + _start(seed, step))
+    return _mixed(start_T + batch.item_T * _signed(_GOLDEN) + batch.position_T)
+
+
 def chosen(item_N: Tensor, share: float, seed: int, step: int) -> Tensor:
     """About `share` of all items, the same ones wherever they are in step `step`: bool [N]."""
-    return _lowest(_mixed(_mixed(item_N + _start(seed, step))), share)
+    return lowest(_mixed(_mixed(item_N + _start(seed, step))), share)
 
 
 def _start(seed: int, step: int) -> int:
     return _signed((seed * 1_000_003 + step) * _GOLDEN)
 
 
-def _lowest(hash_N: Tensor, share: float) -> Tensor:
+def lowest(hash_N: Tensor, share: float) -> Tensor:
     """Whether a hash is in the lowest `share` of all numbers."""
     return hash_N < _signed(round(share * 2**64) - 2**63)
 
 
 def _unknown(index_N: Tensor, hash_N: Tensor, share: float) -> Tensor:
     """The indices, but `UNKNOWN` where a known value's hash is in the lowest `share` of all numbers."""
-    return index_N.masked_fill(_lowest(hash_N, share) & (index_N >= FIRST_VALUE), UNKNOWN)
+    return index_N.masked_fill(lowest(hash_N, share) & (index_N >= FIRST_VALUE), UNKNOWN)
 
 
 def _mixed(hash_N: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> None:
         ("data.features.0.kind=colour", ["data.features[0].kind", "'colour'", "category"]),
         ("train.epochs", ["key.sub=value"]),
         ("name=a/b", ["name", "'a/b'"]),
-        ("models.x={kind: gru}", ["models.x", "gru", "sasrec"]),
+        ("models.x={kind: gru4rec}", ["models.x", "gru4rec", "sasrec"]),
         ("models.intentrec.knows=[past]", ["models.intentrec.knows[0]", "'past'", "'history'"]),
         ("models.intentrec.moments={step: 1m}", ["models.intentrec.moments.step", "multiple of 5m", "'1m'"]),
         ("recommend={moment: 2026-01-01, requests: r}", ["recommend.moment", "goes without requests"]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from trainer.models.registry import NeuralConfig, register
 
@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 
 @register
 class MeanConfig(NeuralConfig):
-    reads_features: ClassVar[bool] = False
     kind: Literal["mean"] = "mean"
+
+    @property
+    def reads_features(self) -> bool:
+        return False
 
     def network(self, manifest: Manifest, dimension: int, max_length: int) -> nn.Module:
         return network_class()(dimension)

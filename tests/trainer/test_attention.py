@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import trainer.attention
-from trainer.attention import CausalAttention, Layout
+from trainer.attention import Attention, Layout
 
 LENGTHS = [1, 1, 3, 4, 4, 12, 15, 40]
 D, HEADS = 8, 2
 
 
-def alone(attention: CausalAttention, x_LD: Tensor, allowed_LL: Tensor) -> Tensor:
+def alone(attention: Attention, x_LD: Tensor, allowed_LL: Tensor) -> Tensor:
     """One sequence in plain formulas: query i sees key j where `allowed_LL`."""
     q, k, v = attention.qkv(x_LD).split(D, dim=1)
     size = D // HEADS
@@ -27,17 +27,17 @@ def alone(attention: CausalAttention, x_LD: Tensor, allowed_LL: Tensor) -> Tenso
     return attention.out(torch.cat(heads, dim=1))
 
 
-@pytest.mark.parametrize("window", [None, 0, 5])
+@pytest.mark.parametrize(("window", "causal"), [(None, True), (0, True), (5, True), (None, False)])
 @pytest.mark.parametrize("padding", [0.1, 0.0, 1.0])
 @pytest.mark.parametrize(("most_products", "rows"), [(256, 100), (256, 6), (12, 1), (0, 1)])
 def test_a_batch_equals_each_sequence_alone(
-    window: int | None, padding: float, most_products: int, rows: int, monkeypatch: pytest.MonkeyPatch
+    window: int | None, causal: bool, padding: float, most_products: int, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With batched products, whole and in blocks, with the kernel, and with both."""
     monkeypatch.setattr(trainer.attention, "MOST_PRODUCTS", most_products)
     monkeypatch.setattr(trainer.attention, "ROWS", rows)
     torch.manual_seed(0)
-    attention = CausalAttention(D, HEADS).double()
+    attention = Attention(D, HEADS, causal).double()
     x_TD = torch.randn(sum(LENGTHS), D, dtype=torch.float64, requires_grad=True)
     time_T = torch.cat([torch.randint(0, 4, (length,)).cumsum(0) for length in LENGTHS])
     layout = Layout(torch.tensor(LENGTHS), padding=padding)
@@ -46,7 +46,7 @@ def test_a_batch_equals_each_sequence_alone(
     parts = []
     for x_LD, time_L in zip(x_TD.split(LENGTHS), time_T.split(LENGTHS), strict=True):
         index = torch.arange(len(x_LD))
-        allowed = index[None] <= index[:, None]
+        allowed = (index[None] <= index[:, None]) | (not causal)
         if window is not None:
             allowed = allowed & (time_L[:, None] - time_L[None] <= window)
         parts.append(alone(attention, x_LD, allowed))

@@ -19,7 +19,7 @@ def test_reading_the_built_in_configs_imports_no_torch() -> None:
 import sys
 from trainer.models.registry import MODELS
 assert not [name for name in sys.modules if name.startswith("trainer.models.") and not name.endswith("registry")]
-for kind in ("intentrec", "deep", "sasrec"):
+for kind in ("intentrec", "deep", "sasrec", "transformer", "bert4rec", "transact", "hstu", "gru", "lstm"):
     assert MODELS[kind]().kind == kind
     assert f"trainer.models.{kind}" in sys.modules
 assert not {"torch", "torchrec", "ray"} & set(sys.modules), "heavy"
@@ -28,7 +28,10 @@ assert not {"torch", "torchrec", "ray"} & set(sys.modules), "heavy"
 
 
 def test_an_unknown_kind_is_told_with_those_that_there_are() -> None:
-    with pytest.raises(ValueError, match="takes a kind of model: intentrec, deep, sasrec"):
+    with pytest.raises(
+        ValueError,
+        match="takes a kind of model: intentrec, deep, sasrec, transformer, bert4rec, transact, hstu, gru, lstm",
+    ):
         MODELS["gru4rec"]
 
 

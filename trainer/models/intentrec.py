@@ -17,10 +17,8 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
-
 from ingest.data.schema import DataConfig
-from trainer.models.base import WindowConfig
+from trainer.models.base import TaughtConfig, WindowConfig
 from trainer.models.registry import register
 from trainer.train_config import TrainConfig
 
@@ -31,19 +29,15 @@ if TYPE_CHECKING:
 
 
 @register
-class IntentRecConfig(WindowConfig):
+class IntentRecConfig(TaughtConfig, WindowConfig):
     kind: Literal["intentrec"] = "intentrec"
-    intent_weight: float = Field(default=1.0, ge=0)
-    """lambda: the weight of the sum of the intents' losses."""
-
-    @property
-    def weight_of_intents(self) -> float:
-        return self.intent_weight
 
     def check(self, data: DataConfig, train: TrainConfig) -> None:
         super().check(data, train)
         if not data.intents:
             raise ValueError("kind: intentrec needs a feature with `intent: true` in data.features")
+        if not self.has_heads:
+            raise ValueError("intents: kind: intentrec needs one at least, got none")
 
     def network(self, manifest: Manifest, dimension: int, max_length: int) -> nn.Module:
         return network_class()(self, manifest, dimension, max_length)

@@ -7,7 +7,7 @@ the kind; a module of the user's own registers its kinds when it is imported. Im
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import AfterValidator, Field, field_validator
 
@@ -81,10 +81,6 @@ class ModelConfig(Kinded):
 class NeuralConfig(ModelConfig):
     """A model that is trained and has checkpoints."""
 
-    reads_features: ClassVar[bool] = True
-    """Whether the model sees more than items, places and times: columns that it does not see are not read."""
-    has_heads: ClassVar[bool] = False
-    """Whether it has a head for each intent, taught or not."""
     train: dict[str, Any] = {}
     """Keys of the `train` section that are other for this model."""
     knows: Annotated[list[Knowledge], AfterValidator(_once)] = []
@@ -117,14 +113,42 @@ class NeuralConfig(ModelConfig):
             raise ValueError("knows: age needs a feature of kind elapsed with `of: item` in data.features")
         if "intents" in self.knows:
             if not self.has_heads:
-                raise ValueError(f"knows: intents needs a model with heads for them; kind: {self.kind} has none")
+                raise ValueError(f"knows: intents needs a model with heads for them; kind: {self.kind} has none here")
             if not any(feature.intent for feature in data.features):
                 raise ValueError("knows: intents needs a feature with `intent: true` in data.features")
+
+    @property
+    def reads_features(self) -> bool:
+        """Whether its inputs have more than items, places and times."""
+        return True
+
+    def inputs(self, manifest: Manifest) -> list[str]:
+        """What its inputs are, in words for the report."""
+        return ["items", "features", "times"] if self.reads_features and manifest.features else ["items"]
+
+    @property
+    def has_heads(self) -> bool:
+        """Whether it has a head for each intent, taught or not."""
+        return False
+
+    @property
+    def needs_columns(self) -> bool:
+        """Whether features are read at all, as inputs or as labels."""
+        return self.reads_features or self.has_heads
+
+    def view(self, manifest: Manifest) -> Manifest:
+        """The data set as the model sees it."""
+        return manifest
 
     @property
     def weight_of_intents(self) -> float:
         """What the sum of the intents' losses counts beside the item loss; 0 for a model that predicts none."""
         return 0.0
+
+    @property
+    def hides(self) -> float | None:
+        """Of a model that learns from interactions hidden among the others: how many of them are, each epoch anew."""
+        return None
 
     def network(self, manifest: Manifest, dimension: int, max_length: int) -> nn.Module:
         """The network, drawn from torch's generator: `trainer.layers.Inputs` in, `trainer.layers.Output` out."""
@@ -138,6 +162,12 @@ MODELS: Registry[type[ModelConfig]] = Registry(
         "intentrec": "trainer.models.intentrec",
         "deep": "trainer.models.deep",
         "sasrec": "trainer.models.sasrec",
+        "transformer": "trainer.models.transformer",
+        "bert4rec": "trainer.models.bert4rec",
+        "transact": "trainer.models.transact",
+        "hstu": "trainer.models.hstu",
+        "gru": "trainer.models.gru",
+        "lstm": "trainer.models.lstm",
     },
 )
 """evaluation/baselines adds those that are not trained."""
