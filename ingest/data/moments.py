@@ -31,7 +31,7 @@ EVER = 2**40
 SPANS = tuple(parse_duration(span) // BUCKET for span in ("15m", "1h", "6h", "1d", "7d"))
 """In buckets: the spans of the counts. One more count is of all time before the moment."""
 FEATURES = len(SPANS) + 2
-BY_SPANS = tuple(parse_duration(span) // BUCKET for span in ("1h", "1d"))
+BY_SPANS = tuple(parse_duration(span) // BUCKET for span in ("15m", "1h", "1d"))
 """The spans of the counts by a feature."""
 
 
