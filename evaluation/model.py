@@ -27,7 +27,7 @@ class Model:
     def restored(self, manifest: Manifest, worker: Worker, known: Known) -> tuple[NeuralScorer, Progress]:
         """The weights of its best checkpoint, and where its training ended; every worker calls it."""
         assert isinstance(self.config, NeuralConfig)
-        checkpoints = Checkpoints(self.checkpoints, self.train.keep, worker)
+        checkpoints = Checkpoints(self.checkpoints, self.train, worker)
         best = checkpoints.require_best(self.name)
         step = Step(self.config, self.train, manifest, worker, known=known)
         checkpoints.load(step, best)

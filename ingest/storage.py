@@ -307,6 +307,19 @@ def read_text(url: str) -> str:
         return str(file.read().decode())
 
 
+def size_of(url: str) -> int:
+    """The bytes of the file `url`."""
+    with _asked(url) as (filesystem, path):
+        return int(filesystem.size(path))
+
+
+def read_range(url: str, begin: int, end: int) -> bytes:
+    """The bytes of the file `url` from `begin` on and before `end`."""
+    with _asked(url) as (filesystem, path):
+        content: bytes = filesystem.cat_file(path, start=begin, end=end)
+        return content
+
+
 def copy(source: str, target: str) -> None:
     """Copy a file, a part of it in memory at a time."""
     with open_file(source) as reading, open_file(target, "wb") as writing:
