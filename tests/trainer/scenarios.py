@@ -45,7 +45,7 @@ def set_aside(data: Data, folder: Path, worker: Worker) -> dict[str, Any]:
     return {"before": before, "after": weights(again), "step": progress.step, "said": said}
 
 
-def full(data: Data, folder: Path, worker: Worker) -> str:
+def full(data: Data, folder: Path, worker: Worker) -> tuple[str]:
     """What each worker says where the last one's disk is full."""
     last = worker.rank == worker.workers - 1
     with gated(OSError(errno.ENOSPC, "No space left on device") if last else None) as gate:
@@ -54,7 +54,7 @@ def full(data: Data, folder: Path, worker: Worker) -> str:
         try:
             trainer.fit()
         except InputError as error:
-            return f"{error} {trainer.checkpoints.latest()}"
+            return (f"{error} {trainer.checkpoints.latest()}",)
     raise AssertionError("training ended well")
 
 

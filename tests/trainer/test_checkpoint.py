@@ -281,7 +281,7 @@ def test_a_write_that_fails_ends_the_training_with_what_the_storage_said(
 
 
 def test_one_workers_full_disk_is_told_by_all(two_workers: TwoWorkers) -> None:
-    for told in two_workers.result("full"):
+    for (told,) in two_workers.result("full"):
         assert re.search(r"step-0000000001/pieces-.*-1\.bin: can not be written: .*No space left on device None", told)
 
 
