@@ -4,6 +4,8 @@
 
 Stretches of the same number of steps take turns, with a checkpoint that begins with the stretch and without one. What
 the one takes longer is the checkpoint's whole cost, copy and writing, where it is complete before the stretch ends.
+Where others work on the machine, the processor time that all workers take more is the steadier figure: divided by the
+cores, it is what a checkpoint costs steps that keep all cores busy.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 {saves: results(ask(steps=steps, saves=saves)) for saves in (False, True)}
                 for _ in range(options.rounds)
             ]
+    more = [sum(rank["cpu"] for rank in each[True]) - sum(rank["cpu"] for rank in each[False]) for each in rounds]
     first = [{saves: ranks[0] for saves, ranks in each.items()} for each in rounds]
     longer = [each[True]["seconds"] - each[False]["seconds"] for each in first]
     last = rounds[-1][True]
@@ -48,16 +51,22 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "setting": size | {"workers": options.workers, "tokens": TOKENS, "negatives": NEGATIVES, "draw": DRAWS[1]},
         "stretch": {"steps": steps, "seconds": [round(each[False]["seconds"], 2) for each in first]},
         "seconds_longer": [round(each, 2) for each in longer],
-        "share_of_a_minute": {
-            "median": round(statistics.median(longer) / MINUTE, 4),
-            "range": [round(value / MINUTE, 4) for value in (min(longer), max(longer))],
-        },
+        "share_of_a_minute": _shares([each / MINUTE for each in longer]),
+        "processor_seconds_more": [round(each, 2) for each in more],
+        "processor_share_of_a_minute": _shares([each / MINUTE / options.workers for each in more]),
         "copy_seconds": [round(each[True]["copy"], 2) for each in first],
         "first_copy_seconds": round(first[0][True]["first_copy"], 2),
         "complete_seconds": [round(each[True]["complete"], 2) for each in first],
         "complete_within_the_stretch": all(each[True]["complete"] < each[True]["seconds"] for each in first),
         "copy_gib_a_worker": round(max(rank["copy_gib"] for rank in last), 3),
         "peak_gib_of_all_workers": round(sum(rank["peak"] for rank in last) / 2**30, 2),
+    }
+
+
+def _shares(values: list[float]) -> dict[str, Any]:
+    return {
+        "median": round(statistics.median(values), 4),
+        "range": [round(value, 4) for value in (min(values), max(values))],
     }
 
 
@@ -68,19 +77,20 @@ def _train(worker: Worker, folder: str, items: int, dimension: int) -> Callable[
 
     def call(steps: int, saves: bool) -> dict[str, Any]:
         dist.barrier()
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), time.process_time()
         if saves:
             checkpoints.save(training.step, Progress(step=training.number), {})
         for _ in range(steps):
             training.take()
             checkpoints.ask()
         dist.barrier()
-        seconds = time.perf_counter() - began
+        seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
         checkpoints.wait()
         figures.update({name.removeprefix("checkpoint/"): value for name, value in checkpoints.figures.items()})
         figures.setdefault("first copy", figures.get("copy(s)", 0.0))
         return {
             "seconds": seconds,
+            "cpu": cpu,
             "copy": figures.get("copy(s)", 0.0),
             "first_copy": figures["first copy"],
             "complete": figures.get("complete(s)", 0.0),

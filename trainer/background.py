@@ -24,6 +24,6 @@ class Background:
         finally:
             self.ended.set()
 
-    def join(self) -> None:
-        self.ended.wait()
-        self.thread.join()
+    def join(self, seconds: float | None = None) -> None:
+        """Wait until it has ended, or for so long."""
+        self.thread.join(seconds)

@@ -36,6 +36,8 @@ from trainer.state import State
 from trainer.step import Step
 from trainer.train_config import TrainConfig
 
+CLOSE_SECONDS = 30
+
 
 @dataclass(frozen=True)
 class Saving:
@@ -68,15 +70,9 @@ class Checkpoints(Markers):
 
     def save(self, step: Step, progress: Progress, config: dict[str, Any], best: bool = False) -> None:
         """Copy a checkpoint and begin to write it; waits for the one before, where that is being written still."""
-        began = time.monotonic()
-        in_flight = self.saving.name if self.saving else None
-        self.wait()
-        self.last_save = copying = time.monotonic()
         name = f"step-{progress.step:010d}"
-        if in_flight is not None:
-            self.figures["checkpoint/waited(s)"] = copying - began
-            if self.worker.first:
-                self.worker.say(f"checkpoint {name} waited {copying - began:.1f} s until {in_flight} was written")
+        self._wait_for_the_one_before(name)
+        self.last_save = began = time.monotonic()
         if self.token is None:
             self.token = str(gather_objects(secrets.token_hex(4))[0])
         self.saves += 1
@@ -97,8 +93,18 @@ class Checkpoints(Markers):
         finally:
             copied.put(None)
         self.saving = Saving(name, marker, best, began, task)
-        self.figures["checkpoint/copy(s)"] = time.monotonic() - copying
+        self.figures["checkpoint/copy(s)"] = time.monotonic() - began
         self.figures["checkpoint/copy(GiB)"] = self.buffers.bytes / GIB
+
+    def _wait_for_the_one_before(self, name: str) -> None:
+        before, began = self.saving, time.monotonic()
+        waits = before is not None and not before.task.ended.is_set()
+        self.wait()
+        if before is not None and waits:
+            seconds = time.monotonic() - began
+            self.figures["checkpoint/waited(s)"] = seconds
+            if self.worker.first:
+                self.worker.say(f"checkpoint {name} has waited {seconds:.1f} s until {before.name} was written")
 
     def _write(self, path: str, stem: str, buffers: Buffers, copied: SimpleQueue[Filled | None]) -> None:
         ended = False
@@ -157,10 +163,13 @@ class Checkpoints(Markers):
             self.ask()
 
     def close(self) -> None:
-        """End what is in flight, whatever the other workers do: it stays without a marker unless it has it."""
+        """End what is in flight, whatever the other workers do: it stays without a marker unless it has it.
+
+        A storage that does not answer is left to its thread, which ends with the process.
+        """
         self.cancelled.set()
         if self.saving is not None:
-            self.saving.task.join()
+            self.saving.task.join(CLOSE_SECONDS)
         self.buffers = None
 
     def _finish(self, saving: Saving) -> None:

@@ -11,6 +11,7 @@ in buffers that are allocated once: on Linux that is 8 times as fast as into mem
 from __future__ import annotations
 
 import math
+import re
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
@@ -38,6 +39,7 @@ _DTYPES = {
     "int64": torch.int64,
     "int32": torch.int32,
 }
+_NAME = re.compile(r"pieces-[0-9a-f]+-\d+-\d+")
 assert sys.byteorder == "little"
 
 
@@ -179,9 +181,12 @@ class StoredPieces:
         self.pieces: dict[str, list[tuple[str, Piece]]] = {}
         """Of each tensor, with the files that they are in."""
         for stem in stems:
-            self._list(join(folder, stem))
+            self._list(stem)
 
-    def _list(self, stem: str) -> None:
+    def _list(self, name: str) -> None:
+        if not _NAME.fullmatch(name):
+            raise DamagedCheckpointError(f"{self.folder}: {name!r} is no name of pieces")
+        stem = join(self.folder, name)
         path = f"{stem}.json"
         content = patiently(lambda: read_checked(path), path, self.retry_seconds)
         file = f"{stem}.bin"

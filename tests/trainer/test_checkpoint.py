@@ -7,7 +7,6 @@ import json
 import pickle
 import re
 import shutil
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,13 @@ import pytest
 
 from embeddings.workers import Worker
 from ingest.errors import DamagedCheckpointError, InputError
+from ingest.storage import list_names, open_file
 from tests.gated import WAIT, gated
+from tests.s3 import ObjectStore
 from tests.scenarios import TwoWorkers, load
 from tests.small import MODEL, PIECE_BYTES, Data, make_step, make_trainer, same, train_config, watched, weights
 from tests.trainer.scenarios import flip
+from trainer.checked_json import read_checked, write_checked
 from trainer.checkpoint import Checkpoints
 from trainer.progress import Progress, identity
 from trainer.step import Step
@@ -227,20 +229,27 @@ def test_a_second_save_waits_for_the_first_and_says_so(data: Data, tmp_path: Pat
         checkpoints = Checkpoints(f"gated://{tmp_path}", train_config(), worker)
         checkpoints.save(step, Progress(step=1), OURS)
         assert gate.reached.wait(WAIT)
-        opener = threading.Timer(0.2, gate.open.set)
-        opener.start()
+        original = checkpoints.wait
+
+        def wait() -> None:
+            gate.open.set()
+            original()
+
+        checkpoints.wait = wait  # type: ignore[method-assign]
         checkpoints.save(step, Progress(step=2), OURS)
         checkpoints.wait()
     written = [name.split("/")[0] for name in gate.log]
     assert written == sorted(written)
     assert {"step-0000000001", "step-0000000002"} == set(written)
-    assert re.fullmatch(r"checkpoint step-0000000002 waited \d+\.\d s until step-0000000001 was written", said[0])
+    assert re.fullmatch(r"checkpoint step-0000000002 has waited \d+\.\d s until step-0000000001 was written", said[0])
 
 
 def test_a_crash_before_the_marker_leaves_the_checkpoint_before(data: Data, tmp_path: Path) -> None:
     save(data, tmp_path, 1)
     dying = Checkpoints(str(tmp_path), train_config(), Worker())
     dying.save(make_step(data.manifest, seed=2), Progress(step=2), OURS, best=True)
+    assert dying.saving is not None
+    dying.saving.task.join()
     dying.close()
     assert list((tmp_path / "step-0000000002").glob("pieces-*.json"))
     step, progress, said = resumed(data, tmp_path)
@@ -300,6 +309,39 @@ def test_a_copy_takes_no_more_memory_than_it_may(data: Data, tmp_path: Path) -> 
     assert checkpoints.buffers.bytes == 2 * PIECE_BYTES
     checkpoints.wait()
     same(weights(resumed(data, tmp_path)[0]), weights(make_step(data.manifest, seed=4)))
+
+
+def test_a_marker_that_points_out_of_the_folder_is_not_followed(data: Data, tmp_path: Path) -> None:
+    save(data, tmp_path / "other", 1)
+    save(data, tmp_path / "run", 2)
+    marker = tmp_path / "run/step-0000000002/complete.json"
+    content = read_checked(str(marker))
+    write_checked(
+        str(marker), content | {"pieces": ["../../other/step-0000000001/" + name for name in content["pieces"]]}
+    )
+    with pytest.raises(InputError, match=r"'\.\./\.\./other/.*' is no name of pieces"):
+        resumed(data, tmp_path / "run")
+
+
+def test_an_object_store_holds_checkpoints_as_a_folder_does(data: Data, s3: ObjectStore) -> None:
+    s3.make_bucket("checkpoints")
+    url = "s3://checkpoints/[run]"
+    checkpoints = Checkpoints(url, train_config(keep=1), Worker())
+    for number in (1, 2, 3):
+        checkpoints.save(make_step(data.manifest, seed=number), Progress(step=number), OURS, best=number == 1)
+    checkpoints.wait()
+    assert (checkpoints.complete(), checkpoints.best()) == (["step-0000000001", "step-0000000003"], "step-0000000001")
+    (pieces,) = [name for name in list_names(f"{url}/step-0000000003") if name.endswith(".bin")]
+    file = f"{url}/step-0000000003/{pieces}"
+    with open_file(file) as read:
+        content = read.read()
+    with open_file(file, "wb") as written:
+        written.write(content[:-1])
+    said: list[str] = []
+    again, step = Checkpoints(url, train_config(), Worker(say=said.append)), make_step(data.manifest, seed=9)
+    assert again.resume(step, OURS).step == 1
+    same(weights(step), weights(make_step(data.manifest, seed=1)))
+    assert f"{file}: has {len(content) - 1:,} bytes, and {len(content):,} were expected" in said[0]
 
 
 def test_loading_gives_back_weights_and_progress_bit_for_bit(data: Data, tmp_path: Path) -> None:
