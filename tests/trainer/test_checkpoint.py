@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from embeddings.workers import Worker
+from evaluation.model import Model
 from ingest.errors import DamagedCheckpointError, InputError
 from ingest.storage import list_names, open_file
 from tests.gated import WAIT, gated
@@ -170,6 +171,15 @@ def test_where_all_are_damaged_training_does_not_begin_anew_in_silence(data: Dat
     for _ in range(2):
         with pytest.raises(InputError, match=r"no checkpoint is left .* 2 are damaged, .*\.bin: has [\d,]+ bytes"):
             resumed(data, tmp_path)
+
+
+def test_where_the_best_is_damaged_no_other_is_evaluated(data: Data, tmp_path: Path) -> None:
+    save(data, tmp_path, 1, best=True)
+    save(data, tmp_path, 2)
+    flip_in_the_middle(next((tmp_path / "step-0000000001").glob("*.bin")))
+    model = Model("intentrec", MODEL, train_config(), str(tmp_path))
+    with pytest.raises(InputError, match=r"the best checkpoint of model intentrec is damaged: .*\.bin: bytes .* anew"):
+        model.restored(data.manifest, Worker(), data.known)
 
 
 def test_a_sound_checkpoint_of_another_model_is_the_users_to_mend(data: Data, tmp_path: Path) -> None:
