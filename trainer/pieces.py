@@ -5,7 +5,8 @@
 
 A piece is a range of rows of what one worker holds, of some `PIECE_BYTES`: any worker may load it, under any sharding,
 and neither writing nor reading holds more than some pieces besides the tensors themselves. Copies for writing are made
-in buffers that are allocated once: on Linux that is 8 times as fast as into memory fresh from the system.
+in buffers that are allocated once: on Linux that is 8 times as fast as into memory fresh from the system. A buffer is
+written as whole blocks, so some bytes between pieces mean nothing.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from mmap import mmap
 from queue import Empty, SimpleQueue
 
 import torch
 from torch import Tensor
 
 from ingest.errors import DamagedCheckpointError, InputError
-from ingest.storage import join, open_file, patiently, read_range, size_of
+from ingest.storage import BLOCK, join, open_blocks, patiently, read_range, size_of
 from trainer.checked_json import read_checked, write_checked
 
 PIECE_BYTES = 2**25
@@ -92,7 +94,7 @@ class Filled:
         self.pieces.append(Piece(part.tensor, _name(values.dtype), *box, begin, values.nbytes))
 
     def _next(self) -> int:
-        return -(-self.used // _ALIGNED) * _ALIGNED
+        return _round_up(self.used, _ALIGNED)
 
 
 class Buffers:
@@ -102,7 +104,7 @@ class Buffers:
     """
 
     def __init__(self, limit: int, pinned: bool) -> None:
-        self.size, self.pinned = PIECE_BYTES, pinned
+        self.size, self.pinned = _round_up(PIECE_BYTES, BLOCK), pinned
         self.most, self.made = max(limit // self.size, 2), 0
         self.free: SimpleQueue[Tensor] = SimpleQueue()
 
@@ -114,13 +116,13 @@ class Buffers:
     def take(self, length: int) -> Tensor:
         """A buffer for `length` bytes at least; waits for one where there are as many as there may be."""
         if length > self.size:
-            return torch.empty(length, dtype=torch.uint8)
+            return _memory(_round_up(length, BLOCK), self.pinned)
         with suppress(Empty):
             return self.free.get_nowait()
         if self.made == self.most:
             return self.free.get()
         self.made += 1
-        return torch.empty(self.size, dtype=torch.uint8, pin_memory=self.pinned)
+        return _memory(self.size, self.pinned)
 
     def give_back(self, buffer: Tensor) -> None:
         if len(buffer) == self.size:
@@ -157,14 +159,14 @@ def copies(parts: Iterable[Part], buffers: Buffers) -> Iterator[Filled]:
 def write_pieces(stem: str, copied: Iterable[Filled], buffers: Buffers) -> None:
     """Write what is `copied` and then the list of it; buffers are given back one after the other."""
     pieces, size = list[Piece](), 0
-    with open_file(f"{stem}.bin", "wb") as file:
+    with open_blocks(f"{stem}.bin") as append:
         for filled in copied:
-            content = filled.buffer.numpy()[: filled.used].data
+            content = filled.buffer.numpy()[: _round_up(filled.used, BLOCK)].data
             for piece in filled.pieces:
                 checksum = zlib.crc32(content[piece.offset : piece.offset + piece.length])
                 pieces.append(replace(piece, offset=size + piece.offset, checksum=checksum))
-            file.write(content)
-            size += filled.used
+            append(content)
+            size += len(content)
             buffers.give_back(filled.buffer)
     write_checked(f"{stem}.json", {"bytes": size, "pieces": [asdict(piece) for piece in pieces]})
 
@@ -265,6 +267,17 @@ def _overlap(piece: Piece, part: Part) -> tuple[list[int], list[int]]:
         min(a + b, c + d) for a, b, c, d in zip(piece.begin, piece.sizes, part.begin, part.values.shape, strict=True)
     ]
     return begins, [max(end - begin, 0) for begin, end in zip(begins, ends, strict=True)]
+
+
+def _memory(size: int, pinned: bool) -> Tensor:
+    """Bytes that begin at a multiple of `BLOCK`."""
+    if pinned:
+        return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+    return torch.frombuffer(mmap(-1, size), dtype=torch.uint8)
+
+
+def _round_up(number: int, unit: int) -> int:
+    return -(-number // unit) * unit
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -16,7 +16,7 @@ import pytest
 from embeddings.workers import Worker
 from evaluation.model import Model
 from ingest.errors import DamagedCheckpointError, InputError
-from ingest.storage import list_names, open_file
+from ingest.storage import BLOCK, list_names, open_file
 from tests.gated import WAIT, gated
 from tests.s3 import ObjectStore
 from tests.scenarios import TwoWorkers, load
@@ -118,13 +118,18 @@ def flip_in_the_middle(file: Path) -> None:
     flip(file, file.stat().st_size // 2)
 
 
+def flip_in_a_piece(file: Path) -> None:
+    pieces = json.loads(file.with_suffix(".json").read_text())["pieces"]
+    flip(file, pieces[len(pieces) // 2]["offset"])
+
+
 def pickle_in_place(file: Path) -> None:
     content = pickle.dumps(Malice(file.with_name("code-has-run")))
     file.write_bytes(content + bytes(max(file.stat().st_size - len(content), 0)))
 
 
 DAMAGES = {
-    "pieces-*.bin": [Path.unlink, empty, truncate, lengthen, flip_in_the_middle, pickle_in_place],
+    "pieces-*.bin": [Path.unlink, empty, truncate, lengthen, flip_in_a_piece, pickle_in_place],
     "pieces-*.json": [Path.unlink, empty, truncate, flip_in_the_middle, pickle_in_place],
     "complete.json": [empty, truncate, flip_in_the_middle, pickle_in_place],
 }
@@ -155,7 +160,7 @@ def test_a_damaged_checkpoint_is_set_aside_by_name_and_the_one_before_taken(
 def test_what_is_damaged_is_replaced_where_training_comes_to_it_again(data: Data, tmp_path: Path) -> None:
     for number in (1, 2):
         save(data, tmp_path, number)
-    flip_in_the_middle(next((tmp_path / "step-0000000002").glob("*.bin")))
+    flip_in_a_piece(next((tmp_path / "step-0000000002").glob("*.bin")))
     resumed(data, tmp_path)
     save(data, tmp_path, 2)
     assert resumed(data, tmp_path)[1].step == 2
@@ -176,7 +181,7 @@ def test_where_all_are_damaged_training_does_not_begin_anew_in_silence(data: Dat
 def test_where_the_best_is_damaged_no_other_is_evaluated(data: Data, tmp_path: Path) -> None:
     save(data, tmp_path, 1, best=True)
     save(data, tmp_path, 2)
-    flip_in_the_middle(next((tmp_path / "step-0000000001").glob("*.bin")))
+    flip_in_a_piece(next((tmp_path / "step-0000000001").glob("*.bin")))
     model = Model("intentrec", MODEL, train_config(), str(tmp_path))
     with pytest.raises(InputError, match=r"the best checkpoint of model intentrec is damaged: .*\.bin: bytes .* anew"):
         model.restored(data.manifest, Worker(), data.known)
@@ -316,7 +321,7 @@ def test_a_copy_takes_no_more_memory_than_it_may(data: Data, tmp_path: Path) -> 
     checkpoints = Checkpoints(str(tmp_path), train_config(checkpoint_gib=1e-9), Worker())
     checkpoints.save(make_step(data.manifest, seed=4), Progress(step=1), OURS)
     assert checkpoints.buffers is not None
-    assert checkpoints.buffers.bytes == 2 * PIECE_BYTES
+    assert checkpoints.buffers.bytes == 2 * BLOCK
     checkpoints.wait()
     same(weights(resumed(data, tmp_path)[0]), weights(make_step(data.manifest, seed=4)))
 
