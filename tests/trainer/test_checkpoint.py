@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from embeddings.workers import Worker
 from evaluation.model import Model
@@ -235,6 +236,21 @@ def test_training_goes_on_while_a_slow_storage_takes_the_pieces(prepared: dict[s
         trainer.fit()
         assert len(taken) > 8
         assert trainer.checkpoints.latest() == f"step-{len(taken):010d}"
+
+
+def test_what_is_written_is_what_there_was_when_it_was_saved(data: Data, tmp_path: Path) -> None:
+    with gated() as gate:
+        step, other = make_step(data.manifest), make_step(data.manifest, seed=9)
+        checkpoints = Checkpoints(f"gated://{tmp_path}", train_config(), Worker())
+        checkpoints.save(step, Progress(step=1), OURS)
+        assert gate.reached.wait(WAIT)
+        saved, batch = weights(step), data.batch(range(5))
+        step.train(batch, 0, step.weights_of(batch).tolist())
+        gate.open.set()
+        checkpoints.wait()
+    checkpoints.load(other, "step-0000000001")
+    same(weights(other), saved)
+    assert not torch.equal(weights(step)["item"], saved["item"])
 
 
 def test_a_second_save_waits_for_the_first_and_says_so(data: Data, tmp_path: Path) -> None:
