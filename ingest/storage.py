@@ -8,6 +8,7 @@ a file of ours. A file system is opened in the process that uses it: s3fs does n
 from __future__ import annotations
 
 import errno
+import fcntl
 import functools
 import os
 import random
@@ -296,8 +297,8 @@ def open_blocks(url: str) -> Iterator[Callable[[memoryview], object]]:
     """Gives a call that appends to the new file `url` some blocks of `BLOCK` bytes, from memory that begins at a
     multiple of it.
 
-    A local file is written past the page cache where its file system can do so: filling that cache takes a processor
-    far longer than anything else does of writing, and pushes out what others read.
+    A local file is written past the page cache (O_DIRECT), as long as its file system can do so: filling that cache
+    takes a processor far longer than anything else does of writing, and pushes out what others read.
     """
     if is_remote(url):
         with open_file(url, "wb") as file:
@@ -307,14 +308,20 @@ def open_blocks(url: str) -> Iterator[Callable[[memoryview], object]]:
 
         def write(blocks: memoryview) -> None:
             while blocks:
-                blocks = blocks[file.write(blocks) :]
+                try:
+                    blocks = blocks[file.write(blocks) :]
+                except OSError as error:
+                    flags = fcntl.fcntl(file, fcntl.F_GETFL)
+                    if error.errno != errno.EINVAL or not flags & os.O_DIRECT:
+                        raise
+                    fcntl.fcntl(file, fcntl.F_SETFL, flags & ~os.O_DIRECT)
 
         yield write
 
 
 def _past_the_cache(path: str, flags: int) -> int:
     try:
-        return os.open(path, flags | getattr(os, "O_DIRECT", 0), 0o666)
+        return os.open(path, flags | os.O_DIRECT, 0o666)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise

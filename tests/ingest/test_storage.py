@@ -95,7 +95,12 @@ def test_blocks_of_memory_become_a_file(remote: bool, s3: ObjectStore, tmp_path:
     with open_file(url) as file:
         assert file.read() == blocks
     assert size_of(url) == 3 * BLOCK
-    assert read_range(url, BLOCK + 5, BLOCK + 9) == blocks[BLOCK + 5 : BLOCK + 9]
+    assert read_range(url, 5, BLOCK + 9) == blocks[5 : BLOCK + 9]
+    with open_blocks(url) as append:
+        append(blocks[:BLOCK])
+        append(blocks[7 : 2 * BLOCK])  # which no file system takes as blocks
+    with open_file(url) as file:
+        assert file.read() == bytes(blocks[:BLOCK]) + bytes(blocks[7 : 2 * BLOCK])
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
