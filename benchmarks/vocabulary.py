@@ -75,7 +75,21 @@ def _most(items: int, steps: int) -> dict[str, Any]:
 
 
 def _over(worker: Worker, items: int) -> Callable[..., dict[str, Any]]:
-    """Steps over made batches of `items` items: histories of 2 to 201, items by popularity (Zipf) or uniform."""
+    trainings = trainings_over(worker, items)
+
+    def call(steps: int, draw: str = DRAWS[0]) -> dict[str, Any]:
+        training = trainings[draw]
+        seconds = training.seconds(steps)
+        return {"seconds": seconds, "losses": training.losses[-steps:], "peak": peak_memory()}
+
+    return call
+
+
+def trainings_over(
+    worker: Worker, items: int, dimension: int = DIMENSION, batches: int = BATCHES
+) -> dict[str, Training]:
+    """Trainings of one step over made batches of `items` items: histories of 2 to 201, items by popularity (Zipf) or
+    uniform."""
     content: dict[str, Any] = {"time_unit": "position", "first_time": 0, "last_time": 200, "has_duration": False}
     content |= {
         "items": items + FIRST_VALUE,
@@ -88,17 +102,10 @@ def _over(worker: Worker, items: int) -> Callable[..., dict[str, Any]]:
     }
     manifest = Manifest.model_validate(content)
     loss = {"kind": "sampled", "negatives": NEGATIVES}
-    config = {"reader": {"tokens": TOKENS}, "tables": {"dimension": DIMENSION}, "loss": loss}
+    config = {"reader": {"tokens": TOKENS}, "tables": {"dimension": dimension}, "loss": loss}
     step = Step(SASRecConfig(), TrainConfig.model_validate(config), manifest, worker)
-    batches = {draw: [_made(manifest, draw, [worker.rank, number]) for number in range(BATCHES)] for draw in DRAWS}
-    trainings = {draw: Training(step, cycle(made)) for draw, made in batches.items()}
-
-    def call(steps: int, draw: str = DRAWS[0]) -> dict[str, Any]:
-        training = trainings[draw]
-        seconds = training.seconds(steps)
-        return {"seconds": seconds, "losses": training.losses[-steps:], "peak": peak_memory()}
-
-    return call
+    made = {draw: [_made(manifest, draw, [worker.rank, number]) for number in range(batches)] for draw in DRAWS}
+    return {draw: Training(step, cycle(batches)) for draw, batches in made.items()}
 
 
 def _made(manifest: Manifest, draw: str, seed: list[int]) -> Batch:

@@ -166,7 +166,7 @@ def _in_worker(work: str, config: dict[str, Any]) -> None:
     import ray.train.torch
     import torch
 
-    from cluster.remote_bar import RemoteBar
+    from cluster.remote_bar import RemoteBar, say
     from embeddings.workers import Worker
 
     _quiet()
@@ -182,6 +182,7 @@ def _in_worker(work: str, config: dict[str, Any]) -> None:
         device=device,
         report=ray.train.report,
         bar=functools.partial(RemoteBar, config["board"]),
+        say=functools.partial(say, config["board"]),
     )
     value = _imported(work)(config["arguments"], worker)
     if worker.first:

@@ -1,6 +1,7 @@
 """A worker's progress bar on the driver: the worker posts its state to a small Ray actor, a thread here draws it.
 
-Workers' other output stays in Ray's own log files, so that what a person sees is the bar and nothing else.
+What a worker has to say to a person goes the same way. Workers' other output stays in Ray's own log files, so that what
+a person sees is that and nothing else.
 """
 
 from __future__ import annotations
@@ -19,19 +20,28 @@ _SECONDS = 0.5
 
 @ray.remote(num_cpus=0)
 class Board:
-    """Holds the states of bars: number -> (description, total, done, unit, closed)."""
+    """Holds the states of bars, number -> (description, total, done, unit, closed), and lines to print."""
 
     def __init__(self) -> None:
         self.bars: dict[int, tuple[str, int, int, str, bool]] = {}
+        self.lines: list[str] = []
 
     def post(self, number: int, state: tuple[str, int, int, str, bool]) -> None:
         self.bars[number] = state
 
-    def read(self) -> dict[int, tuple[str, int, int, str, bool]]:
-        """All bars; closed ones are given once more and then forgotten."""
-        bars = dict(self.bars)
-        self.bars = {number: bar for number, bar in bars.items() if not bar[4]}
-        return bars
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    def read(self) -> tuple[dict[int, tuple[str, int, int, str, bool]], list[str]]:
+        """All bars, closed ones once more and then never again, and the lines since the last call."""
+        bars, lines = dict(self.bars), self.lines
+        self.bars, self.lines = {number: bar for number, bar in bars.items() if not bar[4]}, []
+        return bars, lines
+
+
+def say(board: Any, line: str) -> None:
+    """Print `line` on the driver."""
+    ray.get(board.say.remote(line))
 
 
 class RemoteBar:
@@ -82,9 +92,11 @@ def _draw(board: Any, stopped: threading.Event) -> None:
     while not last:
         last = stopped.wait(_SECONDS)
         try:
-            states = ray.get(board.read.remote(), timeout=5)
+            states, lines = ray.get(board.read.remote(), timeout=5)
         except (ray.exceptions.RayError, TimeoutError):
             continue
+        for line in lines:
+            tqdm.tqdm.write(line)
         for number, (description, total, done, unit, closed) in sorted(states.items()):
             bar = bars.get(number) or bars.setdefault(number, tqdm.tqdm(total=total, unit=unit, mininterval=_SECONDS))
             bar.set_description(description, refresh=False)

@@ -14,8 +14,7 @@ exchange of ids a step.
 from __future__ import annotations
 
 import hashlib
-import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -77,29 +76,23 @@ class Collisions:
         fresh_ND = torch.empty(len(row_N), self.dimension).normal_(0.0, self.deviation, generator=generator)
         self.reset(table, row_N, fresh_ND)
 
-    def state(self) -> bytes:
-        """The mappings, counters and what has been seen since the last eviction."""
-        states = {}
+    def state(self) -> dict[str, Tensor]:
+        """The mappings, counters and what has been seen since the last eviction, by names that begin with the table."""
+        states: dict[str, Tensor] = {}
         for table, module in self.modules.items():
             seen = module._current_history_buffer_offset
-            history = {name: value[:seen].clone() for name, value in module._history_metadata.items()}
+            states |= {f"{table}/module/{name}": value for name, value in module.state_dict().items()}
+            states |= {f"{table}/history/{name}": value[:seen] for name, value in module._history_metadata.items()}
             if seen:
-                history["ids"] = module._history_accumulator[:seen].clone()
-            progress = (module._current_iter, module._last_eviction_iter)
-            states[table] = {"module": module.state_dict(), "history": history, "progress": progress}
-        content = io.BytesIO()
-        torch.save(states, content)
-        return content.getvalue()
+                states[f"{table}/history/ids"] = module._history_accumulator[:seen]
+            states[f"{table}/progress"] = torch.tensor([module._current_iter, module._last_eviction_iter])
+        return states
 
-    def load(self, content: bytes | None) -> None:
-        """Go on from what `state` gave, None without a mapping."""
-        if content is None:
-            return
-        states = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    def load(self, states: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` gave; empty tensors may be left out."""
         for table, module in self.modules.items():
-            state = states[table]
-            module.load_state_dict(state["module"])
-            history = state["history"]
+            module.load_state_dict(_below(states, f"{table}/module/"))
+            history = _below(states, f"{table}/history/")
             ids = history.pop("ids", torch.empty(0, dtype=torch.int64))
             module._current_history_buffer_offset = 0
             _reserve(module, len(ids))
@@ -107,7 +100,11 @@ class Collisions:
             for name, values in history.items():
                 module._history_metadata[name][: len(ids)] = values
             module._current_history_buffer_offset = len(ids)
-            module._current_iter, module._last_eviction_iter = state["progress"]
+            module._current_iter, module._last_eviction_iter = states[f"{table}/progress"].tolist()
+
+
+def _below(states: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in states.items() if name.startswith(prefix)}
 
 
 def _reserve(module: MCHManagedCollisionModule, ids: int) -> None:

@@ -66,6 +66,8 @@ class Planned:
     """By rank."""
     lookups: Mapping[str, float]
     """Expected rows of each table that a worker looks up in a step."""
+    machine: int = 0
+    """Bytes of the machine's memory that are each worker's share of it."""
 
     def parameters(self) -> dict[str, ParameterSharding]:
         return _parameters(self.plan)
@@ -94,7 +96,7 @@ def make_plan(
         dist.broadcast_object_list(found, 0)
     (plan,) = found
     assert plan is not None
-    planned = Planned(plan, planning.needs(_parameters(plan)), lookups)
+    planned = Planned(plan, planning.needs(_parameters(plan)), lookups, planning.machine)
     planning.check_fits(planned)
     return planned
 
@@ -112,6 +114,7 @@ class _Planning:
         self.tables = {table.feature_names[0]: table for table in tables}
         self.config, self.device, self.lookups = config, device, lookups
         self.local_workers = min(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), dist.get_world_size())
+        self.machine = _machine_memory() // self.local_workers
         self.limits = gather_objects(self._limits())
 
     def _limits(self) -> tuple[int, int]:
@@ -120,7 +123,7 @@ class _Planning:
         if self.device.type == "cuda":
             total = torch.cuda.get_device_properties(self.device).total_memory
             hbm = config.hbm_gib * GIB if config.hbm_gib else _ALLOWED_SHARE * total
-        ddr = config.ddr_gib * GIB if config.ddr_gib else _ALLOWED_SHARE * _machine_memory() / self.local_workers
+        ddr = config.ddr_gib * GIB if config.ddr_gib else _ALLOWED_SHARE * self.machine
         return int(hbm), int(ddr)
 
     def plan(self, model: nn.Module, sharders: list[EmbeddingCollectionSharder]) -> ShardingPlan:

@@ -5,6 +5,7 @@ One process is a group of one: the same code runs with and without Ray.
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from ingest.errors import InputError
 
 B = TypeVar("B")
 
@@ -29,6 +32,8 @@ class Worker:
     """Called by all workers at the end of every epoch."""
     bar: Callable[..., Any] | None = None
     """Makes a progress bar, as `tqdm.tqdm` does; only the first worker has one."""
+    say: Callable[[str], None] = field(default=functools.partial(print, flush=True))
+    """Shows a person a line, from whichever worker."""
 
     @property
     def first(self) -> bool:
@@ -74,6 +79,22 @@ def gather_objects(value: Any) -> list[Any]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def raise_together(error: Exception | None) -> None:
+    """Raise on every worker what has failed on any, each with its `error` or None: so no other is left waiting for it.
+
+    What the user has to mend is raised everywhere as it is; else a worker raises its own error, or the first one's.
+    """
+    told = error
+    if error is not None and not isinstance(error, InputError):
+        told = RuntimeError(f"worker {dist.get_rank()}: {type(error).__name__}: {error}")
+    found = [each for each in gather_objects(told) if each is not None]
+    refused = next((each for each in found if isinstance(each, InputError)), None)
+    if refused is not None:
+        raise refused
+    if found:
+        raise error or found[0]
 
 
 def gather_rows(rows_NX: Tensor, sizes: list[int] | None = None) -> tuple[Tensor, list[int]]:

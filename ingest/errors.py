@@ -12,3 +12,7 @@ class InputError(ValueError):
 
 class DamagedShardError(InputError):
     """A prepared shard that is not what its manifest says; where the config says so, it is set aside and reported."""
+
+
+class DamagedCheckpointError(InputError):
+    """A checkpoint that is not what its marker says; it is set aside by name and the one before it taken."""

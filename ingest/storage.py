@@ -8,6 +8,7 @@ a file of ours. A file system is opened in the process that uses it: s3fs does n
 from __future__ import annotations
 
 import errno
+import fcntl
 import functools
 import os
 import random
@@ -25,6 +26,7 @@ import pyarrow.fs
 from ingest.errors import InputError
 
 T = TypeVar("T")
+BLOCK = 4096
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -291,11 +293,49 @@ def open_file(url: str, mode: str = "rb") -> Iterator[IO[Any]]:
 
 
 @contextmanager
-def _replaced(target: Path, mode: str) -> Iterator[IO[Any]]:
+def open_blocks(url: str) -> Iterator[Callable[[memoryview], object]]:
+    """Gives a call that appends to the new file `url` some blocks of `BLOCK` bytes, from memory that begins at a
+    multiple of it.
+
+    A local file is written past the page cache (O_DIRECT), as long as its file system can do so: filling that cache
+    takes a processor far longer than anything else does of writing, and pushes out what others read.
+    """
+    if is_remote(url):
+        with open_file(url, "wb") as file:
+            yield file.write
+        return
+    with storage_errors(url, writing=True), _replaced(Path(absolute(url)), "wb", 0, _past_the_cache) as file:
+
+        def write(blocks: memoryview) -> None:
+            while blocks:
+                try:
+                    blocks = blocks[file.write(blocks) :]
+                except OSError as error:
+                    flags = fcntl.fcntl(file, fcntl.F_GETFL)
+                    if error.errno != errno.EINVAL or not flags & os.O_DIRECT:
+                        raise
+                    fcntl.fcntl(file, fcntl.F_SETFL, flags & ~os.O_DIRECT)
+
+        yield write
+
+
+def _past_the_cache(path: str, flags: int) -> int:
+    try:
+        return os.open(path, flags | os.O_DIRECT, 0o666)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return os.open(path, flags, 0o666)
+
+
+@contextmanager
+def _replaced(
+    target: Path, mode: str, buffering: int = -1, opener: Callable[[str, int], int] | None = None
+) -> Iterator[IO[Any]]:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
     try:
-        with partial.open(mode) as file:
+        with open(partial, mode, buffering, opener=opener) as file:
             yield file
         partial.replace(target)
     finally:
@@ -305,6 +345,19 @@ def _replaced(target: Path, mode: str) -> Iterator[IO[Any]]:
 def read_text(url: str) -> str:
     with open_file(url) as file:
         return str(file.read().decode())
+
+
+def size_of(url: str) -> int:
+    """The bytes of the file `url`."""
+    with _asked(url) as (filesystem, path):
+        return int(filesystem.size(path))
+
+
+def read_range(url: str, begin: int, end: int) -> bytes:
+    """The bytes of the file `url` from `begin` on and before `end`."""
+    with _asked(url) as (filesystem, path):
+        content: bytes = filesystem.cat_file(path, start=begin, end=end)
+        return content
 
 
 def copy(source: str, target: str) -> None:

@@ -49,10 +49,12 @@ from tests.small import (
     pointed_case,
     small_pieces,
     softmax_case,
+    train_config,
     watched,
     weights,
 )
 from tests.traffic import bytes_per_step, counted_steps, load_of
+from tests.trainer.scenarios import by_clock, full, set_aside
 from trainer.checkpoint import Checkpoints
 from trainer.models.deep import DeepConfig
 from trainer.models.registry import NeuralConfig
@@ -202,9 +204,11 @@ def save(data: Data, folder: Path, worker: Worker) -> list[dict[str, Any]]:
     step = make_step(data.manifest, worker, unknown_share=0, tables=tables)
     for number in (0, 1):
         take(step, data, worker, number)
-    Checkpoints(str(folder / f"made-by-{worker.workers}"), 1, worker).save(step, Progress(step=2), {})
+    checkpoints = Checkpoints(str(folder / f"made-by-{worker.workers}"), train_config(), worker)
+    checkpoints.save(step, Progress(step=2), {})
     saved = weights(step)
     take(step, data, worker, 2)
+    checkpoints.wait()
     return [saved, weights(step)]
 
 
@@ -213,7 +217,7 @@ def load(data: Data, folder: Path, worker: Worker, made_by: int, sharding: str) 
     tables = {"sharding": dict.fromkeys(ALL, sharding), "zch": ZCH}
     step = make_step(data.manifest, worker, seed=1, unknown_share=0, tables=tables)
     step.recommender.tables.collisions.seed = 0
-    checkpoints = Checkpoints(str(folder / f"made-by-{made_by}"), 1, worker)
+    checkpoints = Checkpoints(str(folder / f"made-by-{made_by}"), train_config(), worker)
     checkpoints.load(step, checkpoints.latest() or "")
     loaded = weights(step)
     take(step, data, worker, 2)
@@ -234,7 +238,7 @@ def train(data: Data, folder: Path, worker: Worker) -> dict[str, Any]:
 def interrupt(data: Data, folder: Path, worker: Worker) -> list[tuple[int, int]]:
     """Die in the fourth step of an epoch; what the two steps before the last checkpoint were trained on."""
     trainer = make_trainer(data.url, folder / "interrupted", worker, epochs=1, checkpoint_steps=2)
-    with watched(stop_after=3) as taken:
+    with watched(stop_after=3, last=trainer.checkpoints.wait) as taken:
         try:
             trainer.fit()
         except Stopped:
@@ -285,6 +289,9 @@ SCENARIOS: dict[str, tuple[Scenario, str, dict[str, Any]]] = {
     "refused": (refused, "data", {}),
     "save": (save, "data", {}),
     "load": (load, "data", {"made_by": 1, "sharding": "table_wise"}),
+    "set aside": (set_aside, "data", {}),
+    "full": (full, "data", {}),
+    "by clock": (by_clock, "data", {}),
     "train": (train, "data", {}),
     "train/one has no data": (train, "one group", {}),
     "interrupt": (interrupt, "data", {}),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -289,13 +289,15 @@ class Stopped(Exception):  # noqa: N818
 
 
 @contextmanager
-def watched(stop_after: int | None = None) -> Iterator[list[Batch]]:
-    """Note the batch of every step taken inside; raise `Stopped` in place of the step after `stop_after`."""
+def watched(stop_after: int | None = None, last: Callable[[], object] = lambda: None) -> Iterator[list[Batch]]:
+    """Note the batch of every step taken inside; call `last` and raise `Stopped` in place of the step after
+    `stop_after`."""
     taken: list[Batch] = []
     original = Step.train
 
     def train(self: Step, batch: Batch, number: int, weights: Sequence[float], epoch: int = 0) -> Any:
         if len(taken) == stop_after:
+            last()
             raise Stopped
         taken.append(batch)
         return original(self, batch, number, weights, epoch)

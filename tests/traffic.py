@@ -11,7 +11,7 @@
                  full softmax   8 W + W (4 D + 12) (most Q of a worker)
     all-reduce   gradients      4 x (the dense part's parameters + V D of each data_parallel table)
                  full softmax   (4 D + 12) A
-                 bookkeeping    8 x (6 + intents): counts before a step, losses after it; logged steps 8 x tables more
+                 bookkeeping    8 x (9 + intents): counts before a step, losses after it; logged steps 8 x tables more
 
 Bytes are those of the buffer that this worker gives (ids, gradients, all-reduce) or gets (rows, all-gather), its own
 part included.
@@ -96,7 +96,7 @@ def bytes_per_step(load: Load) -> dict[str, float]:
         target = VALUE * load.dimension + INDEX + VALUE
         found[GATHERED] = load.workers * (INDEX + float(target) * load.most_targets)
         found[SOFTMAX] = float(VALUE * (load.dimension + 3) * load.all_targets)
-    found[BOOKKEEPING] = float(EXACT * (5 + 1 + load.intents + load.logged_tables))
+    found[BOOKKEEPING] = float(EXACT * (8 + 1 + load.intents + load.logged_tables))
     return found
 
 

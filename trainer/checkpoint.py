@@ -1,98 +1,245 @@
-"""Checkpoints: sharded, written by all workers to local or s3:// storage, and complete only with their marker.
+"""Checkpoints: sharded, written by all workers to local or s3:// storage while training goes on.
 
-    <folder>/step-0000001200/    every worker's shards of tables, dense weights and optimizer state (torch DCP)
+    <folder>/step-0000001200/pieces-<save>-<rank>.bin, .json    each worker's rows, weights and optimizer state
                              complete.json    written last: step, epoch, metrics, data position, config
     <folder>/best.json           the name of the best complete checkpoint
 
-A folder without complete.json is never loaded. Loading works on another number of workers and with another sharding:
-DCP reads the pieces that each worker's own shards need.
+`save` copies what this worker holds, and a thread writes the copies. Threads exchange nothing: that all workers' pieces
+are there is agreed by two of the numbers that they sum up before each step anyway, and then the first one writes the
+marker. A folder without it is never loaded, so a run that dies in between goes on from the checkpoint before. Loading
+works on another number of workers and with another sharding: each reads the pieces that have values of its shards.
 """
 
 from __future__ import annotations
 
-import json
-import warnings
-from dataclasses import asdict
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import chain
+from queue import SimpleQueue
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
-from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
-from torch.distributed.checkpoint.api import CheckpointException
 
-from embeddings.workers import Worker
-from ingest.errors import InputError
-from ingest.storage import join, make_folder, remove, write_text
-from trainer.pieces import SaveInPieces
-from trainer.progress import MARKER, Markers, Progress
+from embeddings.plan import GIB, Planned
+from embeddings.workers import Worker, gather_objects, raise_together, total
+from ingest.errors import DamagedCheckpointError
+from ingest.storage import exists, join, list_folders, list_names, make_folder, remove
+from trainer.background import Background
+from trainer.checked_json import write_checked
+from trainer.pieces import Buffers, Filled, StoredPieces, copies, write_pieces
+from trainer.progress import BEST, DAMAGED, MARKER, VERSION, Markers, Progress
+from trainer.state import State
 from trainer.step import Step
+from trainer.train_config import TrainConfig
+
+CLOSE_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class Saving:
+    """The checkpoint that is on its way to the storage."""
+
+    name: str
+    marker: dict[str, Any]
+    best: bool
+    began: float
+    task: Background
+    """What this worker does of it."""
+    is_whole: bool = False
+    """Whether all workers' pieces are there, and the first worker's task is the marker."""
 
 
 class Checkpoints(Markers):
-    """The checkpoints of one model's run in `folder`."""
+    """The checkpoints of one model's run in `folder`. All workers call its methods at the same time."""
 
-    def __init__(self, folder: str, keep: int, worker: Worker) -> None:
+    def __init__(self, folder: str, settings: TrainConfig, worker: Worker) -> None:
         super().__init__(folder)
-        self.keep, self.worker = keep, worker
+        self.settings, self.worker = settings, worker
+        self.token: str | None = None
+        self.saves = 0
+        self.saving: Saving | None = None
+        self.last_save = time.monotonic()
+        self.buffers: Buffers | None = None
+        self.cancelled = threading.Event()
+        self.figures: dict[str, float] = {}
+        """What the last save took, for TensorBoard, until it is taken from here."""
 
     def save(self, step: Step, progress: Progress, config: dict[str, Any], best: bool = False) -> None:
-        """Write a checkpoint; every worker calls it. Older ones are removed but for `keep` and the best."""
+        """Copy a checkpoint and begin to write it; waits for the one before, where that is being written still."""
         name = f"step-{progress.step:010d}"
+        self._wait_for_the_one_before(name)
+        self.last_save = began = time.monotonic()
+        if self.token is None:
+            self.token = str(gather_objects(secrets.token_hex(4))[0])
+        self.saves += 1
+        stems = [f"pieces-{self.token}-{self.saves}-{rank}" for rank in range(self.worker.workers)]
+        marker = {"version": VERSION, "progress": asdict(progress), "config": config, "pieces": stems}
+        if self.buffers is None:
+            most = _copy_bytes(self.settings, step.planned, self.worker)
+            self.buffers = Buffers(most, pinned=self.worker.device.type == "cuda")
+        copied: SimpleQueue[Filled | None] = SimpleQueue()
         path = join(self.folder, name)
-        if self.worker.first:
-            remove(path)
-            make_folder(path)
-        dist.barrier()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            writer = FsspecWriter(path, sync_files=False)
-            state_dict_saver.save(_state(step), storage_writer=writer, planner=SaveInPieces())
-        dist.barrier()
-        if self.worker.first:
-            write_text(join(path, MARKER), json.dumps({"progress": asdict(progress), "config": config}))
-            if best:
-                write_text(join(self.folder, "best.json"), json.dumps({"checkpoint": name}))
-            self._remove_old()
+        task = Background(partial(self._write, path, stems[self.worker.rank], self.buffers, copied), "checkpoint")
+        try:
+            state, first = State(step), self.worker.first
+            for filled in copies(
+                chain(state.parts(replicated=first), state.collisions() if first else ()), self.buffers
+            ):
+                copied.put(filled)
+        finally:
+            copied.put(None)
+        self.saving = Saving(name, marker, best, began, task)
+        self.figures["checkpoint/copy(s)"] = time.monotonic() - began
+        self.figures["checkpoint/copy(GiB)"] = self.buffers.bytes / GIB
 
-    def _remove_old(self) -> None:
-        best = self.best()
-        for name in self.complete()[: -self.keep]:
-            if name != best:
-                remove(join(self.folder, name, MARKER))
-                remove(join(self.folder, name))
+    def _wait_for_the_one_before(self, name: str) -> None:
+        before, began = self.saving, time.monotonic()
+        waits = before is not None and not before.task.ended.is_set()
+        self.wait()
+        if before is not None and waits:
+            seconds = time.monotonic() - began
+            self.figures["checkpoint/waited(s)"] = seconds
+            if self.worker.first:
+                self.worker.say(f"checkpoint {name} has waited {seconds:.1f} s until {before.name} was written")
+
+    def _write(self, path: str, stem: str, buffers: Buffers, copied: SimpleQueue[Filled | None]) -> None:
+        ended = False
+
+        def filled() -> Iterator[Filled]:
+            nonlocal ended
+            while (found := copied.get()) is not None:
+                if self.cancelled.is_set():
+                    buffers.give_back(found.buffer)
+                    raise InterruptedError("training has ended before the checkpoint was written")
+                yield found
+            ended = True
+
+        try:
+            make_folder(path)
+            write_pieces(join(path, stem), filled(), buffers)
+        finally:
+            while not ended and (left := copied.get()) is not None:
+                buffers.give_back(left.buffer)
+
+    def votes(self) -> list[float]:
+        """Whether this worker is through with its part of the save in flight, has failed in it, and wants the next one.
+
+        `count` takes their sums over all workers.
+        """
+        task, minutes = self.saving.task if self.saving else None, self.settings.checkpoint_minutes
+        ended, failed = task is not None and task.ended.is_set(), task is not None and task.error is not None
+        late = minutes is not None and time.monotonic() - self.last_save >= 60 * minutes
+        return [float(ended), float(failed), float(self.worker.first and task is None and late)]
+
+    def count(self, ended: float, failed: float) -> None:
+        """Go on with the save in flight where all workers are through with their parts; raise where any has failed."""
+        if self.saving is None:
+            return
+        if failed:
+            raise_together(self.saving.task.error)
+        if ended < self.worker.workers:
+            return
+        if self.saving.is_whole:
+            self.figures["checkpoint/complete(s)"] = time.monotonic() - self.saving.began
+            self.saving = None
+            return
+        finish = partial(self._finish, self.saving) if self.worker.first else lambda: None
+        self.saving = replace(self.saving, is_whole=True, task=Background(finish, "checkpoint marker"))
+
+    def ask(self) -> None:
+        """`count` with an exchange of its own, where there is no step to do it."""
+        if self.saving is not None:
+            ended, failed, _ = total(torch.tensor(self.votes(), device=self.worker.device)).tolist()
+            self.count(ended, failed)
+
+    def wait(self) -> None:
+        """Wait until nothing is in flight."""
+        while self.saving is not None:
+            self.saving.task.join()
+            self.ask()
+
+    def close(self) -> None:
+        """End what is in flight, whatever the other workers do: it stays without a marker unless it has it.
+
+        A storage that does not answer is left to its thread, which ends with the process.
+        """
+        self.cancelled.set()
+        if self.saving is not None:
+            self.saving.task.join(CLOSE_SECONDS)
+        self.buffers = None
+
+    def _finish(self, saving: Saving) -> None:
+        """Write the marker and then the name of the best; remove what nothing needs any more."""
+        folder = join(self.folder, saving.name)
+        write_checked(join(folder, MARKER), saving.marker)
+        if saving.best:
+            write_checked(join(self.folder, BEST), {"checkpoint": saving.name})
+        for file in list_names(folder):
+            if file != MARKER and file.rpartition(".")[0] not in saving.marker["pieces"]:
+                remove(join(folder, file))
+        self._remove_old(saving.name)
+
+    def _remove_old(self, newest: str) -> None:
+        """All before `newest` but `keep`, the best and those that are damaged; also what was never completed."""
+        kept = {*self.complete()[-self.settings.keep :], self.best()}
+        for name in list_folders(self.folder):
+            if name.startswith("step-") and name < newest and name not in kept:
+                folder = join(self.folder, name)
+                if not exists(join(folder, DAMAGED)):
+                    remove(join(folder, MARKER))
+                    remove(folder)
+
+    def resume(self, step: Step, ours: dict[str, Any]) -> Progress:
+        """Load the newest checkpoint that is sound; how far the run is with it. Damaged ones are set aside.
+
+        Nothing is loaded where training has ended already.
+        """
+        while True:
+            latest, progress = self._first_finds(ours)
+            if latest is None or progress.finished:
+                return progress
+            try:
+                self.load(step, latest)
+            except DamagedCheckpointError as error:
+                if self.worker.first:
+                    self.worker.say(f"{self.set_aside(latest, error)}; taking the one before")
+            else:
+                return progress
+
+    def _first_finds(self, ours: dict[str, Any]) -> tuple[str | None, Progress]:
+        """`resume_point` as the first worker sees it."""
+        found, error = None, None
+        if self.worker.first:
+            try:
+                found = self.resume_point(ours, self.settings, self.worker.say)
+            except Exception as failure:
+                error = failure
+        raise_together(error)
+        first: tuple[str | None, Progress] = gather_objects(found)[0]
+        return first
 
     def load(self, step: Step, name: str) -> None:
-        """Put the weights and the optimizer state of checkpoint `name` into `step`; every worker calls it."""
-        path = join(self.folder, name)
-        state = _state(step)
+        """Put the weights and the optimizer state of checkpoint `name` into `step`.
+
+        Raises, on every worker, `DamagedCheckpointError` where it is not what it was, and `InputError` where it is of
+        another model than the config has. Other failures, such as a lost worker, are none of the user's.
+        """
+        state, error = State(step), None
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                state_dict_loader.load(state, storage_reader=FsspecReader(path))
-        except (CheckpointException, ValueError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise InputError(f"{path}: does not fit this model's config, or is damaged: {reason}") from error
-        step.parallel.load_state_dict(state["model"])
-        step.recommender.tables.collisions.load(state.get("zch"))
-        for name_, values in state["dense"].items():
-            parameter = step.dense[name_]
-            step.optimizer.state[parameter].update({key: value.clone() for key, value in values.items()})
+            stems = self.marker(name)["pieces"]
+            state.read(StoredPieces(join(self.folder, name), stems, self.settings.reader.retry_seconds))
+        except Exception as failure:
+            error = failure
+        raise_together(error)
+        state.hand_over()
 
 
-def _state(step: Step) -> dict[str, Any]:
-    """What a checkpoint holds, as tensors that DCP writes from and reads into."""
-    dense = {}
-    for name, parameter in step.dense.items():
-        state = step.optimizer.state[parameter]
-        dense[name] = {
-            "step": state.get("step", torch.zeros(())),
-            "exp_avg": state.get("exp_avg", torch.zeros_like(parameter)),
-            "exp_avg_sq": state.get("exp_avg_sq", torch.zeros_like(parameter)),
-        }
-    collisions = step.recommender.tables.collisions
-    return ({"zch": collisions.state()} if collisions.modules else {}) | {
-        "model": step.parallel.state_dict(),
-        "fused": step.parallel.fused_optimizer.state_dict()["state"],
-        "dense": dense,
-    }
+def _copy_bytes(settings: TrainConfig, planned: Planned, worker: Worker) -> int:
+    """What a worker's copy may take of the machine's memory."""
+    if settings.checkpoint_gib is not None:
+        return int(settings.checkpoint_gib * GIB)
+    return max(planned.machine - planned.needs[worker.rank].on_machine, 0) // 2

@@ -78,7 +78,7 @@ class Trainer:
         self.items = load_items(run.data, self.manifest, needs_counts) if items is None else items
         counts, known = self.items.counts if needs_counts else None, Known(run.data, self.items)
         self.step = Step(run.model, run.train, self.manifest, worker, counts, known)
-        self.checkpoints = Checkpoints(run.checkpoints, run.train.keep, worker)
+        self.checkpoints = Checkpoints(run.checkpoints, run.train, worker)
         self.reader = Reader(
             run.data,
             self.manifest,
@@ -94,19 +94,20 @@ class Trainer:
         self.identity = identity(run.model, run.train, self.manifest.fingerprint)
 
     def fit(self) -> Progress:
-        """Train to the last epoch or the early stop, from the newest complete checkpoint on if there is one."""
-        latest, self.progress = self.checkpoints.resume_point(self.identity, self.config)
+        """Train to the last epoch or the early stop, from the newest sound checkpoint on if there is one."""
+        self.progress = self.checkpoints.resume(self.step, self.identity)
         if self.progress.finished:
             return self.progress
-        if latest is not None:
-            self.checkpoints.load(self.step, latest)
         self.monitor = Monitor(join(self.run.folder, "tensorboard"), self.worker)
         self.monitor.text("config", f"```yaml\n{self.run.description}\n```")
         self.monitor.text("plan", describe_plan(self.step.planned))
         try:
             while not self.progress.finished:
                 self._epoch()
+            self.checkpoints.wait()
+            self._show_checkpoint()
         finally:
+            self.checkpoints.close()
             self.monitor.close()
         return self.progress
 
@@ -117,10 +118,12 @@ class Trainer:
         empty = self.reader.builder.empty().to(self.worker.device), Remaining()
         with self.worker.progress(users, self._caption()) as bar:
             for (batch, left), sums in lockstep_batches(self._batches(), empty, self.worker, self._counts):
-                self._train_step(batch, sums, bar)
+                *counts, written, failed, late = sums
+                self.checkpoints.count(written, failed)
+                self._train_step(batch, counts, bar)
                 self.progress.seconds = time.perf_counter() - began
                 every = self.config.checkpoint_steps
-                if every and self.progress.step % every == 0:
+                if late or (every and self.progress.step % every == 0):
                     self._checkpoint(left)
         self._end_epoch(began)
 
@@ -140,10 +143,11 @@ class Trainer:
             yield self.step.asking(replace(batch, weight_Q=bounded_Q), self.progress.epoch), left
 
     def _counts(self, found: tuple[Batch, Remaining]) -> Tensor:
-        """The weights of a batch, its tokens and its users; float64 [4]."""
+        """The weights of a batch, its tokens, its users and how checkpoints stand; float64 [7]."""
         batch, _ = found
         weights = self.step.weights_of(batch)
-        return torch.cat([weights, weights.new_tensor([batch.tokens if batch.rows else 0, batch.rows])])
+        tokens = batch.tokens if batch.rows else 0
+        return torch.cat([weights, weights.new_tensor([tokens, batch.rows, *self.checkpoints.votes()])])
 
     def _checkpoint(self, left: Remaining) -> None:
         """One inside an epoch, of which this worker has `left` still to come."""
@@ -151,6 +155,11 @@ class Trainer:
         self._gather_skipped()
         self.checkpoints.save(self.step, self.progress, self.identity)
         self.monitor.reset()
+
+    def _show_checkpoint(self) -> None:
+        """What checkpoints took since the last call goes to TensorBoard."""
+        self.monitor.scalars(self.progress.step, self.checkpoints.figures)
+        self.checkpoints.figures = {}
 
     def _train_step(self, batch: Batch, sums: list[float], bar: Any) -> None:
         *weights, tokens, users = sums
@@ -162,6 +171,7 @@ class Trainer:
         values = total(torch.stack([losses.item, *losses.intents.values()]).double()).tolist()
         loss = self.step.mean(values[0], sum(values[1:]), weights)
         if not math.isfinite(loss) or not math.isfinite(norm):
+            self.checkpoints.wait()
             raise InputError(
                 f"model {self.run.name}: the loss is {loss} and the gradient's norm {norm} "
                 f"at step {self.progress.step} of epoch {self.progress.epoch}, so training stops before anything is "
@@ -184,6 +194,7 @@ class Trainer:
         parts = {name: value / (item_weight if name == "item" else weight) for name, value in progress.losses.items()}
         learning_rate = self.step.optimizer.param_groups[0]["lr"]
         self.monitor.scalars(progress.step, self._lookup_shares())
+        self._show_checkpoint()
         throughput = self.monitor.point(progress.step, loss, parts, norm, learning_rate)
         progress.train_curve.append((progress.step, loss))
         progress.losses, progress.weights = {}, [0.0, 0.0]
@@ -225,6 +236,7 @@ class Trainer:
                 f"model {self.run.name}: there was nothing to train on in {self.run.data}: every row group of the "
                 f"training data was set aside, the first because {progress.skipped[0][3] if progress.skipped else ''}"
             )
+        self.checkpoints.ask()
         validation = self.validate(self.step)
         value = validation.metrics[self.config.metric]
         progress.seconds = time.perf_counter() - began

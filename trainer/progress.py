@@ -1,25 +1,32 @@
 """How far a training run is, as the markers of its checkpoints say: JSON alone, so reading it imports no torch.
 
-<folder>/step-0000001200/complete.json    written last: progress, and the config that it was trained with
+<folder>/step-0000001200/complete.json    written last: progress, the config that it was trained with, names of pieces
+<folder>/step-0000001200/damaged.json     in its place where a checkpoint was found to be damaged: why, and the marker
 <folder>/best.json                        the name of the best complete checkpoint
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ingest.errors import InputError
-from ingest.storage import exists, join, list_folders, read_text
+from ingest.errors import DamagedCheckpointError, InputError
+from ingest.storage import exists, join, list_folders, read_text, remove, write_text
+from trainer.checked_json import check, read_object
 from trainer.models.registry import NeuralConfig
 from trainer.train_config import TrainConfig
 
-MARKER = "complete.json"
+VERSION = 2
+"""Of the checkpoints' format: 1 had torch's own, whose metadata is a pickle."""
+MARKER, DAMAGED, BEST = "complete.json", "damaged.json", "best.json"
 MAY_CHANGE = {
     f"train.{key}"
-    for key in ("epochs", "patience", "keep", "log_steps", "checkpoint_steps", "learning_rate", "decay", "clip_norm")
+    for key in (
+        *("epochs", "patience", "keep", "log_steps", "learning_rate", "decay", "clip_norm"),
+        *("checkpoint_steps", "checkpoint_minutes", "checkpoint_gib"),
+    )
 }
 """What may be other than in the checkpoint that training goes on from; the tables' placement may, too."""
 PLACEMENT = {"sharding", "kernel", "cache_load_factor", "communication", "hbm_gib", "ddr_gib"}
@@ -83,8 +90,11 @@ class Markers:
 
     def complete(self) -> list[str]:
         """The names of the complete checkpoints, oldest first."""
+        return self._with(MARKER)
+
+    def _with(self, file: str) -> list[str]:
         names = [name for name in list_folders(self.folder) if name.startswith("step-")]
-        return [name for name in names if exists(join(self.folder, name, MARKER))]
+        return [name for name in names if exists(join(self.folder, name, file))]
 
     def latest(self) -> str | None:
         """The newest complete checkpoint's name."""
@@ -93,8 +103,13 @@ class Markers:
 
     def best(self) -> str | None:
         """The best checkpoint's name, if there is one."""
-        path = join(self.folder, "best.json")
-        return str(json.loads(read_text(path))["checkpoint"]) if exists(path) else None
+        path = join(self.folder, BEST)
+        if not exists(path):
+            return None
+        content = read_object(path)
+        if content.keys() == {"checkpoint"}:
+            raise self._other_version(1)
+        return str(check(path, content)["checkpoint"])
 
     def require_best(self, model: str) -> str:
         """The best checkpoint's name; `InputError` where the model has none yet."""
@@ -105,35 +120,66 @@ class Markers:
 
     def config(self, name: str) -> dict[str, Any]:
         """The `identity` of the run that checkpoint `name` comes from."""
-        config: dict[str, Any] = self._marker(name)["config"]
+        config: dict[str, Any] = self.marker(name)["config"]
         return config
 
     def progress(self, name: str) -> Progress:
         """What the marker of checkpoint `name` says."""
-        return Progress(**self._marker(name)["progress"])
+        return Progress(**self.marker(name)["progress"])
 
-    def _marker(self, name: str) -> dict[str, Any]:
+    def marker(self, name: str) -> dict[str, Any]:
+        """The marker of checkpoint `name`. Raises `InputError` where another release wrote it in another format."""
         path = join(self.folder, name, MARKER)
-        try:
-            marker: dict[str, Any] = json.loads(read_text(path))
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{path}: damaged: {error}; remove that folder to go on from the checkpoint before"
-            ) from None
-        return marker
+        content = read_object(path)
+        if content.keys() == {"progress", "config"}:
+            raise self._other_version(1)
+        content = check(path, content)
+        if content["version"] != VERSION:
+            raise self._other_version(content["version"])
+        return content
 
-    def resume_point(self, ours: dict[str, Any], config: TrainConfig) -> tuple[str | None, Progress]:
+    def _other_version(self, version: int) -> InputError:
+        return InputError(
+            f"{self.folder}: has checkpoints of format {version}, and this release reads format {VERSION}: take "
+            "another name for the run, or remove that folder to train anew"
+        )
+
+    def set_aside(self, name: str, reason: object) -> str:
+        """Take its marker from the damaged checkpoint `name`; gives a sentence that says so, and why."""
+        folder = join(self.folder, name)
+        try:
+            marker = read_text(join(folder, MARKER))
+        except (FileNotFoundError, UnicodeDecodeError):
+            marker = ""
+        write_text(join(folder, DAMAGED), json.dumps({"reason": str(reason), "marker": marker}))
+        remove(join(folder, MARKER))
+        return f"checkpoint {name} is damaged and set aside ({join(folder, DAMAGED)}): {reason}"
+
+    def resume_point(
+        self, ours: dict[str, Any], config: TrainConfig, say: Callable[[str], None] = print
+    ) -> tuple[str | None, Progress]:
         """The newest complete checkpoint, if there is one, and how far a run of `config` is with it.
 
-        Raises `InputError` where it was trained with another config or on other data than `ours`, an `identity`.
+        One whose marker is damaged is set aside, which `say` is given. Raises `InputError` where it was trained with
+        another config or on other data than `ours`, an `identity`, and where only damaged ones are left.
         """
-        latest = self.latest()
-        if latest is None:
-            return None, Progress()
-        self._check_same(self.config(latest), ours)
-        progress = self.progress(latest)
-        progress.finished = progress.is_finished(config)
-        return latest, progress
+        while (latest := self.latest()) is not None:
+            try:
+                marker = self.marker(latest)
+            except DamagedCheckpointError as error:
+                say(f"{self.set_aside(latest, error)}; taking the one before")
+                continue
+            self._check_same(marker["config"], ours)
+            progress = Progress(**marker["progress"])
+            progress.finished = progress.is_finished(config)
+            return latest, progress
+        if damaged := self._with(DAMAGED):
+            path = join(self.folder, damaged[-1], DAMAGED)
+            raise InputError(
+                f"{self.folder}: no checkpoint is left to go on from, {len(damaged)} are damaged, the newest because "
+                f"{json.loads(read_text(path))['reason']}: remove that folder to train anew"
+            )
+        return None, Progress()
 
     def _check_same(self, before: dict[str, Any], ours: dict[str, Any]) -> None:
         for key, value, found in differences(before, {name: ours[name] for name in ("model", "train")}):

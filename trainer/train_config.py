@@ -57,8 +57,13 @@ class TrainConfig(Settings):
     """Epochs without a better validation metric after which training stops."""
     checkpoint_steps: int | None = Field(default=None, ge=1)
     """Steps between checkpoints inside an epoch; at its end there is one always."""
-    keep: int = Field(default=1, ge=1)
-    """Checkpoints kept besides the best one."""
+    checkpoint_minutes: float | None = Field(default=10.0, gt=0)
+    """Minutes between checkpoints inside an epoch, by the first worker's clock; null for none."""
+    checkpoint_gib: float | None = Field(default=None, gt=0)
+    """Memory of the machine that a worker's copy of its rows may take while it is written; by default half of what the
+    tables leave. Where the rows are more, training waits until all but this much is written."""
+    keep: int = Field(default=2, ge=1)
+    """Checkpoints kept besides the best one. With 1 there is none before it to go on from where it is damaged."""
     log_steps: int = Field(default=10, ge=1)
     unknown_share: float = Field(default=0.01, ge=0, lt=1)
     """The share of inputs (items, values of category features) that are unknown in a training step, so that the rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import ray.exceptions
+import torch.distributed
 from ray.train import WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 
@@ -19,6 +20,7 @@ from ingest.errors import InputError
         (ray.exceptions.ActorDiedError(), True),
         (ConnectionResetError("peer"), True),
         (RuntimeError("gloo: connection closed by peer"), True),
+        (torch.distributed.DistNetworkError("the store is gone"), True),
         (KeyError("a mistake of the code"), False),
     ],
 )

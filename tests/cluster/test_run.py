@@ -90,13 +90,21 @@ def test_what_is_done_is_not_done_again(stages: str, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.ray
-def test_train_goes_on_from_the_last_checkpoint_on_another_number_of_workers(stages: str, tmp_path: Path) -> None:
-    """Two workers' checkpoint in the object store, copied to a local folder."""
+def test_train_goes_on_from_the_last_checkpoint_on_another_number_of_workers(
+    stages: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two workers' checkpoint in the object store, copied to a local folder. The newest is damaged on its way."""
     filesystem, path = open_filesystem(stages)
     filesystem.get(path, str(tmp_path / "demo"), recursive=True)
+    checkpoints = tmp_path / "demo" / "models" / "sasrec" / "checkpoints"
+    *_, newest = sorted(checkpoints.glob("step-*"))
+    (pieces,) = newest.glob("*-1.bin")
+    pieces.write_bytes(pieces.read_bytes()[:-1])
     more = [*SMALL, "train.epochs=3", f"storage={tmp_path}"]
     assert main(["train", DEMO, *more, "--no-ray"]) == 0
-    markers = sorted((tmp_path / "demo" / "models" / "sasrec" / "checkpoints").glob("*/complete.json"))
+    printed = capsys.readouterr().out
+    assert f"checkpoint {newest.name} is damaged and set aside ({newest}/damaged.json): {pieces}: has" in printed
+    markers = sorted(checkpoints.glob("*/complete.json"))
     progress = json.loads(markers[-1].read_text())["progress"]
     assert [epoch for epoch, _ in progress["validation_curve"]] == [1, 2, 3]
 

@@ -15,7 +15,7 @@ from embeddings.table_config import CollisionConfig, TableConfig, table_of
 from embeddings.workers import Worker
 from ingest.errors import InputError
 from ingest.settings import build_settings
-from tests.small import Data, make_step, same, weights
+from tests.small import Data, make_step, same, train_config, weights
 from trainer.checkpoint import Checkpoints
 from trainer.progress import Progress
 
@@ -84,11 +84,13 @@ def take(step: Any, data: Data, number: int) -> None:
 def test_a_run_that_goes_on_is_the_run_that_never_stopped(eviction: str, data: Data, tmp_path: Path) -> None:
     """A checkpoint between two evictions: what has been seen since the last one comes along."""
     zch = {"genres": {"size": 4, "interval": 3, "eviction": eviction}}
-    step, checkpoints = make_step(data.manifest, tables={"zch": zch}), Checkpoints(str(tmp_path), 1, Worker())
+    step = make_step(data.manifest, tables={"zch": zch})
+    checkpoints = Checkpoints(str(tmp_path), train_config(), Worker())
     begin = weights(step)
     for number in range(4):
         take(step, data, number)
     checkpoints.save(step, Progress(step=4), {})
+    checkpoints.wait()
     again = make_step(data.manifest, tables={"zch": zch})
     checkpoints.load(again, "step-0000000004")
     for number in range(4, 8):

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torchrec.distributed.sharding_plan import _calculate_rw_shard_sizes_and_offsets
 
-from embeddings.workers import Worker, gather_rows, lockstep_batches, own_rows
+from embeddings.workers import Worker, gather_rows, lockstep_batches, own_rows, raise_together
+from ingest.errors import InputError
 from tests.threads import on_threads
 
 
@@ -45,3 +46,24 @@ def test_workers_step_together_until_all_are_through(sizes: list[int]) -> None:
         ]
     for step in zip(*walked, strict=True):
         assert all(sums == [len(sizes), sum(batch for batch, _ in step)] for _, sums in step)
+
+
+def raised(errors: list[Exception | None]) -> list[str]:
+    """What each worker raises where each has one of `errors`."""
+
+    def fail(worker: Worker) -> str:
+        try:
+            raise_together(errors[worker.rank])
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        return ""
+
+    return on_threads(len(errors), fail)
+
+
+def test_what_fails_on_one_worker_is_raised_by_all_as_what_it_is() -> None:
+    lost, refused = ConnectionResetError("peer is gone"), InputError("disk: full")
+    assert raised([None, None, None]) == ["", "", ""]
+    told = "RuntimeError: worker 1: ConnectionResetError: peer is gone"
+    assert raised([None, lost, None]) == [told, "ConnectionResetError: peer is gone", told]
+    assert raised([lost, None, refused]) == 3 * ["InputError: disk: full"]

@@ -150,7 +150,9 @@ READERS = {
 def evaluated(data: Data, folder: Path, worker: Worker, changes: dict[str, Any] | None = None) -> Evaluated:
     """The evaluation of a model as it begins and of two baselines; targets in folder/targets-<workers>."""
     checkpoints = str(folder / f"evaluated-{worker.workers}")
-    Checkpoints(checkpoints, 1, worker).save(make_step(data.manifest, worker), Progress(step=1), {}, best=True)
+    made = Checkpoints(checkpoints, train_config(), worker)
+    made.save(make_step(data.manifest, worker), Progress(step=1), {}, best=True)
+    made.wait()
     configs = {"intentrec": MODEL, "markov": MarkovConfig(), "popularity": PopularityConfig()}
     models = [Model(name, config, train_config(reader=READERS[name]), checkpoints) for name, config in configs.items()]
     settings = EvaluateConfig.model_validate({"filter_seen": False} | (changes or {}))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +11,18 @@ import pytest
 import s3fs
 
 from ingest.errors import InputError
-from ingest.storage import exists, make_folder, open_file, read_text, walk, write_text
+from ingest.storage import (
+    BLOCK,
+    exists,
+    make_folder,
+    open_blocks,
+    open_file,
+    read_range,
+    read_text,
+    size_of,
+    walk,
+    write_text,
+)
 from tests.s3 import ObjectStore
 
 
@@ -65,6 +78,29 @@ def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
     assert list(target.parent.iterdir()) == []
     write_text(str(target), "whole")
     assert read_text(str(target)) == "whole"
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_blocks_of_memory_become_a_file(remote: bool, s3: ObjectStore, tmp_path: Path) -> None:
+    """One that appears when it is whole."""
+    s3.make_bucket("blocks")
+    url = "s3://blocks/folder/file" if remote else str(tmp_path / "folder" / "file")
+    memory = mmap.mmap(-1, 3 * BLOCK)
+    memory.write(random.Random(3).randbytes(3 * BLOCK))
+    blocks = memoryview(memory)
+    with open_blocks(url) as append:
+        append(blocks[:BLOCK])
+        append(blocks[BLOCK:])
+        assert not exists(url)
+    with open_file(url) as file:
+        assert file.read() == blocks
+    assert size_of(url) == 3 * BLOCK
+    assert read_range(url, 5, BLOCK + 9) == blocks[5 : BLOCK + 9]
+    with open_blocks(url) as append:
+        append(blocks[:BLOCK])
+        append(blocks[7 : 2 * BLOCK])  # which no file system takes as blocks
+    with open_file(url) as file:
+        assert file.read() == bytes(blocks[:BLOCK]) + bytes(blocks[7 : 2 * BLOCK])
 
 
 def test_a_full_disk(tmp_path: Path) -> None:

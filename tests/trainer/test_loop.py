@@ -14,10 +14,10 @@ from embeddings.workers import Worker
 from ingest.errors import InputError
 from tests.scenarios import TwoWorkers, train
 from tests.small import Data, Stopped, inputs_of, make_trainer, one_process, same, watched, weights
-from trainer.checkpoint import _state
 from trainer.loop import Trainer, Validation
 from trainer.models.intentrec import IntentRecConfig
 from trainer.progress import Progress
+from trainer.state import State
 from trainer.step import Step
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -39,7 +39,7 @@ def undisturbed(prepared: dict[str, str], tmp_path_factory: pytest.TempPathFacto
         trainer = make_trainer(prepared["data"], folder, **EXACT)
         with watched() as taken:
             progress = trainer.fit()
-        state = _state(trainer.step)["dense"]
+        state = State(trainer.step).dense
         return {"weights": weights(trainer.step), "facts": facts(progress), "taken": inputs_of(taken), "dense": state,
                 "folder": folder, "steps": len(taken)}  # fmt: skip
 
@@ -57,7 +57,7 @@ def test_resumed_is_uninterrupted_bit_for_bit(
     progress = trainer.fit()
     same(weights(trainer.step), undisturbed["weights"])
     assert facts(progress) == undisturbed["facts"]
-    for name, state in _state(trainer.step)["dense"].items():
+    for name, state in State(trainer.step).dense.items():
         same(state, undisturbed["dense"][name])
 
 

@@ -1,0 +1,67 @@
+"""What tests of checkpoints run on two real processes."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from embeddings.workers import Worker
+from ingest.errors import InputError
+from tests.gated import gated
+from tests.small import MODEL, Data, make_step, make_trainer, train_config, weights
+from trainer.checkpoint import Checkpoints
+from trainer.progress import Progress, identity
+
+
+def flip(path: Path, place: int) -> None:
+    """Damage one bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[place] ^= 4
+    path.write_bytes(content)
+
+
+def set_aside(data: Data, folder: Path, worker: Worker) -> dict[str, Any]:
+    """Of two checkpoints the newer is damaged where the last worker alone reads it; what all go on with."""
+    said: list[str] = []
+    worker = Worker(worker.rank, worker.workers, say=said.append)
+    config, ours = train_config(tables={"sharding": {"item": "row_wise"}}), identity(MODEL, train_config(), "data")
+    checkpoints = Checkpoints(str(folder / f"set-aside-{worker.workers}"), config, worker)
+    before: dict[str, Tensor] = {}
+    for number in (1, 2):
+        step = make_step(data.manifest, worker, seed=number, tables=config.tables.model_dump())
+        checkpoints.save(step, Progress(step=number), ours)
+        before = before or weights(step)
+    checkpoints.wait()
+    if worker.first:
+        (pieces,) = Path(checkpoints.folder, "step-0000000002").glob(f"*-{worker.workers - 1}.bin")
+        flip(pieces, 9)
+    dist.barrier()
+    again = make_step(data.manifest, worker, seed=3, tables=config.tables.model_dump())
+    progress = checkpoints.resume(again, ours)
+    return {"before": before, "after": weights(again), "step": progress.step, "said": said}
+
+
+def full(data: Data, folder: Path, worker: Worker) -> tuple[str]:
+    """What each worker says where the last one's disk is full."""
+    last = worker.rank == worker.workers - 1
+    with gated(OSError(errno.ENOSPC, "No space left on device") if last else None) as gate:
+        gate.open.set()
+        trainer = make_trainer(data.url, f"gated://{folder}/full-{worker.workers}", worker, checkpoint_steps=1)
+        try:
+            trainer.fit()
+        except InputError as error:
+            return (f"{error} {trainer.checkpoints.latest()}",)
+    raise AssertionError("training ended well")
+
+
+def by_clock(data: Data, folder: Path, worker: Worker) -> dict[str, Any]:
+    """An epoch with a checkpoint whenever none is in flight."""
+    trainer = make_trainer(
+        data.url, folder / f"clock-{worker.workers}", worker, epochs=1, keep=99, checkpoint_minutes=1e-9
+    )
+    trainer.fit()
+    return {"complete": trainer.checkpoints.complete(), "weights": weights(trainer.step)}
