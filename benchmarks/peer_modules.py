@@ -2,7 +2,7 @@
 
 Reads our networks' weights, puts them where RecTools 0.19 and RecBole 1.2 have theirs, and writes the scores of all
 items at all places of each user. A user is padded at the left to the longest sequence, in a batch alone, because
-RecTools counts learned places from the newest interaction and ours from the oldest.
+RecTools counts learned places from the newest interaction and ours, but for BERT4Rec, from the oldest.
 
 What they lack of ours is applied here after theirs: the final norm, which RecTools' blocks and layers do not have. What
 ours lack: RecBole's cells have no biases (ours are zeros), and its items are not scaled by the root of the dimension
@@ -121,7 +121,7 @@ def bert4rec(training: bool) -> Callable[..., list[Tensor]]:
 
         def encoded(x_L: Tensor) -> Tensor:
             length = len(x_L)
-            places[:length] = ours["place.weight"][:length].flip(0)
+            places[:length] = ours["place.weight"][:length]
             padded = {"x": nn.functional.pad(x_L, (longest + 1 - length, 0))[None]}
             return norm(backbone.encode_sessions(padded, with_mask_VD)[0, -length:])
 

@@ -123,7 +123,7 @@ def test_queries_equal_those_of_each_user_alone(training: bool, data: Data) -> N
     ours = trained_queries(step, batch) if training else step.predict(batch).query[0]
 
     def encoded(vectors_LD: Tensor) -> Tensor:
-        x = vectors_LD + network.place.weight[: len(vectors_LD)]
+        x = vectors_LD + network.place.weight[: len(vectors_LD)].flip(0)
         for block in network.encoder.blocks:
             x = x + full_attention(block.attention, block.attention_norm(x))
             x = x + block.feed_forward(x)

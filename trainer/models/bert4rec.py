@@ -8,7 +8,8 @@ see what comes before and after. Otherwise a target is asked for at the last pla
 as if it were the end of its sequence: nothing of the future, nor of the target, is ever seen. That costs a sequence for
 each target, where a causal model ranks all targets of a user in one.
 
-With the loss that the config names and blocks that norm first, as the other Transformers here have them.
+Places are counted from the last, so that the one that is ranked is the same in sequences of any length (ours). With the
+loss that the config names and blocks that norm first, as the other Transformers here have them.
 """
 
 from __future__ import annotations
@@ -90,11 +91,10 @@ def network_class() -> type[nn.Module]:
             length_B, token_X, at_Q = filled_in(inputs) if self.training else ended_at(inputs)
             length_X = length_B.repeat_interleave(length_B).to(x_TD.device)
             begin_X = (length_B.cumsum(0) - length_B).repeat_interleave(length_B).to(x_TD.device)
-            place_X = torch.arange(len(length_X), device=x_TD.device) - begin_X
-            hidden_X1 = torch.zeros_like(place_X, dtype=torch.bool).index_fill_(0, at_Q, True)
-            hidden_X1 = (hidden_X1 | (place_X == length_X - 1))[:, None]
+            back_X = begin_X + length_X - 1 - torch.arange(len(length_X), device=x_TD.device)
+            hidden_X1 = (back_X == 0).index_fill_(0, at_Q, True)[:, None]
             seen_XD = torch.where(hidden_X1, self.hidden.to(x_TD.dtype), x_TD.index_select(0, token_X))
-            encoded_XD = self.encoder(seen_XD + self.place(place_X), Layout(length_B, x_TD.device))
+            encoded_XD = self.encoder(seen_XD + self.place(back_X), Layout(length_B, x_TD.device))
             return query_TD.index_copy(0, asked_Q, encoded_XD.index_select(0, at_Q).to(x_TD.dtype))
 
     def filled_in(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
