@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,9 @@ from cluster.launch import QUIET, ray_cluster
 from evaluation.vocabulary import values
 from ingest.data.schema import DataConfig
 from ingest.errors import InputError
-from ingest.prepare.pipeline import prepare
+from ingest.prepare.pipeline import fingerprint_of, prepare
+from ingest.prepare.survey import survey_files
+from ingest.raw.files import find_files
 from ingest.settings import load_settings
 from ingest.storage import join
 from tests.malice import malicious
@@ -184,6 +187,27 @@ def test_a_vocabulary_outside_the_data_is_not_read(copied: Path) -> None:
         values(str(copied), json.loads((copied / "manifest.json").read_text())["features"][0]["name"])
 
 
+@pytest.mark.parametrize("forged", ["url", "type"])
+def test_what_an_interrupted_prepare_has_left_names_nothing_but_the_log(
+    forged: str, prepared: dict[str, str], tmp_path: Path
+) -> None:
+    """Neither a file elsewhere, nor, as the type of a column, something of Polars that would be called."""
+    log = Path(prepared["data"]).parent
+    config = DataConfig(events=str(log / "events.parquet"))
+    survey = survey_files(config, [str(log / "events.parquet")])
+    if forged == "url":
+        survey["files"][0]["url"] = str(shutil.copy(log / "events.parquet", tmp_path / "elsewhere.parquet"))
+    else:
+        survey["files"][0]["types"]["item"] = "show_versions"
+    fingerprint = fingerprint_of(config, find_files(str(config.events), lambda _: None))
+    left = tmp_path / "data" / "_work" / fingerprint[:16] / "survey" / "000000.json"
+    left.parent.mkdir(parents=True)
+    left.write_text(json.dumps(survey))
+    with pytest.raises(InputError, match="other files than the log" if forged == "url" else "is no type of a column"):
+        prepare(config, str(tmp_path / "data"), lambda _: None)
+    assert prepare(config, str(tmp_path / "data"), lambda _: None).counts["users"], "nothing of it is left"
+
+
 def test_a_checkpoint_outside_the_models_folder_is_not_taken(tmp_path: Path) -> None:
     """Neither where best.json names one that is sound, nor where a marker names pieces elsewhere."""
     for folder in ("ours", "theirs/step-0000000001"):
@@ -235,3 +259,15 @@ def test_ray_on_kubernetes_asks_for_a_token() -> None:
     cluster = yaml.safe_load((ROOT / "ray_job.yaml").read_text())["spec"]["rayClusterSpec"]
     assert cluster["headGroupSpec"]["rayStartParams"]["dashboard-host"] == "0.0.0.0"
     assert cluster["authOptions"] == {"mode": "token"}
+
+
+def test_every_promise_names_tests_that_are_there() -> None:
+    rows = re.findall(r"^\| \*\*.*\| (.*) \|$", (ROOT / "SECURITY.md").read_text(), re.MULTILINE)
+    assert len(rows) == 6
+    for row in rows:
+        for part in row.split(";"):
+            file, *tests = re.findall(r"`([\w/.]+)`", part)
+            source = (ROOT / "tests" / file).read_text()
+            for test in tests:
+                begins = f"\ndef {test.removesuffix('...')}" if test.endswith("...") else f"\ndef {test}("
+                assert begins in source, test
