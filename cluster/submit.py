@@ -1,15 +1,14 @@
 """Submit an `intentrec ...` command to a running Ray cluster as a Ray job, and follow it.
 
-The job runs on the cluster's head and goes on when this process ends. The working directory travels with it,
-without data, runs and environments. Credentials do not: whatever is submitted can be read on the cluster's dashboard
-and in its logs, so they belong in the cluster's own environment (a Kubernetes Secret in ray_job.yaml), and a
-command or a variable that carries one is refused.
+The job runs on the cluster's head and goes on when this process ends. The working directory travels with it, without
+data, runs, environments and the files that credentials are usually in. Credentials do not travel: whatever is submitted
+can be read on the cluster's dashboard and in its logs, so they belong in the cluster's own environment (a Kubernetes
+Secret in ray_job.yaml), and a command or a variable that carries one is refused.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import shlex
 import sys
@@ -25,13 +24,17 @@ import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from ingest.credentials import SECRET_NAME, found_in, hidden
 from ingest.errors import InputError
 from ingest.storage import patiently
 
-EXCLUDES = (".git/", ".venv/", "/data/", "/runs/", ".env", "__pycache__/", ".*_cache/", ".hypothesis/", "*.egg-info/")
-"""What of the working directory stays at home, in the form of .gitignore; the folder's own .gitignore counts too."""
+EXCLUDES = (
+    *(".git/", ".venv/", "/data/", "/runs/", "__pycache__/", ".*_cache/", ".hypothesis/", "*.egg-info/"),
+    *(".env", ".env.*", ".envrc", ".netrc", ".aws/", ".ssh/", "*.pem", "*.key", "*.p12"),
+)
+"""What of the working directory stays at home, in the form of .gitignore; the folder's own .gitignore counts too. The
+second line has the files that credentials are usually in."""
 
-_SECRET_NAME = re.compile(r"SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIAL|PRIVATE_KEY|API_KEY|ACCESS_KEY", re.IGNORECASE)
 _USER_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
 _NETWORK_ERRORS = (RuntimeError, OSError, requests.RequestException, aiohttp.ClientError)
 _PATIENCE = 120.0
@@ -48,8 +51,7 @@ def submit(command: list[str], address: str, working_dir: str | None, env: dict[
     Raises `InputError` where the address does not answer, the job is refused, does not succeed, or would carry a
     credential. An interrupt (Ctrl-C) stops the following and not the job.
     """
-    secrets = _secrets()
-    _refuse_secrets(command, env, secrets)
+    _refuse_secrets(command, env)
     client = _connect(address)
     runtime_env: dict[str, object] = {"env_vars": env}
     if working_dir is not None:
@@ -61,7 +63,7 @@ def submit(command: list[str], address: str, working_dir: str | None, env: dict[
     if not follow:
         return str(_status(client, job, address).value)
     try:
-        asyncio.run(_print_output(client, job, secrets))
+        asyncio.run(_print_output(client, job))
     except KeyboardInterrupt:
         print(f"\nno longer following; the job goes on: {hint}", flush=True)
         raise
@@ -73,7 +75,7 @@ def submit(command: list[str], address: str, working_dir: str | None, env: dict[
         status = _status(client, job, address)
     if status != JobStatus.SUCCEEDED:
         message = client.get_job_info(job).message or "no reason given"
-        raise InputError(f"job {job} ended as {status.value}: {_hidden(' '.join(message.split()), secrets)}")
+        raise InputError(f"job {job} ended as {status.value}: {hidden(' '.join(message.split()))}")
     return str(status.value)
 
 
@@ -82,9 +84,9 @@ def _status(client: JobSubmissionClient, job: str, address: str) -> JobStatus:
     return patiently(lambda: client.get_job_status(job), f"job {job} at {_public(address)}", _PATIENCE, _NETWORK_ERRORS)
 
 
-async def _print_output(client: JobSubmissionClient, job: str, secrets: list[str]) -> None:
+async def _print_output(client: JobSubmissionClient, job: str) -> None:
     async for chunk in client.tail_job_logs(job):
-        sys.stdout.write(_hidden(chunk, secrets))
+        sys.stdout.write(hidden(chunk))
         sys.stdout.flush()
 
 
@@ -120,29 +122,17 @@ def _refusals(context: str) -> Iterator[None]:
     except (*_NETWORK_ERRORS, ValueError, TypeError) as error:
         lines = [line.strip() for line in str(error).replace("\\n", "\n").splitlines() if line.strip(" \".'")]
         reason = lines[-1] if lines else type(error).__name__
-        raise InputError(f"{context}: {_hidden(reason, _secrets())}") from None
+        raise InputError(f"{context}: {hidden(reason)}") from None
 
 
-def _secrets() -> list[str]:
-    """The values of this process's environment that are credentials, by the names of their variables."""
-    found = {value for name, value in os.environ.items() if _SECRET_NAME.search(name) and len(value) >= 8}
-    return sorted(found, key=len, reverse=True)
-
-
-def _refuse_secrets(command: list[str], env: dict[str, str], secrets: list[str]) -> None:
+def _refuse_secrets(command: list[str], env: dict[str, str]) -> None:
     where = "the cluster takes credentials from its own environment (a Secret in ray_job.yaml)"
     for name, value in env.items():
-        if _SECRET_NAME.search(name) or any(secret in value for secret in secrets):
+        if SECRET_NAME.search(name) or found_in(value):
             raise InputError(f"variable {name}: would show a credential in the cluster's logs; {where}")
     for position, argument in enumerate(command):
-        if _USER_IN_URL.search(argument) or any(secret in argument for secret in secrets):
+        if found_in(argument):
             raise InputError(f"argument {position} of the command holds a credential; {where}")
-
-
-def _hidden(text: str, secrets: list[str]) -> str:
-    for secret in secrets:
-        text = text.replace(secret, "***")
-    return text
 
 
 def _public(address: str) -> str:

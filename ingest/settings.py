@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 from pydantic_core import PydanticUndefined
 
+from ingest.credentials import found_in
 from ingest.errors import InputError
 
 S = TypeVar("S", bound="Settings")
@@ -82,10 +83,17 @@ def load_settings(cls: type[S], source: str | Path, overrides: Sequence[str] = (
 
 
 def load_content(source: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The YAML file `source` as it is written, with the overrides, and nothing checked but that it is a mapping."""
+    """The YAML file `source` as it is written, with the overrides; it has to be a mapping without a credential.
+
+    Everything that is made from a config keeps it or shows it.
+    """
     path = Path(source)
+    for number, override in enumerate(overrides, 1):
+        _refuse_credential(f"override {number} of the command", override)
     try:
-        content = yaml.load(path.read_text("utf-8"), _Loader) or {}
+        text = path.read_text("utf-8")
+        _refuse_credential(str(path), text)
+        content = yaml.load(text, _Loader) or {}
     except FileNotFoundError:
         raise InputError(f"{path}: no such config file") from None
     except IsADirectoryError:
@@ -101,6 +109,15 @@ def load_content(source: str | Path, overrides: Sequence[str] = ()) -> dict[str,
     for override in overrides:
         apply_override(content, override)
     return content
+
+
+def _refuse_credential(where: str, text: str) -> None:
+    found = found_in(text)
+    if found is not None:
+        raise InputError(
+            f"{where}: has {found}; a run's folder keeps its config, so credentials come from the environment alone, "
+            "such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
 
 
 def build_settings(cls: type[S], content: dict[str, Any], source: str) -> S:

@@ -41,7 +41,13 @@ def _scheme(url: str) -> str:
 
 
 def join(url: str, *parts: str) -> str:
-    """`url` with `parts` appended, for local paths and URLs alike."""
+    """`url` with `parts` appended, for local paths and URLs alike.
+
+    Parts come from names in files, too: an absolute one is taken from `url`, and `..` is an `InputError`.
+    """
+    for part in parts:
+        if ".." in part.split("/"):
+            raise InputError(f"{url}: {part!r} would lead out of this folder")
     return "/".join([url.rstrip("/"), *(part.strip("/") for part in parts)])
 
 

@@ -184,6 +184,8 @@ class _Pipeline:
         arguments = (self.config,)
         found = run_stage(self.runner, self.job.work, "survey", survey_files, arguments, groups, "files")
         files = [file for group in found for file in group["files"]]
+        if [file["url"] for file in files] != urls:
+            raise InputError(f"{self.job.work}: was begun with other files than the log has, and is removed")
         events = sum(sum(file["rows"]) for file in files)
         if not events:
             raise InputError(f"{self.config.events}: the log has no events")

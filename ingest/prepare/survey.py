@@ -12,6 +12,7 @@ from typing import Any
 import polars as pl
 
 from ingest.data.schema import DataConfig
+from ingest.errors import InputError
 from ingest.prepare.log import FileTypes, common_types, event_columns, event_sources, events_of
 from ingest.raw.columns import RawFile
 
@@ -62,11 +63,13 @@ def type_name(kind: pl.DataType) -> str:
 
 
 def type_of(name: str) -> pl.DataType:
-    """The type that `type_name` calls `name`."""
+    """The type that `type_name` calls `name`; `InputError` where it is none."""
     if name.startswith("list "):
         return pl.List(type_of(name.removeprefix("list ")))
-    found: pl.DataType = getattr(pl, name)()
-    return found
+    found = getattr(pl, name, None)
+    if not isinstance(found, type) or not issubclass(found, pl.DataType):
+        raise InputError(f"{name!r} is no type of a column")
+    return found()
 
 
 def pieces_of(files: Sequence[dict[str, Any]], events: int) -> list[list[Part]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import pickle
 import re
 import shutil
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from evaluation.model import Model
 from ingest.errors import DamagedCheckpointError, InputError
 from ingest.storage import BLOCK, list_names, open_file
 from tests.gated import WAIT, gated
+from tests.malice import malicious
 from tests.s3 import ObjectStore
 from tests.scenarios import TwoWorkers, load
 from tests.small import MODEL, PIECE_BYTES, Data, make_step, make_trainer, same, train_config, watched, weights
@@ -93,16 +93,6 @@ def resumed(data: Data, folder: Path) -> tuple[Step, Progress, list[str]]:
     return step, progress, said
 
 
-class Malice:
-    """Makes a file where it is unpickled."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (self.file,)
-
-
 def empty(file: Path) -> None:
     file.write_bytes(b"")
 
@@ -125,7 +115,7 @@ def flip_in_a_piece(file: Path) -> None:
 
 
 def pickle_in_place(file: Path) -> None:
-    content = pickle.dumps(Malice(file.with_name("code-has-run")))
+    content = malicious(file.with_name("code-has-run"))
     file.write_bytes(content + bytes(max(file.stat().st_size - len(content), 0)))
 
 
