@@ -10,7 +10,7 @@ import os
 import re
 
 SECRET_NAME = re.compile(r"SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIAL|PRIVATE_KEY|API_KEY|ACCESS_KEY", re.IGNORECASE)
-SHORTEST = 8
+SHORTEST = 12
 """Letters of a value that is looked for: a shorter one would be found in any text."""
 _IN_URL = re.compile(r"(?<=://)[^/@\s]+@|://\S*[?&](X-Amz-(Signature|Credential|Security-Token)|Signature|sig)=", re.I)
 
