@@ -124,7 +124,14 @@ def _fit(work: str, arguments: dict[str, Any], config: ClusterConfig, storage: s
     for attempt in range(1, attempts + 1):
         trainer = TorchTrainer(
             functools.partial(_in_worker, work),
-            train_loop_config={"arguments": arguments, "threads": config.threads, "result": result, "board": board},
+            train_loop_config={
+                "arguments": arguments,
+                "threads": config.threads,
+                "result": result,
+                "board": board,
+                "run": name,
+                "restarts": attempt - 1,
+            },
             scaling_config=ScalingConfig(
                 num_workers=config.workers,
                 use_gpu=use_gpu,
@@ -167,6 +174,7 @@ def _in_worker(work: str, config: dict[str, Any]) -> None:
     import torch
 
     from cluster.remote_bar import RemoteBar, say
+    from cluster.watching import Metrics
     from embeddings.workers import Worker
 
     _quiet()
@@ -176,13 +184,15 @@ def _in_worker(work: str, config: dict[str, Any]) -> None:
         torch.set_num_threads(
             config["threads"] or max(int(ray.get_runtime_context().get_assigned_resources()["CPU"]), 1)
         )
+    rank = context.get_world_rank()
     worker = Worker(
-        rank=context.get_world_rank(),
+        rank=rank,
         workers=context.get_world_size(),
         device=device,
         report=ray.train.report,
         bar=functools.partial(RemoteBar, config["board"]),
         say=functools.partial(say, config["board"]),
+        watch=Metrics(config["run"], rank, config["restarts"]),
     )
     value = _imported(work)(config["arguments"], worker)
     if worker.first:

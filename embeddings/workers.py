@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -34,6 +34,8 @@ class Worker:
     """Makes a progress bar, as `tqdm.tqdm` does; only the first worker has one."""
     say: Callable[[str], None] = field(default=functools.partial(print, flush=True))
     """Shows a person a line, from whichever worker."""
+    watch: Callable[[str, Mapping[str, float]], None] = field(default=lambda model, figures: None)
+    """Takes figures of this worker for `model` by name, for those who watch the run."""
 
     @property
     def first(self) -> bool:

@@ -54,7 +54,7 @@ from tests.small import (
     weights,
 )
 from tests.traffic import bytes_per_step, counted_steps, load_of
-from tests.trainer.scenarios import by_clock, full, set_aside
+from tests.trainer.scenarios import by_clock, drifting, full, set_aside
 from trainer.checkpoint import Checkpoints
 from trainer.models.deep import DeepConfig
 from trainer.models.registry import NeuralConfig
@@ -292,6 +292,7 @@ SCENARIOS: dict[str, tuple[Scenario, str, dict[str, Any]]] = {
     "set aside": (set_aside, "data", {}),
     "full": (full, "data", {}),
     "by clock": (by_clock, "data", {}),
+    **{f"drifting/{what}": (drifting, "data", {"what": what}) for what in ("data", "computing")},
     "train": (train, "data", {}),
     "train/one has no data": (train, "one group", {}),
     "interrupt": (interrupt, "data", {}),

@@ -9,6 +9,7 @@
                  gradients      b D L    b: the same on the way back
     all-gather   in-batch       8 W (1 + most Q of a worker)
                  full softmax   8 W + W (4 D + 12) (most Q of a worker)
+                 bookkeeping    logged steps 8 W x 5
     all-reduce   gradients      4 x (the dense part's parameters + V D of each data_parallel table)
                  full softmax   (4 D + 12) A
                  bookkeeping    8 x (9 + intents): counts before a step, losses after it; logged steps 8 x tables more
@@ -36,6 +37,8 @@ from trainer.step import Step
 
 INDEX, VALUE, EXACT = 8, 4, 8
 """Bytes of an id, of a float32 and of a float64."""
+FIGURES = 5
+"""Of a worker at a logged point: targets, its waiting twice, its own time, its memory. A GPU has two more."""
 IDS, ROWS, GRADIENTS = "all_to_all ids", "all_to_all rows", "all_to_all gradients"
 GATHERED = "all_gather"
 DENSE, SOFTMAX, BOOKKEEPING = "all_reduce gradients", "all_reduce softmax", "all_reduce bookkeeping"
@@ -96,6 +99,8 @@ def bytes_per_step(load: Load) -> dict[str, float]:
         target = VALUE * load.dimension + INDEX + VALUE
         found[GATHERED] = load.workers * (INDEX + float(target) * load.most_targets)
         found[SOFTMAX] = float(VALUE * (load.dimension + 3) * load.all_targets)
+    if load.logged_tables:
+        found[GATHERED] += load.workers * EXACT * FIGURES
     found[BOOKKEEPING] = float(EXACT * (8 + 1 + load.intents + load.logged_tables))
     return found
 

@@ -67,6 +67,8 @@ class Checkpoints(Markers):
         self.cancelled = threading.Event()
         self.figures: dict[str, float] = {}
         """What the last save took, for TensorBoard, until it is taken from here."""
+        self.completed: float | None = None
+        """When the last one was complete, as Unix time."""
 
     def save(self, step: Step, progress: Progress, config: dict[str, Any], best: bool = False) -> None:
         """Copy a checkpoint and begin to write it; waits for the one before, where that is being written still."""
@@ -145,6 +147,7 @@ class Checkpoints(Markers):
             return
         if self.saving.is_whole:
             self.figures["checkpoint/complete(s)"] = time.monotonic() - self.saving.began
+            self.completed = time.time()
             self.saving = None
             return
         finish = partial(self._finish, self.saving) if self.worker.first else lambda: None

@@ -98,9 +98,11 @@ class Trainer:
         self.progress = self.checkpoints.resume(self.step, self.identity)
         if self.progress.finished:
             return self.progress
-        self.monitor = Monitor(join(self.run.folder, "tensorboard"), self.worker)
+        network, folder = self.step.recommender.network, join(self.run.folder, "tensorboard")
+        self.monitor = Monitor(folder, self.worker, self.run.name, network, self.progress.step)
         self.monitor.text("config", f"```yaml\n{self.run.description}\n```")
         self.monitor.text("plan", describe_plan(self.step.planned))
+        self.monitor.flush()
         try:
             while not self.progress.finished:
                 self._epoch()
@@ -113,7 +115,8 @@ class Trainer:
 
     def _epoch(self) -> None:
         self.monitor.reset()
-        began = time.perf_counter() - self.progress.seconds
+        begins, self.epoch_tokens, first_step = time.perf_counter(), 0, self.progress.step
+        began = begins - self.progress.seconds
         users = sum(shard.rows for shard in self.manifest.shards["train"])
         empty = self.reader.builder.empty().to(self.worker.device), Remaining()
         with self.worker.progress(users, self._caption()) as bar:
@@ -125,16 +128,17 @@ class Trainer:
                 every = self.config.checkpoint_steps
                 if late or (every and self.progress.step % every == 0):
                     self._checkpoint(left)
+        trained = time.perf_counter() - begins
         self._end_epoch(began)
+        self._tell_epoch(first_step, trained, time.perf_counter() - begins - trained)
 
     def _batches(self) -> Iterator[tuple[Batch, Remaining]]:
         """This worker's batches with what is left of the epoch after each."""
         position = Position.from_json(self.progress.position) if self.progress.position else None
         stream = on_device(self.reader.epoch(self.progress.epoch, position), self.worker.device)
         while True:
-            began = time.perf_counter()
-            found = next(stream, None)
-            self.monitor.waiting += time.perf_counter() - began
+            with self.monitor.waiting_for_data():
+                found = next(stream, None)
             if found is None:
                 return
             batch, left = found
@@ -157,16 +161,24 @@ class Trainer:
         self.monitor.reset()
 
     def _show_checkpoint(self) -> None:
-        """What checkpoints took since the last call goes to TensorBoard."""
-        self.monitor.scalars(self.progress.step, self.checkpoints.figures)
+        """What checkpoints took since the last call goes to TensorBoard and to who watches."""
+        figures = self.checkpoints.figures
+        self.monitor.scalars(self.progress.step, figures)
+        if self.worker.first and "checkpoint/copy(s)" in figures:
+            self.monitor.watch(checkpoint_copy_seconds=figures["checkpoint/copy(s)"])
+        if self.worker.first and self.checkpoints.completed is not None and "checkpoint/complete(s)" in figures:
+            self.monitor.watch(
+                checkpoint_seconds=figures["checkpoint/complete(s)"],
+                checkpoint_timestamp_seconds=self.checkpoints.completed,
+            )
         self.checkpoints.figures = {}
 
     def _train_step(self, batch: Batch, sums: list[float], bar: Any) -> None:
         *weights, tokens, users = sums
         losses, norm = self.step.train(batch, self.progress.step, weights, self.progress.epoch)
         self.progress.step += 1
-        self.monitor.tokens += int(tokens)
-        self.monitor.steps += 1
+        self.epoch_tokens += int(tokens)
+        self.monitor.count(int(tokens), len(batch.target_Q), batch.rows > 0)
         names = ["item", *losses.intents]
         values = total(torch.stack([losses.item, *losses.intents.values()]).double()).tolist()
         loss = self.step.mean(values[0], sum(values[1:]), weights)
@@ -253,5 +265,17 @@ class Trainer:
         scalars |= {f"validation_metrics/intent_accuracy/{name}": number for name, number in validation.intents.items()}
         scalars |= {f"intent_attention/{name}": number for name, number in validation.attention.items()}
         self.monitor.scalars(progress.step, scalars)
-        self.monitor.flush()
+        self.monitor.flush(now=True)
         self.worker.report({"model": self.run.name, "epoch": progress.epoch, **validation.metrics})
+
+    def _tell_epoch(self, first_step: int, trained: float, validated: float) -> None:
+        """One line for a person: what the epoch that has just ended came to. This process began it at `first_step`."""
+        if not self.worker.first:
+            return
+        progress, (epoch, value) = self.progress, self.progress.validation_curve[-1]
+        last_step, loss = progress.train_curve[-1] if progress.train_curve else (0, 0.0)
+        facts = [f"loss {loss:.3f}"] if last_step > first_step else []
+        facts.append(f"{self.config.metric} {value:.4f}{' (the best so far)' if progress.best_epoch == epoch else ''}")
+        facts.append(f"step {progress.step:,}, {self.epoch_tokens / max(trained, 1e-9):,.0f} tokens/s")
+        facts.append(f"{trained:.1f} s and {validated:.1f} s to validate and save")
+        self.worker.say(f"{self.run.name} epoch {epoch}/{self.config.epochs}: {', '.join(facts)}")

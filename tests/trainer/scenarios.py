@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ from torch import Tensor
 from embeddings.workers import Worker
 from ingest.errors import InputError
 from tests.gated import gated
-from tests.small import MODEL, Data, make_step, make_trainer, train_config, weights
+from tests.small import MODEL, Data, make_step, make_trainer, train_config, watched, weights
 from trainer.checkpoint import Checkpoints
 from trainer.progress import Progress, identity
+from trainer.step import Step
 
 
 def flip(path: Path, place: int) -> None:
@@ -65,3 +68,34 @@ def by_clock(data: Data, folder: Path, worker: Worker) -> dict[str, Any]:
     )
     trainer.fit()
     return {"complete": trainer.checkpoints.complete(), "weights": weights(trainer.step)}
+
+
+def drifting(data: Data, folder: Path, worker: Worker, what: str) -> dict[str, Any]:
+    """Two epochs in which the second worker has to wait for each batch, or to compute longer for it."""
+    said: list[str] = []
+    figures: dict[str, float] = {}
+    worker = Worker(worker.rank, worker.workers, say=said.append, watch=lambda _, found: figures.update(found))
+    trainer = make_trainer(data.url, folder / f"drifting-{what}", worker, log_steps=1)
+    epoch, losses = trainer.reader.epoch, Step.losses
+
+    def late(*place: Any) -> Iterator[Any]:
+        for found in epoch(*place):
+            time.sleep(0.3)
+            yield found
+
+    def long(self: Step, *batch: Any) -> Any:
+        until = time.thread_time() + 0.3
+        while time.thread_time() < until:
+            pass
+        return losses(self, *batch)
+
+    try:
+        if not worker.first and what == "data":
+            trainer.reader.epoch = late  # type: ignore[method-assign]
+        elif not worker.first:
+            Step.losses = long  # type: ignore[method-assign]
+        with watched() as taken:
+            trainer.fit()
+    finally:
+        Step.losses = losses  # type: ignore[method-assign]
+    return {"said": said, "figures": figures, "targets": [len(batch.target_Q) for batch in taken]}
