@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ingest.data.items import load_items
-from ingest.data.manifest import load_manifest
+from ingest.data.manifest import VERSION, load_manifest
 from ingest.data.order import Position
 from ingest.data.reader import Reader
 from ingest.errors import DamagedShardError
@@ -82,7 +82,7 @@ WHOLE_SHARD = {"truncated", "version", "gone"}
 DAMAGE: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
     "truncated": (truncated, ["is damaged"]),
     "checksum": (flipped, [f"row group {GROUP} is damaged", "CRC"]),
-    "version": (another_version, ["schema version 99", "reads 3"]),
+    "version": (another_version, ["schema version 99", f"reads {VERSION}"]),
     "gone": (Path.unlink, ["is not there"]),
     "rows": (shorter, [f"row group {GROUP}", "rows", "the manifest says"]),
     "unequal": (with_row("action", lambda values: values[:-1]), [f"row group {GROUP}, row 2", "'action'", "'item'"]),
