@@ -103,13 +103,31 @@ def _ordered(frame: pl.DataFrame, name: str) -> pl.DataFrame:
 def _summed(frame: pl.DataFrame, name: str) -> pl.DataFrame:
     """The sums of all pairs that are the same, ascending: as one number, a pair takes half the time."""
     if name not in KEYS:
-        return frame.group_by(BY).agg(pl.exclude(BY).cast(pl.Int64).sum()).sort(BY)
+        return summed_by(frame)
     first, second = KEYS[name]
     pair = pl.col(first).cast(pl.Int64) * 2**32 + (pl.col(second).cast(pl.Int64) + 2**31)
     summed = frame.group_by(pair.alias("pair")).agg(pl.exclude(first, second).cast(pl.Int64).sum()).sort("pair")
     firsts = (pl.col("pair") // 2**32).cast(frame[first].dtype).alias(first)
     seconds = (pl.col("pair") % 2**32 - 2**31).cast(frame[second].dtype).alias(second)
     return summed.select(firsts, seconds, pl.exclude("pair"))
+
+
+def summed_by(frame: pl.DataFrame) -> pl.DataFrame:
+    """The same of three keys: the bucket and the value as one where they fit into 32 bits, as most do."""
+    item, bucket, value = BY
+    values = int(frame[value].max() or 0) + 1  # type: ignore[arg-type]
+    first, last = (int(edge or 0) for edge in (frame[bucket].min(), frame[bucket].max()))  # type: ignore[arg-type]
+    if (last - first + 1) * values >= 2**31:
+        return frame.group_by(BY).agg(pl.exclude(BY).cast(pl.Int64).sum()).sort(BY)
+    both = (pl.col(bucket) - first) * values + pl.col(value)
+    summed = _summed(frame.select(pl.col(item), both.alias(bucket), pl.exclude(BY)), "activity")
+    kinds = {bucket: frame[bucket].dtype, value: frame[value].dtype}
+    return summed.select(
+        item,
+        (pl.col(bucket) // values + first).cast(kinds[bucket]).alias(bucket),
+        (pl.col(bucket) % values).cast(kinds[value]).alias(value),
+        pl.exclude(BY),
+    )
 
 
 def merge_pairs(job: Job, task: tuple[str, int]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,6 +19,7 @@ from ingest.data.schema import DataConfig
 from ingest.data.successions import Successions, read_successions
 from ingest.data.transitions import read_transitions
 from ingest.errors import InputError
+from ingest.prepare.pairs import summed_by
 from ingest.prepare.pipeline import prepare
 from tests.ingest.prepare.prepare_reference import FEATURES, SPLITS, config_for, random_log, split_reference, write_log
 from tests.ingest.prepare.test_prepare import PARTITIONS, read_rows, simple_log
@@ -157,6 +159,24 @@ def test_the_newest_successions_are_those_before_the_request(tmp_path: Path, tot
             assert after_R == [*(after for _, after in known[:4]), *[0] * (4 - len(known))]
     assert longest > 4
     assert successions.newest(item_Q[:0], until_Q[:0], 4)[0].shape == (0, 0)
+
+
+@pytest.mark.parametrize("values", [5, 2**20])
+def test_what_is_counted_by_a_value_is_summed_in_order(values: int) -> None:
+    """As one number, or, where that has no room, by three keys."""
+    random = np.random.default_rng(0)
+    drawn = {"item": (2, 50), "bucket": (-3, 5000), "value": (0, values), "training": (0, 2), "total": (1, 2)}
+    columns = {name: random.integers(low, high, 20_000) for name, (low, high) in drawn.items()}
+    columns["value"][:3] = values - 1
+    expected: Counter[tuple[int, ...]] = Counter()
+    training: Counter[tuple[int, ...]] = Counter()
+    for item, bucket, value, own, total in zip(*(column.tolist() for column in columns.values()), strict=True):
+        expected[item, bucket, value] += total
+        training[item, bucket, value] += own
+    found = summed_by(pl.DataFrame(columns))
+    assert found.columns == list(drawn)
+    assert found.rows() == [(*key, training[key], count) for key, count in sorted(expected.items())]
+    assert len(expected) < 20_000
 
 
 def test_data_without_counts_are_told(tmp_path: Path) -> None:
