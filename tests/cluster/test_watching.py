@@ -146,7 +146,8 @@ def test_prometheus_gets_the_figures_of_every_worker(
             stop.touch()
         assert training.result()
     assert complete(found), found
-    assert found["restarts"] == {"0": 1.0}
+    assert set(found["restarts"]) == {"0"}
+    assert found["restarts"]["0"] >= 1  # a loaded machine may lose a worker by itself
     assert began < found["checkpoint_timestamp_seconds"]["0"] <= time.time()
     for rank in ("0", "1"):
         assert found["own_seconds"][rank] > 0
