@@ -6,11 +6,18 @@ S  steps: tokens of the longest sequence     B  sequences, sorted by length
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from ingest.data.manifest import Manifest
 from trainer.layers import Dropout, Inputs
+from trainer.models.base import RecurrentConfig
+from trainer.one_encoder import OneEncoder
+
+Cell: TypeAlias = type[nn.GRU] | type[nn.LSTM]
 
 
 def packing(lengths_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -28,9 +35,7 @@ def packing(lengths_B: Tensor) -> tuple[Tensor, Tensor]:
 class Recurrent(nn.Module):
     """Layers of `cell` and a linear layer from the state to the query: [T, D] -> [T, D]."""
 
-    def __init__(
-        self, cell: type[nn.GRU] | type[nn.LSTM], dimension: int, width: int, layers: int, dropout: float
-    ) -> None:
+    def __init__(self, cell: Cell, dimension: int, width: int, layers: int, dropout: float) -> None:
         super().__init__()
         sizes = [dimension, *[width] * layers]
         self.layers = nn.ModuleList(cell(before, width) for before in sizes[:-1])
@@ -47,3 +52,11 @@ class Recurrent(nn.Module):
             state_Th = layer(PackedSequence(state_Th, count_S))[0].data
         query_TD: Tensor = self.out(torch.empty_like(state_Th).index_copy(0, token_T, state_Th))
         return query_TD
+
+
+class RecurrentNetwork(OneEncoder):
+    """F -> layers of `cell` -> query."""
+
+    def __init__(self, cell: Cell, config: RecurrentConfig, manifest: Manifest, dimension: int) -> None:
+        super().__init__(config, manifest, dimension, None, config.times)
+        self.encoder = Recurrent(cell, dimension, config.hidden or dimension, config.layers, config.dropout)

@@ -6,7 +6,6 @@ place of BPR-max; over users' whole sequences in place of sessions side by side 
 
 from __future__ import annotations
 
-from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 from trainer.models.base import RecurrentConfig
@@ -23,20 +22,8 @@ class GRUConfig(RecurrentConfig):
     kind: Literal["gru"] = "gru"
 
     def network(self, manifest: Manifest, dimension: int, max_length: int) -> nn.Module:
-        return network_class()(self, manifest, dimension)
+        from torch import nn
 
+        from trainer.recurrent import RecurrentNetwork
 
-@cache
-def network_class() -> type[nn.Module]:
-    from torch import nn
-
-    from trainer.one_encoder import OneEncoder
-    from trainer.recurrent import Recurrent
-
-    class GRU(OneEncoder):
-        def __init__(self, config: GRUConfig, manifest: Manifest, dimension: int) -> None:
-            super().__init__(config, manifest, dimension, None, config.times)
-            width = config.hidden or dimension
-            self.encoder = Recurrent(nn.GRU, dimension, width, config.layers, config.dropout)
-
-    return GRU
+        return RecurrentNetwork(nn.GRU, self, manifest, dimension)
