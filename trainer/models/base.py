@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from ingest.data.schema import DataConfig
 from ingest.durations import parse_duration
@@ -13,6 +13,16 @@ from trainer.train_config import TrainConfig
 
 if TYPE_CHECKING:
     from ingest.data.manifest import Manifest
+
+
+def _of_time_or_positions(value: str | int | None) -> str | int | None:
+    if value is not None and parse_duration(value) < 0:
+        raise ValueError("takes a span of time such as 7d, or a number of positions")
+    return value
+
+
+Span: TypeAlias = Annotated[str | int | None, AfterValidator(_of_time_or_positions)]
+"""A span of time, a number of positions, or none."""
 
 
 class SequenceConfig(NeuralConfig):
@@ -109,27 +119,15 @@ class TransformerConfig(AttentionConfig):
 class WindowConfig(TransformerConfig):
     """A model with two Transformers and the short-term encoder."""
 
-    window: str | int | None = "7d"
+    window: Span = "7d"
     """H, how far back the short-term encoder sees: a span of time, or a number of positions; null for none of it."""
     intent_layers: int = Field(default=1, ge=1)
     item_layers: int = Field(default=1, ge=1)
-
-    @field_validator("window")
-    @classmethod
-    def _span(cls, value: str | int | None) -> str | int | None:
-        return value if value is None else of_time_or_positions(value)
 
     def check(self, data: DataConfig, train: TrainConfig) -> None:
         super().check(data, train)
         if self.window is not None:
             check_unit("window", self.window, data)
-
-
-def of_time_or_positions(value: str | int) -> str | int:
-    """The value of a key that takes a span of time or a number of positions; `ValueError` where it is none."""
-    if parse_duration(value) < 0:
-        raise ValueError("takes a span of time such as 7d, or a number of positions")
-    return value
 
 
 def check_unit(key: str, value: str | int, data: DataConfig) -> None:

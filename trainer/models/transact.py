@@ -17,11 +17,11 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from ingest.data.schema import DataConfig
 from ingest.durations import parse_duration
-from trainer.models.base import TaughtConfig, TransformerConfig, check_unit, of_time_or_positions
+from trainer.models.base import Span, TaughtConfig, TransformerConfig, check_unit
 from trainer.models.registry import register
 from trainer.train_config import TrainConfig
 
@@ -40,16 +40,11 @@ class TransActConfig(TaughtConfig, TransformerConfig):
     layers: int = Field(default=2, ge=1)
     newest: int = Field(default=10, ge=1)
     """K: how many of the newest rows are read one by one."""
-    mask: str | int | None = "24h"
+    mask: Span = "24h"
     """The longest window that hides the newest actions in training: a span of time, or a number of positions; null for
     no window. Each sequence has one of its own, drawn evenly."""
     masked_share: float = Field(default=MASKED_SHARE, gt=0, le=1)
     """Of the sequences of a training step, those that have a window."""
-
-    @field_validator("mask")
-    @classmethod
-    def _span(cls, value: str | int | None) -> str | int | None:
-        return value if value is None else of_time_or_positions(value)
 
     def check(self, data: DataConfig, train: TrainConfig) -> None:
         super().check(data, train)
