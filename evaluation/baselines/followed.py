@@ -50,16 +50,13 @@ class Followed(BaselineScorer):
     def __init__(self, data: Prepared, trending: Trending, weight: float, half_life: int, length: int) -> None:
         self.slice, self.trending, self.weight = data.slice, trending, weight
         self.half_life, self.length = half_life, length
-        total = trending.live or bool(data.manifest.begins)
-        self.successions = Successions.load(data.url, data.manifest.catalogue, total)
+        self.successions = Successions.load(data.url, data.manifest.catalogue, trending.total)
 
     def query(self, batch: Batch) -> Query:
         import torch
         from torch.nn.functional import pad
 
         until_Q = self.trending.until(batch)
-        if not (self.trending.live or self.trending.manifest.begins):
-            until_Q = until_Q + 1  # the last of the training data counts
         last_Q = batch.past_T[batch.target_position_Q]
         found = self.successions.newest(last_Q.cpu().numpy(), until_Q.cpu().numpy(), self.length)
         item_QR, time_QR = (torch.from_numpy(values).to(last_Q.device) for values in found)

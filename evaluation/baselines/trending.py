@@ -73,9 +73,10 @@ class Trending(BaselineScorer):
 
         self.buckets, self.by, self.popularity_v = buckets, by, data.popularity_v
         self.manifest, self.live = data.manifest, live
-        total = live or bool(data.manifest.begins)
+        self.total = live or bool(data.manifest.begins)
+        """Whether the events of all splits count, as far as a request knows them, or those of training alone."""
         parts = [np.zeros((4, 0), dtype=np.int64)]
-        for item, bucket, count, value in _events(data, total, by):
+        for item, bucket, count, value in _events(data, self.total, by):
             column = data.slice.columns(torch.tensor(item)).numpy()
             kept = (item >= FIRST_VALUE) & (column >= 0) & (count > 0)
             parts.append(np.stack([column, bucket, count, value])[:, kept])
@@ -89,12 +90,13 @@ class Trending(BaselineScorer):
         value_Q = torch.zeros_like(batch.target_Q)
         if self.by is not None:
             value_Q = batch.request[self.by][batch.target_position_Q]
-        if self.live or self.manifest.begins:
-            return self.until(batch) // BUCKET, value_Q
-        return self.until(batch) // BUCKET + 1, value_Q  # the training data's last bucket is complete
+        until_Q = self.until(batch)
+        if not self.total:  # the training data's last bucket is complete
+            until_Q = until_Q + BUCKET - 1
+        return until_Q // BUCKET, value_Q
 
     def until(self, batch: Batch) -> Tensor:
-        """Up to when a request knows what is taken, in milliseconds: [Q]."""
+        """From when on a request does not know what is taken, in milliseconds: [Q]."""
         import torch
 
         time_Q = batch.target_time_Q
@@ -103,7 +105,7 @@ class Trending(BaselineScorer):
             return time_Q
         until_Q = self.manifest.frozen_until(time_Q.cpu().numpy())
         if until_Q is None:
-            return torch.full_like(time_Q, self.manifest.last_time)
+            return torch.full_like(time_Q, self.manifest.last_time + 1)
         return torch.from_numpy(until_Q).to(time_Q.device)
 
     def scores(self, query: Query) -> Tensor:
