@@ -9,7 +9,6 @@ Secret in ray_job.yaml), and a command or a variable that carries one is refused
 from __future__ import annotations
 
 import asyncio
-import re
 import shlex
 import sys
 import time
@@ -24,7 +23,7 @@ import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from ingest.credentials import SECRET_NAME, found_in, hidden
+from ingest.credentials import SECRET_NAME, USER_IN_URL, found_in, hidden
 from ingest.errors import InputError
 from ingest.storage import patiently
 
@@ -35,7 +34,6 @@ EXCLUDES = (
 """What of the working directory stays at home, in the form of .gitignore; the folder's own .gitignore counts too. The
 second line has the files that credentials are usually in."""
 
-_USER_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
 _NETWORK_ERRORS = (RuntimeError, OSError, requests.RequestException, aiohttp.ClientError)
 _PATIENCE = 120.0
 """Seconds for which a cluster that was there may be silent before the job is no longer asked for."""
@@ -137,4 +135,4 @@ def _refuse_secrets(command: list[str], env: dict[str, str]) -> None:
 
 def _public(address: str) -> str:
     """`address` without a user and password."""
-    return _USER_IN_URL.sub("", address if "://" in address else f"http://{address}")
+    return USER_IN_URL.sub("", address if "://" in address else f"http://{address}")

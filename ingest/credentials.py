@@ -10,9 +10,12 @@ import os
 import re
 
 SECRET_NAME = re.compile(r"SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIAL|PRIVATE_KEY|API_KEY|ACCESS_KEY", re.IGNORECASE)
-SHORTEST = 12
+SHORTEST = 8
 """Letters of a value that is looked for: a shorter one would be found in any text."""
-_IN_URL = re.compile(r"(?<=://)[^/@\s]+@|://\S*[?&](X-Amz-(Signature|Credential|Security-Token)|Signature|sig)=", re.I)
+USER_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
+_IN_URL = re.compile(
+    USER_IN_URL.pattern + r"|://\S*[?&](X-Amz-(Signature|Credential|Security-Token)|Signature|sig)=", re.I
+)
 
 
 def secrets() -> dict[str, str]:
