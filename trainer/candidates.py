@@ -69,7 +69,8 @@ class CandidateReader:
         In training step `number` a share of the items has the row for unknown ones, the same on all workers.
         """
         further = self._further(batch, number)
-        item_C = torch.cat([item_C, *further.items])
+        if further.items:
+            item_C = torch.cat([item_C, *further.items])
         row_C = self.rows(item_C)
         if number is not None and self.cold_share:
             row_C = row_C.masked_fill(chosen(row_C, self.cold_share, self.seed, number), UNKNOWN)
