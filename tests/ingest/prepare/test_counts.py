@@ -35,6 +35,13 @@ def targets_of(out: Path, manifest: Manifest) -> list[tuple[dict[str, Any], int]
     return [(row, place) for row in rows for place in range(len(row["item"]) - row["targets"], len(row["item"]))]
 
 
+def rarely_known(folder: Path, split: str, log: tuple[Any, Any], more: dict[str, int]) -> tuple[Path, Manifest]:
+    """A log prepared so that training knows some of its items alone: where, and the manifest."""
+    write_log(folder, *log, "string")
+    out = folder / "out"
+    return out, prepare(config_for(folder, split, min_item_count=4, **more), str(out), lambda _: None)
+
+
 def steps_of(row: dict[str, Any]) -> list[tuple[int, int, int]]:
     """Each item, when the next one was taken, and that one."""
     return list(zip(row["item"][:-1], row["time"][1:], row["item"][1:], strict=True))
@@ -74,9 +81,7 @@ def test_majority_labels_are_those_of_the_training_targets(
 @pytest.mark.parametrize("more", [{}, PARTITIONS], ids=["one partition", "several"])
 @pytest.mark.parametrize("seed", range(3))
 def test_transitions_are_the_known_pairs_of_training(tmp_path: Path, seed: int, more: dict[str, int]) -> None:
-    write_log(tmp_path, *random_log(seed, "string"), "string")
-    out = tmp_path / "out"
-    manifest = prepare(config_for(tmp_path, "leave_one_out", min_item_count=4, **more), str(out), lambda _: None)
+    out, manifest = rarely_known(tmp_path, "leave_one_out", random_log(seed, "string"), more)
     pairs = Counter((row["item"][place - 1], row["item"][place]) for row, place in targets_of(out, manifest))
     known = range(2, manifest.items)
     expected = sorted((*pair, count) for pair, count in pairs.items() if pair[0] in known and pair[1] in known)
@@ -93,13 +98,11 @@ def test_transitions_are_the_known_pairs_of_training(tmp_path: Path, seed: int, 
 def test_activity_is_the_events_of_each_item_and_bucket(tmp_path: Path, split: str, more: dict[str, int]) -> None:
     """Of all items, whether training knows them or not."""
     events, items = random_log(1, "string")
-    write_log(tmp_path, events, items, "string")
-    out, config = tmp_path / "out", config_for(tmp_path, split, min_item_count=4, **more)
-    manifest = prepare(config, str(out), lambda _: None)
+    out, manifest = rarely_known(tmp_path, split, (events, items), more)
     index = {row["value"]: row["index"] for row in pq.read_table(out / "vocab/item.parquet").to_pylist()}
     total, training = (
         Counter((index[row["item_id"]], row["timestamp"] // BUCKET) for row in rows)
-        for rows in (events, split_reference(config, events)[0])
+        for rows in (events, split_reference(config_for(tmp_path, split), events)[0])
     )
     assert any(item >= manifest.items for item, _ in total)
     found = np.concatenate([np.stack(part) for part in read_activity(str(out))], axis=1)
@@ -113,10 +116,7 @@ def test_activity_is_the_events_of_each_item_and_bucket(tmp_path: Path, split: s
 @pytest.mark.parametrize("split", SPLITS)
 def test_successions_are_all_pairs_of_a_users_events(tmp_path: Path, split: str, more: dict[str, int]) -> None:
     """Of all items, whether training knows them or not; those of training are told."""
-    events, items = random_log(1, "string")
-    write_log(tmp_path, events, items, "string")
-    out, config = tmp_path / "out", config_for(tmp_path, split, min_item_count=4, **more)
-    manifest = prepare(config, str(out), lambda _: None)
+    out, manifest = rarely_known(tmp_path, split, random_log(1, "string"), more)
     whole = [row for name in ("test", "rest") for row in read_rows(out, manifest, name)]
     training = Counter(pair for row in read_rows(out, manifest, "train") for pair in steps_of(row))
     every = Counter(pair for row in whole for pair in steps_of(row))
@@ -131,10 +131,7 @@ def test_successions_are_all_pairs_of_a_users_events(tmp_path: Path, split: str,
 
 @pytest.mark.parametrize("total", [False, True])
 def test_the_newest_successions_are_those_before_the_request(tmp_path: Path, total: bool) -> None:
-    events, items = random_log(2, "string")
-    write_log(tmp_path, events, items, "string")
-    out = tmp_path / "out"
-    manifest = prepare(config_for(tmp_path, "leave_one_out", min_item_count=4), str(out), lambda _: None)
+    out, manifest = rarely_known(tmp_path, "leave_one_out", random_log(2, "string"), {})
     pairs = [
         (before, time, after)
         for name in (("test", "rest") if total else ("train",))
