@@ -86,8 +86,8 @@ def spill_successions(
 
 
 def _spill(job: Job, name: str, partition: int, frame: pl.DataFrame, ranges: list[int]) -> None:
-    first = KEYS.get(name, BY)[0]
-    counted = _ordered(frame, name)
+    first = KEYS.get(name, BY)[0]  # merging orders by the rest
+    counted = frame.sort(first) if name == "successions" else _summed(frame, name)
     begins = counted[first].search_sorted(pl.Series(ranges, dtype=pl.Int32)).to_list()
     table = counted.to_arrow()
     with open_file(_spilled(job, name, partition), "wb") as file, new_file(file, table.schema) as writer:
