@@ -83,7 +83,7 @@ class NeuralScorer:
             facts = step.candidates.facts(item_N)
             found = step.recommender.tables.rows({ITEM: step.candidates.rows(item_N), **facts.attributes})
             vectors_ND = self.parts.vectors(found.pop(ITEM), found)
-            parts.append(self.parts.columns(vectors_ND, self.parts.labels(facts.labels, len(item_N)), None))
+            parts.append(self.parts.columns(vectors_ND, self.parts.labels(facts.labels, len(item_N))))
             if facts.day_C is not None:
                 days.append(facts.day_C)
         return torch.cat(parts), torch.cat(days) if days else None

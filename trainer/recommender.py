@@ -41,6 +41,8 @@ class Prediction:
     attention_QM: Tensor | None
     pointed: Pointed | None = None
     """What the scores know besides, for the loss."""
+    adds_C: Tensor | None = None
+    """Which of the query's columns beyond theirs each candidate's score gains."""
 
 
 class Recommender(nn.Module):
@@ -102,10 +104,11 @@ class Recommender(nn.Module):
             query += [torch.cat([candidates.logit_QW for _, candidates in pointed], dim=1)]
         return Prediction(
             tuple(query),
-            scores.columns(candidates_CD, label_CL, day_C),
+            scores.columns(candidates_CD, label_CL),
             {name: logits.index_select(0, at).float() for name, logits in output.intents.items()},
             None if output.attention_TM is None else output.attention_TM.index_select(0, at),
             joined([sums for sums, _ in pointed]),
+            day_C,
         )
 
 

@@ -126,14 +126,16 @@ class Step:
         prediction = self._predicted(batch, self.slice_v, number)
         rows_vD, row_Q = prediction.candidates_CD, self.spread.rows(batch.in_table(batch.target_Q))
         weight_Q = self.item_weights(batch)
-        item = full_softmax(prediction.query[0], rows_vD, row_Q, weight_Q, self.first, self.scores, prediction.pointed)
+        query_QX, pointed, adds_v = prediction.query[0], prediction.pointed, prediction.adds_C
+        item = full_softmax(query_QX, rows_vD, row_Q, weight_Q, self.first, self.scores, pointed, adds_v)
         return prediction, item
 
     def _sampled(self, batch: Batch, number: int) -> tuple[Prediction, Tensor]:
         target_Q = batch.in_table(batch.target_Q)
         negatives = self.sampler(number, gather_rows(target_Q)[0] if self.sampler.needs_targets else target_Q)
         prediction = self._predicted(batch, torch.cat([target_Q, negatives.item_N]), number)
-        positive_QD, negative_ND = prediction.candidates_CD.split([len(target_Q), len(negatives.item_N)])
+        sizes, adds_C = [len(target_Q), len(negatives.item_N)], prediction.adds_C
+        positive_QD, negative_ND = prediction.candidates_CD.split(sizes)
         item = sampled_softmax(
             prediction.query[0],
             positive_QD,
@@ -143,6 +145,7 @@ class Step:
             self.item_weights(batch),
             self.scores,
             prediction.pointed,
+            None if adds_C is None else adds_C.split(sizes),
         )
         return prediction, item
 

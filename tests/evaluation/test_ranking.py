@@ -140,14 +140,17 @@ def test_ranking_scores_items_as_training_does(data: Data, knows: list[str]) -> 
     torch.manual_seed(5)
     for parameter in step.recommender.scores.parameters():
         torch.nn.init.normal_(parameter)
-    batch, rows = data.batch(range(9)), CatalogueSlice(data.manifest.items, data.manifest.catalogue, Worker())
+    batch, part = data.batch(range(9)), CatalogueSlice(data.manifest.items, data.manifest.catalogue, Worker())
     with torch.no_grad():
         scorer = NeuralScorer(step, rows_at_once=7)
         scores = scorer.scores(scorer.predict(batch).query)
-        items = scorer.row_to_item(rows.rows[: scores.shape[1]])
+        items = scorer.row_to_item(part.rows[: scores.shape[1]])
         trained = step.recommender(batch, *step.candidates.of(batch, items, None))
-    assert scores.shape[1] == (len(rows) if "attributes" in knows else rows.known)
-    expected = trained.query[0] @ trained.candidates_CD.T
+    assert scores.shape[1] == (len(part) if "attributes" in knows else part.known)
+    rows = trained.candidates_CD
+    if trained.adds_C is not None:
+        rows = torch.cat([rows, torch.eye(trained.query[0].shape[1] - rows.shape[1])[trained.adds_C]], dim=1)
+    expected = trained.query[0] @ rows.T
     torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-4)
     assert (scores.std(dim=1) > 0.1).all()
 

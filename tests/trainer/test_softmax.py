@@ -319,6 +319,52 @@ def test_two_slices_and_what_is_pointed_at_are_one_softmax(case: Case, workers: 
     torch.testing.assert_close(sum(on_threads(workers, share)), weight @ expected.detach())
 
 
+@pytest.mark.parametrize("scores", [1, 3 * (V - 2), 70, 10_000])
+@pytest.mark.parametrize("kind", ["full", "sampled"])
+def test_a_column_that_is_added_is_one_of_a_one_hot_row(case: Case, kind: str, scores: int) -> None:
+    """The same loss and gradients as with longer rows, also for targets without a row, which candidates give."""
+    _, items, target, weight = case
+    generator = torch.Generator().manual_seed(6)
+    query = torch.randn(Q, D + 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    adds = torch.randint(0, 5, (V,), generator=generator)
+    logit, hit = pointed_case(target)
+    row = target.clone()
+    row[:4] = 1
+    weight = weight * ((row > 1) | (hit & logit.isfinite()).any(dim=1))
+    wide, pointed = torch.cat([items, torch.eye(5).double()[adds]], dim=1), Pointed(*sum_exp(logit, hit))
+    negatives = Negatives(torch.tensor([2, 4, 9, 11]), torch.tensor([0.3, -0.2, 0.1, 0.0]))
+    if kind == "sampled":
+        item = negatives.item_N
+        ours = sampled_softmax(
+            query, items[row], items[item], row, negatives, weight, scores, pointed, (adds[row], adds[item])
+        )
+        theirs = sampled_softmax(query, wide[row], wide[item], row, negatives, weight, scores, pointed)
+    else:
+        ours = full_softmax(query, items[2:], row, weight, 2, scores, pointed, adds[2:])
+        theirs = full_softmax(query, wide[2:], row, weight, 2, scores, pointed)
+    torch.testing.assert_close(ours, theirs)
+    pairs = zip(
+        *(torch.autograd.grad(loss, (query, items, logit), retain_graph=True) for loss in (ours, theirs)), strict=True
+    )
+    for a, b in pairs:
+        torch.testing.assert_close(a, b)
+
+
+def test_slices_add_columns_of_all_queries(case: Case) -> None:
+    _, items, target, weight = (part.detach() for part in case)
+    generator = torch.Generator().manual_seed(6)
+    query, adds = torch.randn(Q, D + 5, generator=generator).double(), torch.randint(0, 5, (V,), generator=generator)
+
+    def share(worker: Worker) -> Tensor:
+        begin, end = own_rows(V, worker.rank, worker.workers)
+        own, first = slice(*own_rows(Q, worker.rank, worker.workers)), max(begin, 2)
+        part = items[first:end], target[own], weight[own], first, 30
+        return full_softmax(query[own], *part, adds_v=adds[first:end])
+
+    wide = torch.cat([items, torch.eye(5).double()[adds]], dim=1)
+    torch.testing.assert_close(sum(on_threads(3, share)), dense_full(query, wide, target, weight))
+
+
 def test_two_workers_give_pointers_their_gradients(case: Case, two_workers: TwoWorkers) -> None:
     """The gradients of queries, rows and logits on two workers are those of one."""
     query, items, target, weight = case

@@ -4,8 +4,8 @@
 
 A candidate's logit gains u_q[bin of its age], u linear in the model's query; where intents act, also w log p of the
 age's label. A step function of (day of the request - day of the item) is a product: of the query's part, u_q at (day of
-the request - s) for each day s, and the candidate's, its day as one-hot. So ages are further columns of queries and
-candidates, and softmax, sampling and sharded ranking have nothing to know of them.
+the request - s) for each day s, and the candidate's, its day as one-hot. So ages are further columns of queries, of
+which each candidate's score gains the one of its day (`trainer.softmax`).
 
 The item's date is that of the first `elapsed` feature of items; one without a date is as old as any.
 """
@@ -16,7 +16,6 @@ from bisect import bisect_right
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ingest.data.items import ItemTable
@@ -86,7 +85,3 @@ class AgeScores(nn.Module):
         age_QS = self.calendar.of(time_Q)[:, None] - torch.arange(self.calendar.days, device=time_Q.device)
         found: Tensor = score_QA.gather(1, torch.bucketize(age_QS, edge_E, right=True))
         return found
-
-    def columns(self, day_C: Tensor) -> Tensor:
-        """The candidates' days, one-hot: [C, S]."""
-        return F.one_hot(day_C, self.calendar.days).float()

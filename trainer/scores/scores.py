@@ -101,14 +101,9 @@ class Scores(nn.Module):
             return None
         return self.intents.acting(log_p_NL, label_XL, part)
 
-    def columns(self, vectors_CD: Tensor, label_CL: Tensor | None, day_C: Tensor | None) -> Tensor:
-        """The candidates as their scores take them, [C, X]; without their days the last columns are left out."""
-        parts = [vectors_CD]
-        if label_CL is not None:
-            parts.append(label_CL.to(vectors_CD.dtype))
-        if self.ages is not None and day_C is not None:
-            parts.append(self.ages.columns(day_C).to(vectors_CD.dtype))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+    def columns(self, vectors_CD: Tensor, label_CL: Tensor | None) -> Tensor:
+        """The candidates as they are multiplied with queries, [C, X]: of ages, only the day's column is added."""
+        return vectors_CD if label_CL is None else torch.cat([vectors_CD, label_CL.to(vectors_CD.dtype)], dim=1)
 
     def asked(self, query_QD: Tensor, time_Q: Tensor, log_p_QL: Tensor | None) -> Tensor:
         """The queries to match, [Q, X]; `time_Q`: of the requests; `log_p_QL`: of all intents' labels."""
