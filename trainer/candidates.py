@@ -18,7 +18,6 @@ from ingest.data.items import ItemTable
 from ingest.data.manifest import Manifest
 from ingest.data.moments import Snapshots, take_snapshots
 from ingest.data.successions import Successions
-from ingest.durations import parse_duration
 from ingest.features.feature import FIRST_VALUE, UNKNOWN
 from trainer.models.registry import NeuralConfig
 from trainer.scores.ages import Dates
@@ -87,15 +86,12 @@ class CandidateReader:
         return Facts(values if self.with_attributes else {}, labels, self.dates.of(item_C) if self.dates else None)
 
     def _further(self, batch: Batch, number: int | None) -> Further:
-        """Training counts training events, up to a time before the requests; what is live counts all of them."""
+        """Training counts training events; what is live counts those of all splits."""
         if not (self.recent or self.transitions):
             return Further()
         at_Q = batch.target_position_Q
-        time_Q, lag, settings = batch.request_time_T[at_Q], 0, self.settings
-        if number is not None and settings.lag is not None:
-            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + number) % 2**63)
-            lag = int(torch.rand((), generator=generator, dtype=torch.float64) * parse_duration(settings.lag))
-        until_Q, total = time_Q - lag, number is None and settings.live
+        time_Q, settings = batch.request_time_T[at_Q], self.settings
+        until_Q, total = settings.updated(time_Q, self.manifest.begins), number is None and settings.live
         if number is None and not settings.live:
             frozen_Q = self.manifest.frozen_until(time_Q.cpu().numpy())
             if frozen_Q is not None:

@@ -1,4 +1,4 @@
-"""What a model knows around a request: live up to it, frozen up to where the split begins, in training up to a lag."""
+"""What a model knows around a request: live up to it, frozen up to where the split begins, or up to an update."""
 
 from __future__ import annotations
 
@@ -71,29 +71,30 @@ def test_what_is_known_ends_with_the_request_or_with_the_split(in_time: Data, sp
     assert followed > 100
 
 
-def test_training_knows_training_events_up_to_a_lag(in_time: Data) -> None:
-    moments = MomentsConfig(step="30m", transitions=500, live=True, lag="1d")
+@pytest.mark.parametrize("number", [None, 0], ids=["live", "training"])
+def test_counts_are_updated_from_time_to_time(in_time: Data, number: int | None) -> None:
+    """The last update is at most a period before the request, and one of them is where the test split begins."""
+    moments = MomentsConfig(step="30m", transitions=500, refresh="1d")
     model = MODEL.model_copy(update={"knows": ["transitions"], "moments": moments})
     reader = CandidateReader(model, train_config(), in_time.manifest, Worker(), in_time.known)
     rows = list(histories_of(in_time.url))
+    begin = max(time for row in rows for _, time, _ in row) - parse_duration("3d") + 1
+    updates = [begin + day * parse_duration("1d") for day in range(-100, 4)]
     batch = in_time.batch(range(len(in_time.rows)))
-    time_Q = batch.request_time_T[batch.target_position_Q]
-    last_Q = batch.past_T[batch.target_position_Q]
-    lags = set()
-    for number in range(4):
-        _, _, further = reader.of(batch, batch.target_Q[:0], number)
-        assert further.followers is not None
-        youngest = torch.where(further.followers.place_QR > 0, further.followers.age_QR, 10**15).min()
-        lag = int(youngest)
-        assert lag < parse_duration("1d") + HOUR * 24
-        for q, (time, before) in enumerate(zip(time_Q.tolist(), last_Q.tolist(), strict=True)):
-            found = further.followers.item_U[further.followers.place_QR[q]]
-            known = [
-                after
-                for row in rows
-                for (item, _, _), (after, t, training) in itertools.pairwise(row)
-                if training and item == before and t <= time - lag and before >= FIRST_VALUE and after >= FIRST_VALUE
-            ]
-            assert sorted(found[found > 0].tolist()) == sorted(known)
-        lags.add(lag)
-    assert len(lags) > 1
+    time_Q, last_Q = (values[batch.target_position_Q] for values in (batch.request_time_T, batch.past_T))
+    _, _, further = reader.of(batch, batch.target_Q[:0], number)
+    assert further.followers is not None
+    fresh, listed = 0, 0
+    for q, (time, before) in enumerate(zip(time_Q.tolist(), last_Q.tolist(), strict=True)):
+        until = max(update for update in updates if update <= time)
+        found = further.followers.item_U[further.followers.place_QR[q]]
+        after_times = [
+            (after, t)
+            for row in rows
+            for (item, _, _), (after, t, training) in itertools.pairwise(row)
+            if (training or number is None) and item == before and t < time and min(before, after) >= FIRST_VALUE
+        ]
+        known = [after for after, t in after_times if t < until]
+        assert sorted(found[found > 0].tolist()) == sorted(known)
+        fresh, listed = fresh + len(after_times) - len(known), listed + len(known)
+    assert min(fresh, listed) > 100

@@ -201,7 +201,7 @@ def test_a_model_that_does_not_fit_is_refused(model: NeuralConfig, unit: str, me
         ({"knows": ["history", "history"]}, "takes each part once, got history, history"),
         ({"knows": ["future"]}, "'request', 'history', 'attributes', 'recent', 'transitions', 'age' or 'intents'"),
         ({"moments": {"step": "7m"}}, "takes a multiple of 5m, such as 15m or 1d"),
-        ({"moments": {"lag": "0m"}}, "takes a multiple of 5m, such as 15m or 1d"),
+        ({"moments": {"refresh": "0m"}}, "takes a multiple of 5m, such as 15m or 1d"),
         ({"moments": {"items": 0}}, "greater than or equal to 1"),
         ({"cold_share": 1.1}, "less than or equal to 1"),
         ({"intents": ["action", "action"]}, "takes each intent once, got action, action"),

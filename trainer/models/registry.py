@@ -7,6 +7,7 @@ the kind; a module of the user's own registers its kinds when it is imported. Im
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import AfterValidator, Field, field_validator
@@ -20,7 +21,7 @@ from ingest.settings import Kinded, Settings
 from trainer.train_config import TrainConfig
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from ingest.data.manifest import Manifest
 
@@ -51,12 +52,12 @@ class MomentsConfig(Settings):
     """Whether evaluating and recommending count the events of all splits up to the request, as a service that counts
     all the time; else the counts end where the split that is evaluated begins, or, if splits are no points in time,
     with the training data."""
+    refresh: str | None = None
+    """Time between two updates of all counts, in training as later: a request knows what came before the last one. One
+    of them is where the test split begins, or, if splits are no points in time, in 1970. By default there is one at
+    every request. A model that is not `live` learns so what counts say that have ended."""
 
-    lag: str | None = None
-    """In a training step all counts end some time before the requests, drawn anew up to this span: so a model learns
-    what counts that have ended say later, which it needs where they are not `live`."""
-
-    @field_validator("step", "lag")
+    @field_validator("step", "refresh")
     @classmethod
     def _of_buckets(cls, value: str | None) -> str | None:
         return None if value is None else of_buckets(value)
@@ -65,6 +66,12 @@ class MomentsConfig(Settings):
     def milliseconds(self) -> int:
         """Of a step."""
         return parse_duration(self.step)
+
+    def updated(self, time_Q: Tensor, begins: Mapping[Any, int]) -> Tensor:
+        """The last update before each request, all in milliseconds. `begins`: of the splits that are points in time."""
+        if self.refresh is None:
+            return time_Q
+        return time_Q - (time_Q - begins.get("test", 0)) % parse_duration(self.refresh)
 
 
 class ModelConfig(Kinded):

@@ -10,8 +10,8 @@ The logit of place j for what comes after place k (pointer networks, arXiv 1506.
 How far back is counted in different items, for an item's last place: the stack distance, by which a list of one's own
 items is ordered; for its places before that, in places. q, u, v and g are linear in the model's query h_k, so that a
 session's intent decides whether, and how far back, people return. The key m_j is made of the features of place j (the
-item, the action, the seconds watched ...) and of how often the item has been taken there, by a linear layer and by one
-hidden layer beside it, so that a series of ten episodes can be over after ten; and of h_(j-1): what had been expected
+item, the action, the seconds watched ...) by a linear layer, and by a hidden layer of that and of how often the item
+has been taken there, so that a series of ten episodes can be over after ten; and of h_(j-1): what had been expected
 there, so that a place is found that was reached from a state like today's.
 
 What is copied is a place, not a row of a table: an item that the vocabulary lacks is copied like any other.
@@ -49,9 +49,7 @@ class HistoryPointer(nn.Module):
         self.query = nn.Linear(dimension, sum(self.sizes))
         self.key = nn.Linear(width, dimension)
         self.often = nn.Embedding(self.back, dimension)
-        self.mixed = nn.Sequential(
-            nn.Linear(width + dimension, 2 * dimension), nn.GELU(), nn.Linear(2 * dimension, dimension)
-        )
+        self.mixed = nn.Sequential(nn.Linear(dimension, 2 * dimension), nn.GELU(), nn.Linear(2 * dimension, dimension))
         self.before = nn.Linear(dimension, dimension, bias=False)
         with torch.no_grad():
             _, back_weight, gap_weight, gate_weight = self.query.weight.split(self.sizes)
@@ -76,8 +74,8 @@ class HistoryPointer(nn.Module):
         first_T1 = (batch.position_T == 0)[:, None]
         before_TD = torch.cat([query_TD[:1], query_TD[:-1]]).masked_fill(first_T1, 0)
         often_TD = self.often(self._bucket_of(times_before(batch)))
-        mixed_TD = self.mixed(torch.cat([features_TX, often_TD], dim=1))
-        key_TD = self.key(features_TX) + mixed_TD + self.before(before_TD)
+        place_TD = self.key(features_TX)
+        key_TD = place_TD + self.mixed(place_TD + often_TD) + self.before(before_TD)
         if acting is not None:  # labels are products, too: further columns of the query and of the key
             asked_TX = asked_TX + acting.gates(asked_TX.shape[1], own=-1, same=self.dimension)
             asked_TX = torch.cat([acting.asked_NL * math.sqrt(self.dimension), asked_TX], dim=1)

@@ -54,7 +54,7 @@ def expected(
                 before = query[token + j - 1] if j else torch.zeros(D)
                 earlier = batch.past_T[token : token + j].tolist().count(int(batch.past_T[token + j]))
                 often = history.often.weight[int(BACK * math.log2(earlier + 1))]
-                mixed = history.mixed(torch.cat([features[token + j], often]))
+                mixed = history.mixed(key[token + j] + often)
                 m = key[token + j] + mixed + history.before.weight @ before
                 passed = max(int(now - batch.time_T[token + j]), 0)
                 after = batch.past_T[token + j + 1 : token + k + 1].tolist()
