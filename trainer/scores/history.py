@@ -1,7 +1,7 @@
 """Copying from the history: every place of the user's past is a candidate, so its item can be taken again.
 
     T  tokens     Q  targets     D  dimension     W  places of a target's history, padded
-    b  sequences of a group (`trainer.attention.Layout`)     L  the longest of them
+    b  sequences of a group (`trainer.attention.Layout`)     L  the longest of them     P  places that are asked for
 
 The logit of place j for what comes after place k (pointer networks, arXiv 1506.03134; RepeatNet, arXiv 1812.02646):
 
@@ -89,55 +89,69 @@ class HistoryPointer(nn.Module):
         sums, lists, begin = [], [], 0
         for (asked_bLX,), (key_bLD,), (numbers_bL4,) in groups:
             item_bL, target_bL, time_bL, now_bL = numbers_bL4.unbind(2)
-            logit_bLL = self._logits(asked_bLX, key_bLD, item_bL, now_bL[:, :, None] - time_bL[:, None])
-            if listed:
-                size, longest = item_bL.shape
-                row_q = place_Q[(place_Q >= begin) & (place_Q < begin + size * longest)] - begin
-                logit_qL = logit_bLL.flatten(0, 1)[row_q]
-                item_qL = item_bL[row_q // longest].masked_fill(logit_qL == -torch.inf, PADDING)
-                lists.append(Candidates(item_qL, logit_qL).padded(self.max_length))
-                begin += size * longest
-            sums.append(
-                [part_bL.flatten() for part_bL in sum_exp(logit_bLL, target_bL[:, :, None] == item_bL[:, None])]
-            )
+            size, longest = item_bL.shape
+            if not listed:  # most places are targets' then
+                at_bP = torch.arange(longest, device=item_bL.device)[None]
+                logit_bPL = self._logits(asked_bLX, key_bLD, item_bL, now_bL[:, :, None] - time_bL[:, None], at_bP)
+                found = sum_exp(logit_bPL, target_bL[:, :, None] == item_bL[:, None])
+                sums.append([part_bL.flatten() for part_bL in found])
+                continue
+            place_q = place_Q[(place_Q >= begin) & (place_Q < begin + size * longest)] - begin
+            begin += size * longest
+            at_bP, row_q = _rows(place_q, size, longest)
+            asked_bPX = asked_bLX.take_along_dim(at_bP[:, :, None], 1)
+            gap_bPL = now_bL.gather(1, at_bP)[:, :, None] - time_bL[:, None]
+            logit_qL = self._logits(asked_bPX, key_bLD, item_bL, gap_bPL, at_bP).flatten(0, 1)[row_q]
+            item_qL = item_bL[place_q // longest].masked_fill(logit_qL == -torch.inf, PADDING)
+            sums.append(list(sum_exp(logit_qL, target_bL.flatten()[place_q, None] == item_qL)))
+            lists.append(Candidates(item_qL, logit_qL).padded(self.max_length))
         all_P, target_P = (torch.cat(parts) for parts in zip(*sums, strict=True))
-        pointed = Pointed(all_P.index_select(0, place_Q), target_P.index_select(0, place_Q))
         if not listed:
-            return pointed, None
-        return pointed, Candidates(
+            return Pointed(all_P.index_select(0, place_Q), target_P.index_select(0, place_Q)), None
+        return Pointed(all_P, target_P), Candidates(
             torch.cat([part.item_QW for part in lists]), torch.cat([part.logit_QW for part in lists])
         )
 
-    def _logits(self, asked_bLX: Tensor, key_bLD: Tensor, item_bL: Tensor, gap_bLL: Tensor) -> Tensor:
-        """The logit of each place (last) for what comes after each place, -inf for the places after it."""
-        query_bLD, back_bLX, gap_bLG, gate_bL1 = asked_bLX.split([key_bLD.shape[2], *self.sizes[1:]], dim=2)
-        longest, device = item_bL.shape[1], item_bL.device
-        logit_bLL = torch.baddbmm(gate_bL1, query_bLD, key_bLD.mT, alpha=1 / math.sqrt(self.dimension)).float()
-        place_L = torch.arange(longest, device=device)
-        logit_bLL = logit_bLL + back_bLX.gather(2, self._how_far_back(item_bL))
-        logit_bLL = logit_bLL + gap_bLG.gather(2, time_bucket(gap_bLL))
-        hidden_bLL = (place_L[:, None] < place_L) | (item_bL < FIRST_VALUE)[:, None]
-        return logit_bLL.masked_fill(hidden_bLL, -torch.inf)
+    def _logits(self, asked_bPX: Tensor, key_bLD: Tensor, item_bL: Tensor, gap_bPL: Tensor, at_bP: Tensor) -> Tensor:
+        """The logit of each place (last) for what comes after each of the places `at_bP`, -inf for those after it."""
+        query_bPD, back_bPX, gap_bPG, gate_bP1 = asked_bPX.split([key_bLD.shape[2], *self.sizes[1:]], dim=2)
+        logit_bPL = torch.baddbmm(gate_bP1, query_bPD, key_bLD.mT, alpha=1 / math.sqrt(self.dimension)).float()
+        place_L = torch.arange(item_bL.shape[1], device=item_bL.device)
+        logit_bPL = logit_bPL + back_bPX.gather(2, self._how_far_back(item_bL, at_bP))
+        logit_bPL = logit_bPL + gap_bPG.gather(2, time_bucket(gap_bPL))
+        hidden_bPL = (at_bP[:, :, None] < place_L) | (item_bL < FIRST_VALUE)[:, None]
+        return logit_bPL.masked_fill(hidden_bPL, -torch.inf)
 
-    def _how_far_back(self, item_bL: Tensor) -> Tensor:
-        """The bucket of each place (last) as seen from each place; any one for those after it."""
+    def _how_far_back(self, item_bL: Tensor, at_bP: Tensor) -> Tensor:
+        """The bucket of each place (last) as seen from the places `at_bP`; any one for those after them."""
         longest, device = item_bL.shape[1], item_bL.device
-        place_L = torch.arange(longest, device=device)
+        place_L, at_bP1 = torch.arange(longest, device=device), at_bP[:, :, None]
         bucket_L = self._bucket_of(place_L)
         item_sorted_bL, order_bL = item_bL.sort(dim=1, stable=True)
         same_bL = torch.nn.functional.pad(item_sorted_bL[:, 1:] == item_sorted_bL[:, :-1], (0, 1))
         next_bL = torch.where(same_bL, order_bL.roll(-1, dims=1), longest)
         again_bL = torch.empty_like(order_bL).scatter_(1, order_bL, next_bL)  # the next place of the same item
-        last_bLL = (again_bL[:, None] > place_L[:, None]) & (place_L <= place_L[:, None])
-        count_bLL = last_bLL.cumsum(dim=2, dtype=torch.int32)
-        items_bLL = count_bLL[:, :, -1:] - count_bLL  # different items after each place
-        ago_LL = (place_L[:, None] - place_L).clamp_(min=0)
-        return torch.where(last_bLL, bucket_L[items_bLL], bucket_L[ago_LL] + self.back)
+        last_bPL = (again_bL[:, None] > at_bP1) & (place_L <= at_bP1)
+        count_bPL = last_bPL.cumsum(dim=2, dtype=torch.int32)
+        items_bPL = count_bPL[:, :, -1:] - count_bPL  # different items after each place
+        ago_bPL = (at_bP1 - place_L).clamp_(min=0)
+        return torch.where(last_bPL, bucket_L[items_bPL], bucket_L[ago_bPL] + self.back)
 
     @staticmethod
     def _bucket_of(count_N: Tensor) -> Tensor:
         """`BACK` buckets for each doubling of the count and one, from 0 to `back` - 1."""
         return ((count_N + 1).double().log2() * BACK).long()
+
+
+def _rows(place_q: Tensor, sequences: int, longest: int) -> tuple[Tensor, Tensor]:
+    """The places that are asked for in each of a group's sequences, padded: [b, P]; and where each is among them."""
+    sequence_q = place_q // longest
+    count_b = torch.bincount(sequence_q, minlength=sequences)
+    nth_q = torch.arange(len(place_q), device=place_q.device) - (count_b.cumsum(0) - count_b)[sequence_q]
+    most = int(count_b.max())
+    row_q = sequence_q * most + nth_q
+    at_bP = place_q.new_zeros(sequences * most).index_copy_(0, row_q, place_q % longest)
+    return at_bP.view(sequences, most), row_q
 
 
 def times_before(batch: Batch) -> Tensor:
