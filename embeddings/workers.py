@@ -41,6 +41,12 @@ class Worker:
     def first(self) -> bool:
         return self.rank == 0
 
+    @functools.cached_property
+    def host_group(self) -> dist.ProcessGroup | None:
+        """The group that exchanges numbers in the machine's memory, which all workers make at the same time; None for
+        the default one, where that is not a GPU's."""
+        return dist.new_group(backend="gloo") if self.device.type == "cuda" else None
+
     @contextmanager
     def progress(self, total: int, description: str) -> Iterator[Any]:
         """A progress bar over `total` users while the block runs; None without users, and but for the first worker."""
@@ -133,12 +139,22 @@ def lockstep_batches(
 ) -> Iterator[tuple[B, list[float]]]:
     """This worker's batches, then `empty` until every worker is through; with each the sums of `counts` over all.
 
-    So workers with uneven data take the same number of steps. It costs one exchange of `counts(batch)`, [n], a step.
+    So workers with uneven data take the same number of steps. The next batch is read, and its `counts(batch)`, [n] on
+    the CPU, are on their way, while one is used: what they say of anything else is a step old.
     """
-    while True:
+
+    def read() -> tuple[B | None, Tensor, Any]:
         batch = next(batches, None)
-        own = counts(empty if batch is None else batch).to(worker.device, torch.float64)
-        active, *sums = total(torch.cat([own.new_tensor([batch is not None]), own])).tolist()
+        own = counts(empty if batch is None else batch).double()
+        sums = torch.cat([own.new_tensor([batch is not None]), own])
+        return batch, sums, dist.all_reduce(sums, group=worker.host_group, async_op=True)
+
+    batch, summed, summing = read()
+    while True:
+        summing.wait()
+        active, *sums = summed.tolist()
         if not active:
             return
-        yield empty if batch is None else batch, sums
+        now = empty if batch is None else batch
+        batch, summed, summing = read()
+        yield now, sums

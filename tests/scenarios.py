@@ -116,7 +116,7 @@ def take(step: Any, data: Data, worker: Worker, number: int) -> tuple[float, flo
     whole = step.asking(partly_unknown(data.batch([row for part in parts for row in part])), 0)
     batch = whole if worker.workers == 1 else step.asking(partly_unknown(data.batch(parts[worker.rank])), 0)
     losses, norm = step.train(batch, number, step.weights_of(whole).tolist())
-    return float(total(losses.item)) + sum(float(total(value)) for value in losses.intents.values()), norm
+    return float(total(losses.item)) + sum(float(total(value)) for value in losses.intents.values()), float(norm)
 
 
 def held(step: Step) -> tuple[int, int]:
@@ -195,7 +195,7 @@ def unknown_targets(data: Data, folder: Path, worker: Worker, loss: dict[str, An
     unknown = replace(batch, target_Q=torch.ones_like(batch.target_Q))
     losses, norm = step.train(unknown, 0, (0.0, worker.workers * float(batch.weight_Q.sum())))
     after = weights(step)
-    return float(losses.item), norm, all(torch.equal(after[name], value) for name, value in before.items())
+    return float(losses.item), float(norm), all(torch.equal(after[name], value) for name, value in before.items())
 
 
 def save(data: Data, folder: Path, worker: Worker) -> list[dict[str, Any]]:

@@ -61,6 +61,8 @@ class Checkpoints(Markers):
         self.settings, self.worker = settings, worker
         self.token: str | None = None
         self.saves = 0
+        self.tasks = 0
+        """Begun so far, in all saves: two each, the pieces and the marker."""
         self.saving: Saving | None = None
         self.last_save = time.monotonic()
         self.buffers: Buffers | None = None
@@ -94,7 +96,7 @@ class Checkpoints(Markers):
                 copied.put(filled)
         finally:
             copied.put(None)
-        self.saving = Saving(name, marker, best, began, task)
+        self.saving, self.tasks = Saving(name, marker, best, began, task), self.tasks + 1
         self.figures["checkpoint/copy(s)"] = time.monotonic() - began
         self.figures["checkpoint/copy(GiB)"] = self.buffers.bytes / GIB
 
@@ -128,14 +130,20 @@ class Checkpoints(Markers):
                 buffers.give_back(left.buffer)
 
     def votes(self) -> list[float]:
-        """Whether this worker is through with its part of the save in flight, has failed in it, and wants the next one.
+        """How many tasks this worker has ended, whether it has failed in one, and the save that it wants next, by its
+        number, or 0. `count` and `wants` take their sums over all workers.
 
-        `count` takes their sums over all workers.
+        Counts, not answers, because the sums may come when there is another task already: they are too few for that.
         """
         task, minutes = self.saving.task if self.saving else None, self.settings.checkpoint_minutes
-        ended, failed = task is not None and task.ended.is_set(), task is not None and task.error is not None
+        ended, failed = task is None or task.ended.is_set(), task is not None and task.error is not None
         late = minutes is not None and time.monotonic() - self.last_save >= 60 * minutes
-        return [float(ended), float(failed), float(self.worker.first and task is None and late)]
+        wanted = self.saves + 1 if self.worker.first and task is None and late else 0
+        return [float(self.tasks if ended else self.tasks - 1), float(failed), float(wanted)]
+
+    def wants(self, wanted: float) -> bool:
+        """Whether the first worker wants the save that is next."""
+        return wanted > self.saves
 
     def count(self, ended: float, failed: float) -> None:
         """Go on with the save in flight where all workers are through with their parts; raise where any has failed."""
@@ -143,7 +151,7 @@ class Checkpoints(Markers):
             return
         if failed:
             raise_together(self.saving.task.error)
-        if ended < self.worker.workers:
+        if ended < self.tasks * self.worker.workers:
             return
         if self.saving.is_whole:
             self.figures["checkpoint/complete(s)"] = time.monotonic() - self.saving.began
@@ -152,6 +160,7 @@ class Checkpoints(Markers):
             return
         finish = partial(self._finish, self.saving) if self.worker.first else lambda: None
         self.saving = replace(self.saving, is_whole=True, task=Background(finish, "checkpoint marker"))
+        self.tasks += 1
 
     def ask(self) -> None:
         """`count` with an exchange of its own, where there is no step to do it."""

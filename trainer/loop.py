@@ -5,7 +5,6 @@ All workers take the same number of steps: one that has run out of data goes on 
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -30,6 +29,7 @@ from trainer.models.registry import NeuralConfig
 from trainer.monitor import Monitor
 from trainer.progress import Progress, identity
 from trainer.step import Step
+from trainer.totals import Totals
 from trainer.train_config import TrainConfig
 
 
@@ -43,6 +43,8 @@ class Validation:
 
 
 Validate = Callable[[Step], Validation]
+Found = tuple[Batch, tuple[Remaining, Tensor]]
+"""A batch, what is left of the epoch after it, and what its losses weigh."""
 
 
 @dataclass(frozen=True)
@@ -118,24 +120,31 @@ class Trainer:
         begins, self.epoch_tokens, first_step = time.perf_counter(), 0, self.progress.step
         began = begins - self.progress.seconds
         users = sum(shard.rows for shard in self.manifest.shards["train"])
-        empty = self.reader.builder.empty().to(self.worker.device), Remaining()
+        nothing = self.reader.builder.empty()
+        empty = nothing.to(self.worker.device), (Remaining(), self.step.weights_of(nothing))
+        self.totals = Totals(self.worker.device, self.progress.losses)
         with self.worker.progress(users, self._caption()) as bar:
-            for (batch, left), sums in lockstep_batches(self._batches(), empty, self.worker, self._counts):
-                *counts, written, failed, late = sums
+            for (batch, (left, _)), sums in lockstep_batches(self._batches(), empty, self.worker, self._counts):
+                *counts, written, failed, wanted = sums
                 self.checkpoints.count(written, failed)
                 self._train_step(batch, counts, bar)
                 self.progress.seconds = time.perf_counter() - began
                 every = self.config.checkpoint_steps
-                if late or (every and self.progress.step % every == 0):
+                if self.checkpoints.wants(wanted) or (every and self.progress.step % every == 0):
                     self._checkpoint(left)
+        self._read_totals()
         trained = time.perf_counter() - begins
         self._end_epoch(began)
         self._tell_epoch(first_step, trained, time.perf_counter() - begins - trained)
 
-    def _batches(self) -> Iterator[tuple[Batch, Remaining]]:
-        """This worker's batches with what is left of the epoch after each."""
+    def _batches(self) -> Iterator[Found]:
+        """This worker's batches on its device, with what is left of the epoch after each, and its weights."""
+        return on_device(self._asked(), self.worker.device)
+
+    def _asked(self) -> Iterator[Found]:
+        """The same on the CPU."""
         position = Position.from_json(self.progress.position) if self.progress.position else None
-        stream = on_device(self.reader.epoch(self.progress.epoch, position), self.worker.device)
+        stream = self.reader.epoch(self.progress.epoch, position)
         while True:
             with self.monitor.waiting_for_data():
                 found = next(stream, None)
@@ -144,17 +153,18 @@ class Trainer:
             batch, left = found
             weighted, weight_Q = self.config.duration_weights, batch.weight_Q
             bounded_Q = weight_Q.clamp(max=self.config.most_weight) if weighted else torch.ones_like(weight_Q)
-            yield self.step.asking(replace(batch, weight_Q=bounded_Q), self.progress.epoch), left
+            batch = self.step.asking(replace(batch, weight_Q=bounded_Q), self.progress.epoch)
+            yield batch, (left, self.step.weights_of(batch))
 
-    def _counts(self, found: tuple[Batch, Remaining]) -> Tensor:
+    def _counts(self, found: Found) -> Tensor:
         """The weights of a batch, its tokens, its users and how checkpoints stand; float64 [7]."""
-        batch, _ = found
-        weights = self.step.weights_of(batch)
+        batch, (_, weights) = found
         tokens = batch.tokens if batch.rows else 0
         return torch.cat([weights, weights.new_tensor([tokens, batch.rows, *self.checkpoints.votes()])])
 
     def _checkpoint(self, left: Remaining) -> None:
         """One inside an epoch, of which this worker has `left` still to come."""
+        self._read_totals()
         self.progress.position = Position(self.progress.epoch, tuple(gather_objects(left.blocks()))).to_json()
         self._gather_skipped()
         self.checkpoints.save(self.step, self.progress, self.identity)
@@ -179,27 +189,30 @@ class Trainer:
         self.progress.step += 1
         self.epoch_tokens += int(tokens)
         self.monitor.count(int(tokens), len(batch.target_Q), batch.rows > 0)
-        names = ["item", *losses.intents]
-        values = total(torch.stack([losses.item, *losses.intents.values()]).double()).tolist()
-        loss = self.step.mean(values[0], sum(values[1:]), weights)
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            self.checkpoints.wait()
-            raise InputError(
-                f"model {self.run.name}: the loss is {loss} and the gradient's norm {norm} "
-                f"at step {self.progress.step} of epoch {self.progress.epoch}, so training stops before anything is "
-                "saved: try a lower train.learning_rate or train.tables.learning_rate"
-            )
-        progress = self.progress
-        progress.losses = {name: progress.losses.get(name, 0.0) + v for name, v in zip(names, values, strict=True)}
-        progress.weights = [sum(pair) for pair in zip(progress.weights, weights, strict=True)]
+        values = total(torch.stack([losses.item, *losses.intents.values()]).double())
+        loss = self.step.mean(values[0], values[1:].sum(), weights)
+        self.totals.add(self.progress.step, ["item", *losses.intents], values, loss, norm)
+        self.progress.weights = [sum(pair) for pair in zip(self.progress.weights, weights, strict=True)]
         if bar is not None:
             bar.update(int(users))
         if self.progress.step % self.config.log_steps == 0:
-            self._log(norm, bar)
+            self._log(bar)
 
-    def _log(self, norm: float, bar: Any) -> None:
+    def _read_totals(self) -> float:
+        """Bring the losses' sums into the progress; the last gradient's norm. Raises where a step was not finite."""
+        self.progress.losses, norm, bad = self.totals.read()
+        if bad is not None:
+            self.checkpoints.wait()
+            raise InputError(
+                f"model {self.run.name}: the loss is {bad.loss} and the gradient's norm {bad.norm} "
+                f"at step {bad.step} of epoch {self.progress.epoch}, so training stops before anything is "
+                "saved: try a lower train.learning_rate or train.tables.learning_rate"
+            )
+        return norm
+
+    def _log(self, bar: Any) -> None:
         """A point of the curve: the mean losses since the one before."""
-        progress = self.progress
+        progress, norm = self.progress, self._read_totals()
         item_weight, weight = (max(value, 1e-12) for value in progress.weights)
         item, *intents = progress.losses.values()
         loss = self.step.mean(item, sum(intents), progress.weights)
@@ -210,6 +223,7 @@ class Trainer:
         throughput = self.monitor.point(progress.step, loss, parts, norm, learning_rate)
         progress.train_curve.append((progress.step, loss))
         progress.losses, progress.weights = {}, [0.0, 0.0]
+        self.totals.restart()
         if bar is not None:
             bar.set_description(self._caption(loss, throughput))
 

@@ -21,7 +21,7 @@ def intent_loss(logits_QL: Tensor, label: Tensor | Lists, weight_Q: Tensor) -> T
     negative: the sum of their -log p divided by their number.
     """
     if isinstance(label, Lists):
-        row_N = torch.repeat_interleave(label.lengths)
+        row_N = torch.repeat_interleave(label.lengths, output_size=len(label.values))
         known_N = (label.values >= FIRST_VALUE).to(weight_Q.dtype)
         count_Q = torch.zeros_like(weight_Q).index_add_(0, row_N, known_N)
         share_N = (weight_Q / count_Q.clamp_(min=1))[row_N] * known_N
@@ -34,7 +34,7 @@ def intent_loss(logits_QL: Tensor, label: Tensor | Lists, weight_Q: Tensor) -> T
 def intent_hits(top_Q: Tensor, label: Tensor | Lists) -> tuple[Tensor, Tensor]:
     """For each target whether the label `top_Q` is a true one, and whether there is a true one: two bools [Q]."""
     if isinstance(label, Lists):
-        row_N = torch.repeat_interleave(label.lengths)
+        row_N = torch.repeat_interleave(label.lengths, output_size=len(label.values))
         zero_Q = torch.zeros_like(top_Q)
         hits_Q = zero_Q.index_add(0, row_N, (label.values == top_Q[row_N]).long())
         known_Q = zero_Q.index_add(0, row_N, (label.values >= FIRST_VALUE).long())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -97,16 +97,6 @@ class Step:
         module: Recommender = self.parallel.module
         return module
 
-    def item_weights(self, batch: Batch) -> Tensor:
-        """The weight of each target's item loss, [Q]: 0 where training knows no such item and nothing points at it."""
-        if "history" not in self.knows or batch.known_Q.all():
-            return batch.item_weight_Q
-        return batch.weight_Q * (batch.known_Q | batch.again_Q)
-
-    def weights_of(self, batch: Batch) -> Tensor:
-        """What the batch's item losses and its intents' losses weigh, float64 [2]."""
-        return torch.stack([self.item_weights(batch).sum(), batch.weight_Q.sum()]).double()
-
     def losses(self, batch: Batch, number: int) -> Losses:
         """The losses of `batch` in step `number`, as sums over this worker's targets."""
         with self._autocast():
@@ -125,8 +115,8 @@ class Step:
     def _full(self, batch: Batch, number: int) -> tuple[Prediction, Tensor]:
         prediction = self._predicted(batch, self.slice_v, number)
         rows_vD, row_Q = prediction.candidates_CD, self.spread.rows(batch.in_table(batch.target_Q))
-        weight_Q = self.item_weights(batch)
         query_QX, pointed, adds_v = prediction.query[0], prediction.pointed, prediction.adds_C
+        weight_Q = batch.item_weight_Q
         item = full_softmax(query_QX, rows_vD, row_Q, weight_Q, self.first, self.scores, pointed, adds_v)
         return prediction, item
 
@@ -142,7 +132,7 @@ class Step:
             negative_ND,
             target_Q,
             negatives,
-            self.item_weights(batch),
+            batch.item_weight_Q,
             self.scores,
             prediction.pointed,
             None if adds_C is None else adds_C.split(sizes),
@@ -154,11 +144,11 @@ class Step:
         prediction: Prediction = self.parallel(batch, *self.candidates.of(batch, item_C, number))
         return prediction
 
-    def train(self, batch: Batch, number: int, weights: Sequence[float], epoch: int = 0) -> tuple[Losses, float]:
+    def train(self, batch: Batch, number: int, weights: Sequence[float], epoch: int = 0) -> tuple[Losses, Tensor]:
         """Take step `number` of all, in `epoch`, both from 0; the losses, detached, and the norm of the dense gradient
-        before it is cut.
+        before it is cut, on the device, which may be at work on them still.
 
-        `weights`: the sums of `weights_of(batch)` over all workers.
+        `batch`: what `asking` gave. `weights`: the sums of `weights_of` over all workers.
         """
         self.parallel.train()
         torch.manual_seed((self.config.seed * 1_000_003 + number) * self.worker.workers + self.worker.rank)
@@ -170,11 +160,21 @@ class Step:
         norm = torch.nn.utils.clip_grad_norm_(self.dense.values(), self.config.clip_norm)
         self.optimizer.step()
         detached = Losses(losses.item.detach(), {name: value.detach() for name, value in losses.intents.items()})
-        return detached, float(norm)
+        return detached, norm.detach()
 
     def asking(self, batch: Batch, epoch: int) -> Batch:
-        """`batch` with the targets that `epoch` asks for: all, but of a model that learns from hidden interactions."""
-        return batch if self.hides is None else with_hidden(batch, self.hides, self.config.seed, epoch)
+        """`batch` with the targets that `epoch` asks for: all, but of a model that learns from hidden interactions; and
+        which of them have an item loss. Its numbers of values depend on the data, so it is made on the CPU.
+        """
+        if self.hides is not None:
+            batch = with_hidden(batch, self.hides, self.config.seed, epoch)
+        if "history" in self.knows and not batch.known_Q.all():
+            batch = replace(batch, scored_Q=batch.known_Q | batch.again_Q)
+        return batch
+
+    def weights_of(self, batch: Batch) -> Tensor:
+        """What the item losses and the intents' losses of a batch that `asking` gave weigh, float64 [2]."""
+        return torch.stack([batch.item_weight_Q.sum(), batch.weight_Q.sum()]).double()
 
     def with_unknowns(self, batch: Batch, number: int) -> Batch:
         """`batch` as step `number` sees it: a small share of its inputs is unknown."""

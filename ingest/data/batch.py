@@ -71,6 +71,8 @@ class Batch:
 
     true_item_T: Tensor | None = None
     """The items of the tokens where `item_T` hides some of them."""
+    scored_Q: Tensor | None = None
+    """Whether each target has an item loss, where others have one than those that training knows."""
 
     @property
     def past_T(self) -> Tensor:
@@ -102,8 +104,8 @@ class Batch:
 
     @property
     def item_weight_Q(self) -> Tensor:
-        """The weight of each target's item loss: `weight_Q`, and 0 for an item that training does not know."""
-        return self.weight_Q * self.known_Q
+        """The weight of each target's item loss: `weight_Q`, and 0 where it has none."""
+        return self.weight_Q * (self.known_Q if self.scored_Q is None else self.scored_Q)
 
     @property
     def tokens(self) -> int:

@@ -48,6 +48,23 @@ def test_workers_step_together_until_all_are_through(sizes: list[int]) -> None:
         assert all(sums == [len(sizes), sum(batch for batch, _ in step)] for _, sums in step)
 
 
+def test_the_next_batch_is_counted_before_one_is_used() -> None:
+    def walk(worker: Worker) -> list[str]:
+        events: list[str] = []
+
+        def counts(batch: int) -> torch.Tensor:
+            events.append(f"counted {batch}")
+            return torch.zeros(1)
+
+        for batch, _ in lockstep_batches(iter(range(2 + worker.rank)), -1, worker, counts):
+            events.append(f"used {batch}")
+        return events
+
+    shorter, longer = on_threads(2, walk)
+    assert longer == ["counted 0", "counted 1", "used 0", "counted 2", "used 1", "counted -1", "used 2"]
+    assert shorter == ["counted 0", "counted 1", "used 0", "counted -1", "used 1", "counted -1", "used -1"]
+
+
 def raised(errors: list[Exception | None]) -> list[str]:
     """What each worker raises where each has one of `errors`."""
 

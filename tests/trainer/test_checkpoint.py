@@ -265,6 +265,22 @@ def test_a_second_save_waits_for_the_first_and_says_so(data: Data, tmp_path: Pat
     assert re.fullmatch(r"checkpoint step-0000000002 has waited \d+\.\d s until step-0000000001 was written", said[0])
 
 
+def test_sums_that_are_a_step_old_say_nothing_of_what_came_after(data: Data, tmp_path: Path) -> None:
+    """Pieces that are there do not make the marker written, nor is the save that was wanted then wanted again."""
+    checkpoints = Checkpoints(str(tmp_path), train_config(checkpoint_minutes=1e-9), Worker())
+    *_, wanted = checkpoints.votes()
+    assert checkpoints.wants(wanted)
+    checkpoints.save(make_step(data.manifest), Progress(step=1), OURS)
+    assert not checkpoints.wants(wanted)
+    while checkpoints.saving is not None and not checkpoints.saving.is_whole:
+        ended, failed, _ = checkpoints.votes()
+        checkpoints.count(ended, failed)
+    checkpoints.count(ended, failed)
+    assert checkpoints.saving is not None
+    checkpoints.wait()
+    assert checkpoints.latest() == "step-0000000001"
+
+
 def test_a_crash_before_the_marker_leaves_the_checkpoint_before(data: Data, tmp_path: Path) -> None:
     save(data, tmp_path, 1)
     dying = Checkpoints(str(tmp_path), train_config(), Worker())

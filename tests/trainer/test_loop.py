@@ -143,24 +143,31 @@ def test_more_epochs_and_another_sharding_may_follow(prepared: dict[str, str], t
     assert make_trainer(prepared["one group"], tmp_path, epochs=2, tables=tables).fit().epoch == 2
 
 
-@pytest.mark.parametrize("epoch", [0, 1])
+SELDOM: dict[str, Any] = {"log_steps": 10**6}
+
+
+@pytest.mark.parametrize(
+    ("epoch", "changes"), [(0, {}), (1, {}), (0, SELDOM), (1, SELDOM), (0, SELDOM | {"checkpoint_steps": 4})]
+)
 def test_a_loss_that_is_not_finite_stops_before_anything_is_saved(
-    epoch: int, prepared: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    epoch: int, changes: dict[str, Any], prepared: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = make_trainer(prepared["one group"], tmp_path)
-    original = Step.losses
+    """Also where it is looked at long after: then the step where it began is named."""
+    trainer = make_trainer(prepared["one group"], tmp_path, **changes)
+    original, began = Step.losses, list[int]()
 
     def losses(self: Step, batch: Any, number: int) -> Any:
         found = original(self, batch, number)
-        return (
-            replace(found, item=found.item * torch.nan)
-            if trainer.progress.epoch == epoch and number % 3 == 1
-            else found
-        )
+        if trainer.progress.epoch == epoch and number % 3 == 1:
+            began.append(number + 1)
+            return replace(found, item=found.item * torch.nan)
+        return found
 
     monkeypatch.setattr(Step, "losses", losses)
-    with pytest.raises(InputError, match=f"the loss is nan .* of epoch {epoch}, so training stops before"):
+    with pytest.raises(InputError, match=r"the loss is nan .*, so training stops before") as raised:
         trainer.fit()
+    assert f" at step {began[0]} of epoch {epoch}," in str(raised.value)
+    assert (trainer.progress.step == began[0]) == (not changes)
     latest = trainer.checkpoints.latest()
     assert (latest is None) == (epoch == 0)
     assert latest is None or trainer.checkpoints.progress(latest).epoch == 1

@@ -93,7 +93,9 @@ def test_one_step_equals_plain_torch(data: Data, sampling: str | None, optimizer
     assert gradients.keys() == parameters.keys()
     for name, parameter in parameters.items():
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-6, msg=name)
-    assert norm == pytest.approx(float(torch.nn.utils.get_total_norm(p.grad for p in parameters.values())), rel=1e-4)
+    assert float(norm) == pytest.approx(
+        float(torch.nn.utils.get_total_norm(p.grad for p in parameters.values())), rel=1e-4
+    )
     torch.optim.AdamW(network.parameters(), lr=1e-2, weight_decay=0.0).step()
     after = weights(step)
     for name, parameter in dense(step).items():
@@ -134,7 +136,9 @@ def test_compiled_feed_forward_layers_give_the_same(data: Data) -> None:
     results = []
     for compiled in (False, True):
         step = make_step(data.manifest, compile=compiled)
-        norms = [step.train(data.batch(rows), n, (50.0, 50.0))[1] for n, rows in enumerate((range(12), range(12, 40)))]
+        norms = [
+            float(step.train(data.batch(rows), n, (50.0, 50.0))[1]) for n, rows in enumerate((range(12), range(12, 40)))
+        ]
         results.append((weights(step), norms))
     assert results[0][1] == pytest.approx(results[1][1], rel=1e-4)
     same(results[0][0], results[1][0], 1e-4)
