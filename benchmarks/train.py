@@ -89,7 +89,7 @@ def network_passes(step: Step, batches: Sequence[Batch]) -> Callable[[], None]:
     caught: list[Any] = []
     hook = network.register_forward_pre_hook(lambda module, arguments: caught.append(arguments[0]))
     for number, batch in enumerate(batches):
-        step.losses(batch, number)
+        step.losses(step.prepare(batch, number))
     hook.remove()
     inputs = [
         replace(given, vectors={name: value.detach().requires_grad_() for name, value in given.vectors.items()})

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +56,28 @@ def mean_of_lists(rows_UD: Tensor, place_N: Tensor, lengths_T: Tensor) -> Tensor
     """The mean of the rows at `place_N` of each of T lists, zeros for an empty one: [T, D]."""
     offsets = F.pad(lengths_T.cumsum(0), (1, 0))
     return F.embedding_bag(place_N, rows_UD, offsets, mode="mean", include_last_offset=True)
+
+
+@dataclass
+class Lookup:
+    """What is wanted of the tables. The ids of rows travel to the workers that hold them in `exchange`, which all have
+    to call at the same time; no weight is read before, so it may be while other things are computed.
+    """
+
+    parts: Sequence[Mapping[str, Tensor | Lists]]
+    """Values by table."""
+    places: list[Tensor]
+    """Of each table, where each of its values in all parts is among its different rows."""
+    counts: list[int]
+    """Different rows of each table."""
+    context: Any
+    ids: Any
+    """TorchRec's: awaited twice, and then what this worker is asked for."""
+    exchanged: bool = False
+
+    def exchange(self) -> None:
+        if not self.exchanged:
+            self.ids, self.exchanged = self.ids.wait().wait(), True
 
 
 @dataclass(frozen=True)
@@ -122,33 +145,49 @@ class Tables(nn.Module):
         self.lookups = dict.fromkeys(self.names, 0)
         """Different rows that this worker has looked up in training since it was last set to 0, by table."""
 
-    def forward(self, batch: Batch, candidates_C: Tensor, attributes: Mapping[str, Tensor | Lists] = {}) -> Vectors:
-        """Look up everything at once. `attributes`: values of the candidates' own features, [C] or lists of them."""
+    def ask(
+        self,
+        batch: Batch,
+        candidates_C: Tensor,
+        attributes: Mapping[str, Tensor | Lists] = {},
+        training: bool = False,
+    ) -> Lookup:
+        """All that a batch wants at once. `attributes`: values of the candidates' own features, [C] or lists of them.
+
+        In `training` values that share a table compete for its rows.
+        """
         inputs = {name: batch.features[name] for name in self.inputs if name != ITEM}
         inputs = {ITEM: batch.in_table(batch.item_T), **inputs}
         request = {name: batch.request[name] for name in self.requested}
-        parts = inputs, request, {ITEM: candidates_C}, attributes
-        inputs_TD, request_TD, candidates, attributes_CD = self._look_up(parts, self.training)
+        return self._ask((inputs, request, {ITEM: candidates_C}, attributes), training)
+
+    def forward(self, lookup: Lookup) -> Vectors:
+        """What `ask` wants. In training lookups are counted."""
+        if self.training:
+            for name, count in zip(self.names, lookup.counts, strict=True):
+                self.lookups[name] += count
+        inputs_TD, request_TD, candidates, attributes_CD = self._find(lookup)
         return Vectors(inputs_TD, request_TD, candidates[ITEM], attributes_CD)
 
-    def _look_up(self, parts: Sequence[Mapping[str, Tensor | Lists]], training: bool) -> list[dict[str, Tensor]]:
-        """The vectors of values, or the means of those of lists, by table for each of several parts, in one exchange.
-
-        In `training` lookups are counted, and values that share a table compete for its rows.
-        """
+    def _ask(self, parts: Sequence[Mapping[str, Tensor | Lists]], training: bool) -> Lookup:
         wanted = {name: [_values(part[name]) for part in parts if name in part] for name in self.names}
         none = _values(next(iter(parts[0].values()))).new_empty(0)
         index = [self._rows(name, torch.cat([none, *values]), training) for name, values in wanted.items()]
         rows, places = lookup_once(self.configs, index)
-        if training:
-            for name, count in zip(self.names, rows.length_per_key(), strict=True):
-                self.lookups[name] += count
-        embedded, found = self.collection(rows), [dict[str, Tensor]() for _ in parts]
-        for name, place_N in zip(self.names, places, strict=True):
+        context = self.collection.create_context()
+        return Lookup(parts, places, rows.length_per_key(), context, self.collection.input_dist(context, rows))
+
+    def _find(self, lookup: Lookup) -> list[dict[str, Tensor]]:
+        """The vectors of values, or the means of those of lists, by table for each part, in one exchange."""
+        lookup.exchange()
+        embedded = self.collection.compute_and_output_dist(lookup.context, lookup.ids)
+        found = [dict[str, Tensor]() for _ in lookup.parts]
+        for name, place_N in zip(self.names, lookup.places, strict=True):
             rows_UD = embedded[name].values()
-            there = [number for number, part in enumerate(parts) if name in part]
-            for number, place in zip(there, place_N.split([len(value) for value in wanted[name]]), strict=True):
-                found[number][name] = _vectors(rows_UD, place, parts[number][name])
+            there = [number for number, part in enumerate(lookup.parts) if name in part]
+            sizes = [len(_values(lookup.parts[number][name])) for number in there]
+            for number, place in zip(there, place_N.split(sizes), strict=True):
+                found[number][name] = _vectors(rows_UD, place, lookup.parts[number][name])
         return found
 
     def _rows(self, table: str, index_N: Tensor, training: bool) -> Tensor:
@@ -165,4 +204,4 @@ class Tables(nn.Module):
     def rows(self, wanted: Mapping[str, Tensor | Lists]) -> dict[str, Tensor]:
         """Vectors of values of some tables, [C, D] each, in training, too, without a trace; every worker has to call it
         at the same time."""
-        return self._look_up([wanted], training=False)[0]
+        return self._find(self._ask([wanted], training=False))[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -295,12 +295,12 @@ def watched(stop_after: int | None = None, last: Callable[[], object] = lambda: 
     taken: list[Batch] = []
     original = Step.train
 
-    def train(self: Step, batch: Batch, number: int, weights: Sequence[float], epoch: int = 0) -> Any:
+    def train(self: Step, batch: Batch, *step: Any) -> Any:
         if len(taken) == stop_after:
             last()
             raise Stopped
         taken.append(batch)
-        return original(self, batch, number, weights, epoch)
+        return original(self, batch, *step)
 
     Step.train = train  # type: ignore[method-assign]
     try:

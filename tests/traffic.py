@@ -20,7 +20,7 @@ part included.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -218,12 +218,12 @@ def counted_steps(steps: int, skip: int = 2) -> Iterator[list[Taken]]:
     original = Step.train
     counter = CollectiveCounter()
 
-    def train(self: Step, batch: Batch, number: int, weights: Sequence[float], epoch: int = 0) -> Any:
+    def train(self: Step, batch: Batch, number: int, *step: Any) -> Any:
         if len(taken) == skip + steps:
             raise _Enough
         counter.counted = Counted()
         taken.append(Taken(batch, number, counter.counted))
-        return original(self, batch, number, weights, epoch)
+        return original(self, batch, number, *step)
 
     Step.train = train  # type: ignore[method-assign]
     try:

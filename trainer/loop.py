@@ -19,7 +19,7 @@ from ingest.data.batch import Batch
 from ingest.data.items import ItemTable, load_items
 from ingest.data.manifest import Manifest, load_manifest
 from ingest.data.order import Position, Remaining
-from ingest.data.reader import Reader
+from ingest.data.reader import Reader, ahead
 from ingest.errors import InputError
 from ingest.storage import join
 from trainer.candidates import Known
@@ -28,7 +28,7 @@ from trainer.device import on_device
 from trainer.models.registry import NeuralConfig
 from trainer.monitor import Monitor
 from trainer.progress import Progress, identity
-from trainer.step import Step
+from trainer.step import Prepared, Step
 from trainer.totals import Totals
 from trainer.train_config import TrainConfig
 
@@ -120,14 +120,12 @@ class Trainer:
         begins, self.epoch_tokens, first_step = time.perf_counter(), 0, self.progress.step
         began = begins - self.progress.seconds
         users = sum(shard.rows for shard in self.manifest.shards["train"])
-        nothing = self.reader.builder.empty()
-        empty = nothing.to(self.worker.device), (Remaining(), self.step.weights_of(nothing))
         self.totals = Totals(self.worker.device, self.progress.losses)
         with self.worker.progress(users, self._caption()) as bar:
-            for (batch, (left, _)), sums in lockstep_batches(self._batches(), empty, self.worker, self._counts):
+            for (batch, (left, _)), sums, prepared in self._prepared():
                 *counts, written, failed, wanted = sums
                 self.checkpoints.count(written, failed)
-                self._train_step(batch, counts, bar)
+                self._train_step(batch, counts, prepared, bar)
                 self.progress.seconds = time.perf_counter() - began
                 every = self.config.checkpoint_steps
                 if self.checkpoints.wants(wanted) or (every and self.progress.step % every == 0):
@@ -137,12 +135,20 @@ class Trainer:
         self._end_epoch(began)
         self._tell_epoch(first_step, trained, time.perf_counter() - begins - trained)
 
-    def _batches(self) -> Iterator[Found]:
-        """This worker's batches on its device, with what is left of the epoch after each, and its weights."""
-        return on_device(self._asked(), self.worker.device)
+    def _prepared(self) -> Iterator[tuple[Found, list[float], Prepared | None]]:
+        """The epoch's steps: a batch, the sums of `_counts`, and what was prepared of the step before the one before it
+        is taken."""
+        nothing, device = self.reader.builder.empty(), self.worker.device
+        empty = nothing.to(device), (Remaining(), self.step.weights_of(nothing))
+        batches = on_device(self._asked(), device, self.step.side)
+        steps = lockstep_batches(batches, empty, self.worker, self._counts)
+        if not self.step.ahead:
+            return ((found, sums, None) for found, sums in steps)
+        numbered = enumerate(steps, self.progress.step)
+        return ahead(((found, sums, self.step.prepare(found[0], number)) for number, (found, sums) in numbered), 1)
 
     def _asked(self) -> Iterator[Found]:
-        """The same on the CPU."""
+        """This worker's batches, with what is left of the epoch after each, and its weights."""
         position = Position.from_json(self.progress.position) if self.progress.position else None
         stream = self.reader.epoch(self.progress.epoch, position)
         while True:
@@ -183,9 +189,9 @@ class Trainer:
             )
         self.checkpoints.figures = {}
 
-    def _train_step(self, batch: Batch, sums: list[float], bar: Any) -> None:
+    def _train_step(self, batch: Batch, sums: list[float], prepared: Prepared | None, bar: Any) -> None:
         *weights, tokens, users = sums
-        losses, norm = self.step.train(batch, self.progress.step, weights, self.progress.epoch)
+        losses, norm = self.step.train(batch, self.progress.step, weights, self.progress.epoch, prepared)
         self.progress.step += 1
         self.epoch_tokens += int(tokens)
         self.monitor.count(int(tokens), len(batch.target_Q), batch.rows > 0)

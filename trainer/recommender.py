@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from embeddings.table_config import ITEM
-from embeddings.tables import Tables
+from embeddings.tables import Lookup, Tables
 from ingest.data.batch import Batch
 from ingest.data.manifest import Manifest
 from trainer.attention import Layout
@@ -45,6 +45,18 @@ class Prediction:
     """Which of the query's columns beyond theirs each candidate's score gains."""
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A batch with all that can be known of it before any weight is read."""
+
+    batch: Batch
+    layout: Layout
+    lookup: Lookup
+    facts: Facts
+    """Of the candidates, the last of which are the items of `further`."""
+    further: Further
+
+
 class Recommender(nn.Module):
     """Tables, network and scores; `forward` looks up the inputs and the candidates in one exchange.
 
@@ -56,12 +68,21 @@ class Recommender(nn.Module):
         super().__init__()
         self.tables, self.network, self.scores, self.numbers = tables, network, scores, numbers
 
-    def forward(
-        self, batch: Batch, candidates_C: Tensor, facts: Facts = NOTHING, further: Further = NOBODY
-    ) -> Prediction:
-        """`facts`: of the candidates, the last of which are the items of `further`."""
-        scores = self.scores
-        found = self.tables(batch, candidates_C, facts.attributes)
+    def ask(
+        self,
+        batch: Batch,
+        candidates_C: Tensor,
+        facts: Facts = NOTHING,
+        further: Further = NOBODY,
+        training: bool = False,
+    ) -> Asked:
+        """What `forward` takes. All workers have to call it at the same time, and then `forward` in the same order."""
+        layout = Layout(batch.lengths_B, batch.item_T.device)
+        return Asked(batch, layout, self.tables.ask(batch, candidates_C, facts.attributes, training), facts, further)
+
+    def forward(self, asked: Asked) -> Prediction:
+        scores, batch, facts, further, layout = self.scores, asked.batch, asked.facts, asked.further, asked.layout
+        found = self.tables(asked.lookup)
         vectors, candidates_CD = found.inputs, scores.vectors(found.candidates_CD, found.attributes)
         columns = [batch.features[name] for name in self.numbers]
         numbers_Tn = (
@@ -69,13 +90,13 @@ class Recommender(nn.Module):
             if columns
             else candidates_CD.new_zeros(batch.tokens, 0)
         )
-        layout, at = Layout(batch.lengths_B, batch.item_T.device), batch.target_position_Q
+        at = batch.target_position_Q
         inputs = Inputs(vectors, numbers_Tn, batch.time_T, batch.position_T, layout, asked_Q=at)
         features_TX = scores.features(inputs) * scores.features.scale if scores.history else None
         if scores.request is not None:
             asked_TD = scores.request(inputs, batch.request_time_T, found.request)
-            asked = vectors | {ITEM: vectors[ITEM] + asked_TD}
-            inputs = replace(inputs, vectors=asked, request_time_T=batch.request_time_T)
+            vectors = vectors | {ITEM: vectors[ITEM] + asked_TD}
+            inputs = replace(inputs, vectors=vectors, request_time_T=batch.request_time_T)
         output = self.network(inputs)
         query_QD = output.query_TD.index_select(0, at).float()
         log_p_TL = None if scores.intents is None else scores.intents(output.intents or output.latent)

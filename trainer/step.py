@@ -1,5 +1,8 @@
 """One training step: negatives, lookup, forward, loss, backward; tables are updated inside the backward pass.
 
+What reads no weight, ids on their way to other workers among it, is prepared while the step before is being computed
+(the first two stages of TorchRec's TrainPipelineSparseDist).
+
 Losses are divided by the weights of the global batch, and multiplied by the number of workers because DDP and TorchRec
 both average gradients over them: so the gradient is the same on any number of workers.
 """
@@ -23,12 +26,13 @@ from ingest.data.batch import Batch
 from ingest.data.manifest import Manifest
 from ingest.features.feature import FIRST_VALUE
 from trainer.candidates import CandidateReader, Known
+from trainer.device import used_on
 from trainer.hidden import with_hidden
 from trainer.layers import Block
 from trainer.losses import intent_loss
 from trainer.models.registry import NeuralConfig
-from trainer.negatives import NegativeSampler
-from trainer.recommender import Prediction, Recommender, build
+from trainer.negatives import Negatives, NegativeSampler
+from trainer.recommender import Asked, Prediction, Recommender, build
 from trainer.softmax import default_scores, full_softmax, sampled_softmax
 from trainer.train_config import TrainConfig
 from trainer.unknown import with_unknowns
@@ -42,6 +46,16 @@ class Losses:
 
     item: Tensor
     intents: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A step before any weight is read."""
+
+    number: int
+    asked: Asked
+    negatives: Negatives | None
+    """None where the loss is over the whole catalogue."""
 
 
 class Step:
@@ -90,6 +104,9 @@ class Step:
         self.spread = tables.spreads[ITEM]
         self.slice_v = self.spread.indices(torch.arange(self.first, end if full else self.first, device=worker.device))
         self.scores = config.loss.scores_at_once or default_scores(worker.device)
+        self.side = torch.cuda.Stream(worker.device) if worker.device.type == "cuda" else None
+        self.following: Prepared | None = None
+        """The step whose ids have not travelled yet."""
 
     @property
     def recommender(self) -> Recommender:
@@ -97,12 +114,41 @@ class Step:
         module: Recommender = self.parallel.module
         return module
 
-    def losses(self, batch: Batch, number: int) -> Losses:
-        """The losses of `batch` in step `number`, as sums over this worker's targets."""
+    @property
+    def ahead(self) -> bool:
+        """Whether a step can be prepared before the one before is taken: not where values compete for rows, which are
+        drawn anew when another value gets them."""
+        return not self.config.tables.zch
+
+    def prepare(self, batch: Batch, number: int) -> Prepared:
+        """All of step `number` on a batch that `asking` gave which reads no weight: so it may come before the step
+        before is taken, where `ahead`.
+
+        Sizes that depend on the data are found here. On a GPU it has a stream of its own, so that finding them waits
+        for nothing else.
+        """
+        with torch.cuda.stream(self.side):
+            batch, negatives, item_C = self.with_unknowns(batch, number), None, self.slice_v
+            if self.config.loss.kind == "sampled":
+                target_Q = batch.in_table(batch.target_Q)
+                negatives = self.sampler(number, gather_rows(target_Q)[0] if self.sampler.needs_targets else target_Q)
+                item_C = torch.cat([target_Q, negatives.item_N])
+            asked = self.recommender.ask(batch, *self.candidates.of(batch, item_C, number), training=True)
+        self.following = Prepared(number, asked, negatives)
+        return self.following
+
+    def _exchange(self, prepared: Prepared) -> None:
+        """Let the ids of `prepared` travel, if they have not."""
+        with torch.cuda.stream(self.side):
+            prepared.asked.lookup.exchange()
+
+    def losses(self, prepared: Prepared) -> Losses:
+        """The losses of a step, as sums over this worker's targets."""
+        batch = prepared.asked.batch
         with self._autocast():
-            prediction, item = (
-                self._full(batch, number) if self.config.loss.kind == "full" else self._sampled(batch, number)
-            )
+            prediction: Prediction = self.parallel(prepared.asked)
+            take = self._full if prepared.negatives is None else self._sampled
+            item = take(prepared, prediction)
             intents = {
                 name: intent_loss(logits_QL, batch.labels[name], batch.weight_Q)
                 for name, logits_QL in prediction.intents.items()
@@ -112,21 +158,26 @@ class Step:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.worker.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
-    def _full(self, batch: Batch, number: int) -> tuple[Prediction, Tensor]:
-        prediction = self._predicted(batch, self.slice_v, number)
-        rows_vD, row_Q = prediction.candidates_CD, self.spread.rows(batch.in_table(batch.target_Q))
-        query_QX, pointed, adds_v = prediction.query[0], prediction.pointed, prediction.adds_C
-        weight_Q = batch.item_weight_Q
-        item = full_softmax(query_QX, rows_vD, row_Q, weight_Q, self.first, self.scores, pointed, adds_v)
-        return prediction, item
+    def _full(self, prepared: Prepared, prediction: Prediction) -> Tensor:
+        batch = prepared.asked.batch
+        return full_softmax(
+            prediction.query[0],
+            prediction.candidates_CD,
+            self.spread.rows(batch.in_table(batch.target_Q)),
+            batch.item_weight_Q,
+            self.first,
+            self.scores,
+            prediction.pointed,
+            prediction.adds_C,
+        )
 
-    def _sampled(self, batch: Batch, number: int) -> tuple[Prediction, Tensor]:
+    def _sampled(self, prepared: Prepared, prediction: Prediction) -> Tensor:
+        batch, negatives = prepared.asked.batch, prepared.negatives
+        assert negatives is not None
         target_Q = batch.in_table(batch.target_Q)
-        negatives = self.sampler(number, gather_rows(target_Q)[0] if self.sampler.needs_targets else target_Q)
-        prediction = self._predicted(batch, torch.cat([target_Q, negatives.item_N]), number)
         sizes, adds_C = [len(target_Q), len(negatives.item_N)], prediction.adds_C
         positive_QD, negative_ND = prediction.candidates_CD.split(sizes)
-        item = sampled_softmax(
+        return sampled_softmax(
             prediction.query[0],
             positive_QD,
             negative_ND,
@@ -137,24 +188,29 @@ class Step:
             prediction.pointed,
             None if adds_C is None else adds_C.split(sizes),
         )
-        return prediction, item
 
-    def _predicted(self, batch: Batch, item_C: Tensor, number: int) -> Prediction:
-        """The model's answer in step `number`, with the items `item_C` as candidates."""
-        prediction: Prediction = self.parallel(batch, *self.candidates.of(batch, item_C, number))
-        return prediction
-
-    def train(self, batch: Batch, number: int, weights: Sequence[float], epoch: int = 0) -> tuple[Losses, Tensor]:
+    def train(
+        self, batch: Batch, number: int, weights: Sequence[float], epoch: int = 0, prepared: Prepared | None = None
+    ) -> tuple[Losses, Tensor]:
         """Take step `number` of all, in `epoch`, both from 0; the losses, detached, and the norm of the dense gradient
         before it is cut, on the device, which may be at work on them still.
 
-        `batch`: what `asking` gave. `weights`: the sums of `weights_of` over all workers.
+        `batch`: what `asking` gave. `weights`: the sums of `weights_of` over all workers. `prepared`: what `prepare`
+        has given for the two, where it was called before.
         """
         self.parallel.train()
+        prepared = prepared or self.prepare(batch, number)
+        self._exchange(prepared)
+        if self.side is not None:
+            torch.cuda.current_stream().wait_stream(self.side)
+            used_on(torch.cuda.current_stream(), prepared)
         torch.manual_seed((self.config.seed * 1_000_003 + number) * self.worker.workers + self.worker.rank)
         self._set_learning_rate(number, epoch)
         self.optimizer.zero_grad(set_to_none=True)
-        losses = self.losses(self.with_unknowns(batch, number), number)
+        losses = self.losses(prepared)
+        if self.following is not None:
+            self._exchange(self.following)  # while the forward pass is being computed
+            self.following = None
         loss = self.mean(losses.item, sum(losses.intents.values()), weights)
         (loss * self.worker.workers).backward()
         norm = torch.nn.utils.clip_grad_norm_(self.dense.values(), self.config.clip_norm)
@@ -201,5 +257,6 @@ class Step:
         """The model's answer for the batch's targets, without dropout and without candidates."""
         self.parallel.eval()
         with self._autocast():
-            prediction: Prediction = self.recommender(batch, *self.candidates.of(batch, batch.target_Q[:0], None))
+            asked = self.recommender.ask(batch, *self.candidates.of(batch, batch.target_Q[:0], None))
+            prediction: Prediction = self.recommender(asked)
         return prediction

@@ -14,7 +14,8 @@ def test_vectors_are_the_rows_of_the_tables_and_lists_are_their_means(data: Data
     step = make_step(data.manifest)
     batch = data.batch(range(7))
     candidates = torch.tensor([3, 3, 0, 41])
-    found = step.recommender.tables(batch, candidates)
+    tables = step.recommender.tables
+    found = tables(tables.ask(batch, candidates))
     vectors, candidates_CD = found.inputs, found.candidates_CD
     rows = weights(step)
     assert not found.request
@@ -33,4 +34,4 @@ def test_vectors_are_the_rows_of_the_tables_and_lists_are_their_means(data: Data
             expected = rows[name][column]
         torch.testing.assert_close(vectors[name], expected)
     assert empty_lists > 0
-    assert torch.equal(step.recommender.tables.item_rows(candidates), rows["item"][candidates])
+    assert torch.equal(tables.item_rows(candidates), rows["item"][candidates])

@@ -145,7 +145,7 @@ def test_ranking_scores_items_as_training_does(data: Data, knows: list[str]) -> 
         scorer = NeuralScorer(step, rows_at_once=7)
         scores = scorer.scores(scorer.predict(batch).query)
         items = scorer.row_to_item(part.rows[: scores.shape[1]])
-        trained = step.recommender(batch, *step.candidates.of(batch, items, None))
+        trained = step.recommender(step.recommender.ask(batch, *step.candidates.of(batch, items, None)))
     assert scores.shape[1] == (len(part) if "attributes" in knows else part.known)
     rows = trained.candidates_CD
     if trained.adds_C is not None:

@@ -68,7 +68,8 @@ def trained_queries(step: Step, batch: Batch) -> Tensor:
     """Queries and intents as a training step has them."""
     step.parallel.train()
     with torch.no_grad():
-        prediction = step.recommender(batch, *step.candidates.of(batch, batch.target_Q[:0], None))
+        asked = step.recommender.ask(batch, *step.candidates.of(batch, batch.target_Q[:0], None))
+        prediction = step.recommender(asked)
     return torch.cat([prediction.query[0], *prediction.intents.values()], dim=1)
 
 

@@ -18,7 +18,7 @@ from trainer.loop import Trainer, Validation
 from trainer.models.intentrec import IntentRecConfig
 from trainer.progress import Progress
 from trainer.state import State
-from trainer.step import Step
+from trainer.step import Prepared, Step
 
 pytestmark = pytest.mark.usefixtures("alone")
 DROPOUT = IntentRecConfig(heads=2, dropout=0.3, window="8h")
@@ -156,10 +156,10 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_saved(
     trainer = make_trainer(prepared["one group"], tmp_path, **changes)
     original, began = Step.losses, list[int]()
 
-    def losses(self: Step, batch: Any, number: int) -> Any:
-        found = original(self, batch, number)
-        if trainer.progress.epoch == epoch and number % 3 == 1:
-            began.append(number + 1)
+    def losses(self: Step, prepared: Prepared) -> Any:
+        found = original(self, prepared)
+        if trainer.progress.epoch == epoch and prepared.number % 3 == 1:
+            began.append(prepared.number + 1)
             return replace(found, item=found.item * torch.nan)
         return found
 
