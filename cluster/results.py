@@ -28,6 +28,7 @@ def results_of(config: Config, found: Evaluated, fingerprint: str, seconds: dict
         machine=f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
         versions={name: installed(name) or "" for name in ("torch", "torchrec", "ray", "pyarrow")},
         majority=found.majority,
+        simple=found.simple,
         example=found.example,
         data={
             "users": manifest.counts["users"],

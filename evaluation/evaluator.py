@@ -21,7 +21,7 @@ from evaluation.metrics import target_values
 from evaluation.model import Model
 from evaluation.parquet import part_writer
 from evaluation.ranking import NeuralScorer, Scorer
-from evaluation.results import Comparison, Curve, Evaluated, Example, ModelResults, Protocol
+from evaluation.results import Comparison, Curve, Evaluated, Example, IntentQuality, ModelResults, Protocol
 from evaluation.significance import Differences, compare
 from evaluation.targets import TargetWriter, paired
 from evaluation.vocabulary import values
@@ -93,6 +93,7 @@ class _Evaluator:
             ),
             models=models,
             majority=accuracy(evaluation.majority),
+            simple=_simple(evaluation),
             example=self.example,
             warnings=[f"{rows} rows were set aside: {reason}" for _, _, rows, reason in sorted(self.skipped)],
         )
@@ -118,14 +119,16 @@ class _Evaluator:
                 self.example = example_of(scorer, reader, self.worker, filter_seen)
         with part_writer(join(self.run.targets, model.name), self.worker) as part:
             targets = TargetWriter(part, self.manifest, reader.source.user_type(), self.ids)
-            doing, majority = f"evaluate {model.name}", self.manifest.majority
+            doing = f"evaluate {model.name}"
+            majority = self.manifest.majority if model is self.run.models[0] else None
             found = evaluate(scorer, reader, self.worker, filter_seen, doing, majority, targets)
         self.skipped.update(astuple(entry) for part in gather_objects(reader.skipped) for entry in part)
         results = ModelResults(
             kind=model.config.kind,
             label=model.name,
             metrics=found.ranks.compute(),
-            intents=accuracy(found.hits),
+            intents=accuracy(found.intents),
+            quality={name: counts.quality() for name, counts in found.intents.items()},
             attention=found.mean_attention(),
             **facts,
         )
@@ -155,6 +158,15 @@ class _Evaluator:
             drawn[other] = compare(together, metric, run.seed)
         found = {other: comparison for part in gather_objects(drawn) for other, comparison in part.items()}
         return {other: found[other] for other in others}
+
+
+def _simple(found: Evaluation) -> dict[str, dict[str, IntentQuality]]:
+    """What to name intents without training comes to; the log loss is that of the labels' shares."""
+    majority = {
+        name: counts.quality().model_copy(update={"log_loss": counts.shares_log_loss})
+        for name, counts in found.majority.items()
+    }
+    return {"majority label": majority, "last label": {name: counts.quality() for name, counts in found.last.items()}}
 
 
 def _facts(config: NeuralConfig, scorer: NeuralScorer, progress: Progress) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from evaluation.charts import SERIES_COLOURS, interval_chart, line_chart, number, signed
 from evaluation.metrics import HEADLINE, METRICS
-from evaluation.results import Comparison, ModelResults, Results
+from evaluation.results import Comparison, IntentQuality, ModelResults, Results
 from ingest.storage import join, write_text
 
 _HISTORY = 15
@@ -54,6 +54,7 @@ def render_report(results: Results) -> str:
                 [(f"against {results.models[other].label}", row) for _, other, row, _ in comparisons]
             ),
             intents=_intents(results),
+            qualities=list(_qualities(results)),
             loss_chart=_chart(results, "train", "step", "training loss"),
             validation_chart=_chart(results, "validation", "epoch", results.protocol.validation_metric),
             history=results.example.history[-_HISTORY:] if results.example else [],
@@ -277,6 +278,13 @@ def _intents(results: Results) -> list[tuple[str, float | None, float | None]]:
         (name, results.majority.get(name), max((m.intents[name] for m in models if name in m.intents), default=None))
         for name in names
     ]
+
+
+def _qualities(results: Results) -> Iterable[tuple[str, str, IntentQuality]]:
+    """Each intent with who predicts it, the simplest first, and how well."""
+    found = {**results.simple, **{model.label: model.quality for model in results.models.values()}}
+    for intent in dict.fromkeys(name for qualities in found.values() for name in qualities):
+        yield from ((intent, name, qualities[intent]) for name, qualities in found.items() if intent in qualities)
 
 
 def _chart(results: Results, curve: str, x_label: str, y_label: str) -> Markup:

@@ -83,14 +83,27 @@ class Chosen(Settings):
         return [f"{each.text}: {each.value:.4f}" for each in tried]
 
 
+class IntentQuality(Settings):
+    """How well an intent is predicted (evaluation/intents.py), over the `targets` with a known label.
+
+    Without probabilities there is neither log loss nor calibration error.
+    """
+
+    accuracy: Probability
+    macro_f1: Probability
+    log_loss: FiniteFloat | None = None
+    calibration_error: Probability | None = None
+    targets: Count
+
+
 class ModelResults(Settings):
     """One model: `label` is its name in tables, `inputs` what it sees ("items", "items, features" ...).
 
-    `intents` is accuracy@1 and `attention` the mean weight, both by intent; `versus` compares with other models,
-    by their key; `parameters` counts the trained numbers, a baseline has none; `seconds` is the time of training.
-    `chosen`: a baseline's settings that were chosen among several. `knows`: what a trained model's scores know besides
-    (trainer/scores/), and `live` whether what is recent is counted up to the request. `oracle`: it knows the hidden
-    rule of a made log, and is a bound for the others instead of one of them.
+    `intents` is accuracy@1, `quality` says more of it, and `attention` the mean weight, each by intent; `versus`
+    compares with other models, by their key; `parameters` counts the trained numbers, a baseline has none; `seconds` is
+    the time of training. `chosen`: a baseline's settings that were chosen among several. `knows`: what a model's scores
+    know besides (trainer/scores/), and `live` whether what is recent is counted up to the request. `oracle`: it
+    knows the hidden rule of a made log, and is a bound for the others instead of one of them.
     """
 
     kind: str
@@ -99,6 +112,7 @@ class ModelResults(Settings):
     inputs: str = ""
     parameters: Count | None = None
     intents: dict[str, Probability] = {}
+    quality: dict[str, IntentQuality] = {}
     attention: dict[str, FiniteFloat] = {}
     best_epoch: Count | None = None
     seconds: FiniteFloat | None = None
@@ -151,12 +165,14 @@ class Example(Settings):
 class Evaluated(Settings):
     """What the workers find: models in the config's order, and sentences about data that were set aside.
 
-    `majority` is, by intent, the accuracy of always predicting the most common label.
+    `majority` is, by intent, the accuracy of always predicting the most common label, and `simple` says more of it and
+    of other predictions that need no training, by their name and intent.
     """
 
     protocol: Protocol
     models: dict[str, ModelResults] = Field(min_length=1)
     majority: dict[str, Probability] = {}
+    simple: dict[str, dict[str, IntentQuality]] = {}
     example: Example | None = None
     warnings: list[str] = []
 
@@ -172,7 +188,7 @@ class Recommended(Settings):
 class Results(Settings):
     """The whole of results.json.
 
-    `majority` is, by intent, the accuracy of always predicting the most common label. `data` holds counts and
+    `majority` and `simple` as in `Evaluated`. `data` holds counts and
     other facts of the data set, and `warnings`, a list of sentences. `seconds` is the time of each stage.
     """
 
@@ -184,6 +200,7 @@ class Results(Settings):
     machine: str = ""
     versions: dict[str, str] = {}
     majority: dict[str, Probability] = {}
+    simple: dict[str, dict[str, IntentQuality]] = {}
     example: Example | None = None
     data: dict[str, int | FiniteFloat | str | list[str] | dict[str, int | FiniteFloat | str]] = {}
     config: str = ""

@@ -118,6 +118,9 @@ def test_metrics_and_intents_are_means_over_the_written_targets(in_time: Data, f
     known = pq.read_table(Path(in_time.url, "vocab", "item.parquet"))["value"].to_pylist()[2 : in_time.manifest.items]
     assert found.protocol.unknown_targets == sum(row["item"] not in known for row in rows) > 0
     assert found.models["intentrec"].intents.keys() == found.majority.keys()
+    for name, accuracy in found.majority.items():
+        assert found.simple["majority label"][name].accuracy == accuracy
+        assert found.models["intentrec"].quality[name].accuracy == found.models["intentrec"].intents[name]
 
 
 def test_models_whose_readers_have_other_orders_are_paired_by_user_and_target(
@@ -158,12 +161,18 @@ def test_two_workers_find_what_one_does(folder: Path, shared: Path, two_workers:
         assert len(list((shared / "targets-2" / model).iterdir())) == 2
         assert first.models[model].metrics == found.models[model].metrics
         assert first.models[model].intents == found.models[model].intents
+        for name, quality in found.models[model].quality.items():
+            ours = first.models[model].quality[name]
+            assert (ours.macro_f1, ours.targets) == (quality.macro_f1, quality.targets)
+            assert ours.log_loss == pytest.approx(quality.log_loss, rel=1e-6)
+            assert ours.calibration_error == pytest.approx(quality.calibration_error, rel=1e-4)
     for other, row in first.models["intentrec"].versus.items():
         reference = found.models["intentrec"].versus[other]
         assert row.difference == pytest.approx(reference.difference, rel=1e-12)
         assert [row.low, row.high, row.p] == pytest.approx([reference.low, reference.high, reference.p], rel=1e-9)
     assert first.protocol == found.protocol
     assert first.majority == found.majority
+    assert first.simple == found.simple
     assert found.example is not None
     assert first.example is not None
     assert second.example == first.example

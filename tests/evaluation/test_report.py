@@ -94,6 +94,15 @@ def sample() -> dict[str, Any]:
     models["intentrec"] |= {
         "inputs": "items, features",
         "intents": {"action": 0.714, "genre": 0.6421, "release": 0.8013},
+        "quality": {
+            "action": {
+                "accuracy": 0.714,
+                "macro_f1": 0.3125,
+                "log_loss": 0.875,
+                "calibration_error": 0.0331,
+                "targets": 5987,
+            }
+        },
         "attention": {"action": 0.21, "genre": 0.55, "release": 0.24},
         "versus": {
             other: compare(ranks["intentrec"], ranks[other], "NDCG@10", seed=1, resamples=1000).model_dump()
@@ -129,6 +138,7 @@ def sample() -> dict[str, Any]:
         },
         "models": models,
         "majority": {"action": 0.52, "genre": 0.31, "release": 0.7925},
+        "simple": {"last label": {"action": {"accuracy": 0.61, "macro_f1": 0.2813, "targets": 5987}}},
         "example": {
             "user": 4711,
             "history": history,
@@ -193,6 +203,7 @@ def test_the_page_holds_all_numbers(results: dict[str, Any], tmp_path: Path) -> 
         *("1,000,209", "165.6", "dropped: too short", "12 items have no genre.", "40 min 10 s", "1,234,567"),
         *("split: leave one out", "taken out of the ranking", "12 targets are items", "3 targets had been seen"),
         *("Ties count against the model", "whole catalogue of 3,706 items", "intentrec run configs/demo.yaml"),
+        *("last label", "0.3125", "0.2813", "0.8750", "3.3 %", "5,987"),
         *("2 CPU cores", "2.13.0", "2026-11-24", "name: demo", "seen before", "what came next", "Film 9"),
     ):
         assert text in page.text, text
