@@ -24,6 +24,9 @@ class EvaluateConfig(Settings):
     resamples: int = Field(default=10_000, ge=100)
     """Of the paired bootstrap and the randomisation test."""
 
+    timing: bool = True
+    """Whether each model is timed: some requests for one user, and some batches of users."""
+
     _check_metric = field_validator("metric")(check_metric)
 
 

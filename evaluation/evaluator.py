@@ -21,13 +21,25 @@ from evaluation.metrics import target_values
 from evaluation.model import Model
 from evaluation.parquet import part_writer
 from evaluation.ranking import NeuralScorer, Scorer
-from evaluation.results import Comparison, Curve, Evaluated, Example, IntentQuality, ModelResults, Protocol
+from evaluation.results import (
+    Comparison,
+    Curve,
+    Evaluated,
+    Example,
+    IntentQuality,
+    Latency,
+    ModelResults,
+    Protocol,
+    Training,
+)
 from evaluation.significance import Differences, compare
 from evaluation.targets import TargetWriter, paired
+from evaluation.timing import timed
 from evaluation.vocabulary import values
 from ingest.data.items import load_items
 from ingest.data.manifest import load_manifest
 from ingest.data.reader import Reader
+from ingest.data.reader_config import ReaderConfig
 from ingest.errors import InputError
 from ingest.features.feature import FIRST_VALUE
 from ingest.storage import join, remove
@@ -123,6 +135,8 @@ class _Evaluator:
             majority = self.manifest.majority if model is self.run.models[0] else None
             found = evaluate(scorer, reader, self.worker, filter_seen, doing, majority, targets)
         self.skipped.update(astuple(entry) for part in gather_objects(reader.skipped) for entry in part)
+        if self.run.settings.timing and not facts.get("oracle"):
+            facts["latency"] = self._timed(scorer, model.train.reader)
         results = ModelResults(
             kind=model.config.kind,
             label=model.name,
@@ -133,6 +147,14 @@ class _Evaluator:
             **facts,
         )
         return results, found
+
+    def _timed(self, scorer: Scorer, config: ReaderConfig) -> Latency | None:
+        alone, together = (
+            Reader(self.run.data, self.manifest, self.items, "test", each, rank=self.worker.rank,
+                   workers=self.worker.workers, after_last=True)
+            for each in (config.model_copy(update={"tokens": 1}), config)
+        )  # fmt: skip
+        return timed(scorer, alone, together, self.worker, self.run.settings.filter_seen)
 
     def _compared(self, results: dict[str, ModelResults]) -> dict[str, Comparison]:
         """How the first model compares with the others that compete: counted and drawn by all workers, each a part."""
@@ -169,6 +191,18 @@ def _simple(found: Evaluation) -> dict[str, dict[str, IntentQuality]]:
     return {"majority label": majority, "last label": {name: counts.quality() for name, counts in found.last.items()}}
 
 
+def _training(progress: Progress) -> Training | None:
+    """None of checkpoints that do not say what it took."""
+    if not progress.steps_seconds or not progress.epoch:
+        return None
+    return Training(
+        epochs=progress.epoch,
+        epoch_seconds=progress.steps_seconds / progress.epoch,
+        targets_per_second=progress.targets / progress.steps_seconds,
+        memory_gib=progress.memory_gib,
+    )
+
+
 def _facts(config: NeuralConfig, scorer: NeuralScorer, progress: Progress) -> dict[str, Any]:
     """What the report says of a model's size and training."""
     recommender, train = scorer.step.recommender, scorer.step.config
@@ -179,6 +213,8 @@ def _facts(config: NeuralConfig, scorer: NeuralScorer, progress: Progress) -> di
     return {
         "inputs": ", ".join([*config.inputs(scorer.step.manifest), *scorer.step.knows]),
         "parameters": rows * train.tables.dimension + trained,
+        "table_parameters": rows * train.tables.dimension,
+        "training": _training(progress),
         "knows": scorer.step.knows,
         "live": "recent" in scorer.step.knows and scorer.step.candidates.settings.live,
         "best_epoch": progress.best_epoch,

@@ -96,14 +96,32 @@ class IntentQuality(Settings):
     targets: Count
 
 
+class Training(Settings):
+    """What training took: seconds of steps in an epoch and targets a second, both without validation, and the most GiB
+    that any worker took, on its GPU where it has one."""
+
+    epochs: Count
+    epoch_seconds: FiniteFloat
+    targets_per_second: FiniteFloat
+    memory_gib: FiniteFloat
+
+
+class Latency(Settings):
+    """What recommending takes (evaluation/timing.py): seconds of one user's request, and users a second in batches."""
+
+    request: FiniteFloat
+    users_per_second: FiniteFloat
+
+
 class ModelResults(Settings):
     """One model: `label` is its name in tables, `inputs` what it sees ("items", "items, features" ...).
 
     `intents` is accuracy@1, `quality` says more of it, and `attention` the mean weight, each by intent; `versus`
-    compares with other models, by their key; `parameters` counts the trained numbers, a baseline has none; `seconds` is
-    the time of training. `chosen`: a baseline's settings that were chosen among several. `knows`: what a model's scores
-    know besides (trainer/scores/), and `live` whether what is recent is counted up to the request. `oracle`: it
-    knows the hidden rule of a made log, and is a bound for the others instead of one of them.
+    compares with other models, by their key; `parameters` counts the trained numbers, a baseline has none, and
+    `table_parameters` those of them in tables; `seconds` is the time of training, validation included. `chosen`: a
+    baseline's settings that were chosen among several. `knows`: what a trained model's scores know besides
+    (trainer/scores/), and `live` whether what is recent is counted up to the request. `oracle`: it knows the hidden
+    rule of a made log, and is a bound for the others instead of one of them.
     """
 
     kind: str
@@ -111,6 +129,9 @@ class ModelResults(Settings):
     metrics: dict[str, FiniteFloat]
     inputs: str = ""
     parameters: Count | None = None
+    table_parameters: Count | None = None
+    training: Training | None = None
+    latency: Latency | None = None
     intents: dict[str, Probability] = {}
     quality: dict[str, IntentQuality] = {}
     attention: dict[str, FiniteFloat] = {}

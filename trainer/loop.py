@@ -25,6 +25,7 @@ from ingest.storage import join
 from trainer.candidates import Known
 from trainer.checkpoint import Checkpoints
 from trainer.device import on_device
+from trainer.memory import peak_gib, reset_peak
 from trainer.models.registry import NeuralConfig
 from trainer.monitor import Monitor
 from trainer.progress import Progress, identity
@@ -100,6 +101,7 @@ class Trainer:
         self.progress = self.checkpoints.resume(self.step, self.identity)
         if self.progress.finished:
             return self.progress
+        reset_peak(self.worker.device)
         network, folder = self.step.recommender.network, join(self.run.folder, "tensorboard")
         self.monitor = Monitor(folder, self.worker, self.run.name, network, self.progress.step)
         self.monitor.text("config", f"```yaml\n{self.run.description}\n```")
@@ -118,7 +120,7 @@ class Trainer:
     def _epoch(self) -> None:
         self.monitor.reset()
         begins, self.epoch_tokens, first_step = time.perf_counter(), 0, self.progress.step
-        began = begins - self.progress.seconds
+        began, steps_began = begins - self.progress.seconds, begins - self.progress.steps_seconds
         users = sum(shard.rows for shard in self.manifest.shards["train"])
         self.totals = Totals(self.worker.device, self.progress.losses)
         with self.worker.progress(users, self._caption()) as bar:
@@ -126,7 +128,8 @@ class Trainer:
                 *counts, written, failed, wanted = sums
                 self.checkpoints.count(written, failed)
                 self._train_step(batch, counts, prepared, bar)
-                self.progress.seconds = time.perf_counter() - began
+                now = time.perf_counter()
+                self.progress.seconds, self.progress.steps_seconds = now - began, now - steps_began
                 every = self.config.checkpoint_steps
                 if self.checkpoints.wants(wanted) or (every and self.progress.step % every == 0):
                     self._checkpoint(left)
@@ -163,10 +166,12 @@ class Trainer:
             yield batch, (left, self.step.weights_of(batch))
 
     def _counts(self, found: Found) -> Tensor:
-        """The weights of a batch, its tokens, its users and how checkpoints stand; float64 [7]."""
+        """The weights of a batch, its tokens, users and targets, and how checkpoints stand; float64 [8]."""
         batch, (_, weights) = found
         tokens = batch.tokens if batch.rows else 0
-        return torch.cat([weights, weights.new_tensor([tokens, batch.rows, *self.checkpoints.votes()])])
+        return torch.cat(
+            [weights, weights.new_tensor([tokens, batch.rows, len(batch.target_Q), *self.checkpoints.votes()])]
+        )
 
     def _checkpoint(self, left: Remaining) -> None:
         """One inside an epoch, of which this worker has `left` still to come."""
@@ -190,9 +195,10 @@ class Trainer:
         self.checkpoints.figures = {}
 
     def _train_step(self, batch: Batch, sums: list[float], prepared: Prepared | None, bar: Any) -> None:
-        *weights, tokens, users = sums
+        *weights, tokens, users, targets = sums
         losses, norm = self.step.train(batch, self.progress.step, weights, self.progress.epoch, prepared)
         self.progress.step += 1
+        self.progress.targets += int(targets)
         self.epoch_tokens += int(tokens)
         self.monitor.count(int(tokens), len(batch.target_Q), batch.rows > 0)
         values = total(torch.stack([losses.item, *losses.intents.values()]).double())
@@ -280,6 +286,7 @@ class Trainer:
             progress.best, progress.best_epoch = value, progress.epoch
         progress.since_best = 0 if better else progress.since_best + 1
         progress.finished = progress.is_finished(self.config)
+        progress.memory_gib = max(progress.memory_gib, *gather_objects(peak_gib(self.worker.device)))
         self.checkpoints.save(self.step, progress, self.identity, best=better)
         scalars = {f"validation_metrics/{name}": number for name, number in validation.metrics.items()}
         scalars |= {f"validation_metrics/intent_accuracy/{name}": number for name, number in validation.intents.items()}

@@ -49,6 +49,12 @@ class Progress:
     """Epochs since the best one."""
     finished: bool = False
     seconds: float = 0.0
+    steps_seconds: float = 0.0
+    """The part of them that was no validation."""
+    targets: int = 0
+    """Targets that steps were taken for, an epoch's anew in each."""
+    memory_gib: float = 0.0
+    """The most that any worker took."""
     losses: dict[str, float] = field(default_factory=dict)
     """Sums of the item losses and of each intent's since the curve's last point, within an epoch."""
     weights: list[float] = field(default_factory=lambda: [0.0, 0.0])

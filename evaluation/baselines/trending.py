@@ -99,8 +99,7 @@ class Trending(BaselineScorer):
         """From when on a request does not know what is taken, in milliseconds: [Q]."""
         import torch
 
-        time_Q = batch.target_time_Q
-        assert time_Q is not None
+        time_Q = batch.request_time_T[batch.target_position_Q]
         if self.live:
             return time_Q
         until_Q = self.manifest.frozen_until(time_Q.cpu().numpy())

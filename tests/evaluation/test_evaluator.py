@@ -170,6 +170,10 @@ def test_two_workers_find_what_one_does(folder: Path, shared: Path, two_workers:
         reference = found.models["intentrec"].versus[other]
         assert row.difference == pytest.approx(reference.difference, rel=1e-12)
         assert [row.low, row.high, row.p] == pytest.approx([reference.low, reference.high, reference.p], rel=1e-9)
+    for latency in (model.latency for each in (first, found) for model in each.models.values()):
+        assert latency is not None
+        assert latency.request > 0
+        assert latency.users_per_second > 0
     assert first.protocol == found.protocol
     assert first.majority == found.majority
     assert first.simple == found.simple

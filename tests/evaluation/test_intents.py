@@ -18,7 +18,7 @@ LABELS = 6
 
 
 def case(several: bool) -> tuple[torch.Tensor, list[list[int]]]:
-    """Logits [60, LABELS], some of them sure of themselves, and the true labels of each target. The last label is none."""
+    """Logits [60, LABELS], some of them sure of themselves, and the true labels of each target. The last is none."""
     random = np.random.default_rng(2)
     logits = torch.from_numpy(random.normal(0, 1, (60, LABELS)) * random.choice([0.1, 1, 9], (60, 1)))
     logits[:, [3, 5]] -= 50

@@ -67,6 +67,9 @@ def model(kind: str, label: str, ranks: np.ndarray[Any, Any], seed: int, neural:
     if neural:
         result |= {
             "parameters": 1_234_567 + seed,
+            "table_parameters": 765_432,
+            "training": {"epochs": 12, "epoch_seconds": 61.5, "targets_per_second": 43210.7, "memory_gib": 1.375},
+            "latency": {"request": 0.0234, "users_per_second": 9876.5},
             "best_epoch": 9,
             "seconds": 754.0 + seed,
             "curve": {
@@ -203,6 +206,7 @@ def test_the_page_holds_all_numbers(results: dict[str, Any], tmp_path: Path) -> 
         *("1,000,209", "165.6", "dropped: too short", "12 items have no genre.", "40 min 10 s", "1,234,567"),
         *("split: leave one out", "taken out of the ranking", "12 targets are items", "3 targets had been seen"),
         *("Ties count against the model", "whole catalogue of 3,706 items", "intentrec run configs/demo.yaml"),
+        *("765,432", "1 min 02 s", "43,211", "1.38", "23.4", "9,876"),
         *("last label", "0.3125", "0.2813", "0.8750", "3.3 %", "5,987"),
         *("2 CPU cores", "2.13.0", "2026-11-24", "name: demo", "seen before", "what came next", "Film 9"),
     ):

@@ -26,8 +26,9 @@ EXACT: dict[str, Any] = {"model": DROPOUT, "epochs": 3, "checkpoint_steps": 3, "
 
 
 def facts(progress: Progress) -> dict[str, Any]:
-    """All of a run's progress but the time that it took, lists for tuples."""
-    content = vars(progress) | {"seconds": 0}
+    """All of a run's progress but the time and memory that it took, lists for tuples."""
+    assert 0 < progress.steps_seconds < progress.seconds
+    content = vars(progress) | {"seconds": 0, "steps_seconds": 0, "memory_gib": 0}
     return {k: [list(v) for v in value] if k.endswith("curve") else value for k, value in content.items()}
 
 
@@ -89,6 +90,8 @@ def test_workers_with_uneven_or_no_data_end_together_and_the_second_epoch_has_da
     assert first["steps"] == second["steps"] == longest
     assert facts(first["progress"]) == facts(second["progress"])
     assert len(first["progress"].validation_curve) == 2
+    targets = sum(len(batch.target_Q) for batch, _ in Data(prepared[name]).reader().epoch(0))
+    assert first["progress"].targets == one["progress"].targets == 2 * targets
     assert sorted(first["inputs"] + second["inputs"]) == one["inputs"]
     same(first["weights"], second["weights"])
 
