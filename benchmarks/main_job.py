@@ -1,9 +1,9 @@
 """What `intentrec run` takes, from a config to the report: seconds of each stage, peak memory, accuracy. Prints JSON.
 
-    python -m benchmarks.main_job configs/demo.yaml
-    python -m benchmarks.main_job configs/globo.yaml data.events=... data.items=...
+    python -m benchmarks.main_job configs/demo.yaml > docs/results/demo.json
+    python -m benchmarks.main_job configs/globo.yaml data.events=... data.items=... > docs/results/globo.json
     python -m benchmarks.main_job configs/demo.yaml --seeds 3 --models intentrec,deep   # each with three seeds
-    python -m benchmarks.main_job --sections A.json B.json      # docs/results.md of what it printed before
+    make results                                        # docs/results.md of what is kept there
 
 The run is a process of its own, in a folder that is new and removed at the end, or in `storage=...` to keep it.
 Memory is the sum over all its processes, Ray's included, each page that they share counted once (PSS).
@@ -25,6 +25,7 @@ from cluster.config import Config
 from ingest.settings import load_settings
 
 METRICS = ("HR@10", "NDCG@10", "MRR")
+FACTS = ("seeds", "intents", "quality", "oracle", "parameters", "table_parameters", "training", "latency")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -51,14 +52,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             name: {
                 "metrics": {metric: model["metrics"][metric] for metric in METRICS},
                 "spread": model["spread"] and {metric: model["spread"][metric] for metric in METRICS},
-                "seeds": model["seeds"],
-                "intents": model["intents"],
-                "oracle": model["oracle"],
+                "deviation": model["deviation"] and {metric: model["deviation"][metric] for metric in METRICS},
+                **{fact: model[fact] for fact in FACTS},
             }
             for name, model in merged["models"].items()
         },
         "chosen": {name: model["chosen"]["settings"] for name, model in merged["models"].items() if model["chosen"]},
         "versus": merged["versus"],
+        "majority": results["majority"],
+        "simple": results["simple"],
     }
 
 
@@ -75,43 +77,69 @@ def section(run: dict[str, Any]) -> str:
         f"{seconds['all'] / 60:.1f} minutes (training {seconds['train']:.0f} s, evaluation {seconds['evaluate']:.0f} s)"
         f" and {run['peak_memory_gib']:.1f} GiB over all processes.",
         "",
-        f"`{' '.join(words)}`, {run['date'][:10]}, {run['machine']}, torch {run['versions']['torch']}.",
+        f"`{' '.join(words)}`, {run['date'][:10]}, commit {run['commit']}, {run['machine']}, "
+        f"torch {run['versions']['torch']}.",
         "",
         f"| model | {' | '.join(METRICS)} | {first} against it (MRR or NDCG@10) | p |",
         f"|---|{'---|' * len(METRICS)}---|---|",
     ]
     for model, found in run["models"].items():
-        values = " | ".join(f"{found['metrics'][metric]:.4f}" for metric in METRICS)
+        values = " | ".join(_value(found, metric) for metric in METRICS)
         pair = "| |"
         if versus := run["versus"].get(model):
             p = "< 0.001" if versus["p"] < 0.001 else f"{versus['p']:.3f}"
             pair = f"| {versus['difference']:+.4f} {versus['metric']} | {p} |"
         lines.append(f"| {model}{' (knows the rule)' if found.get('oracle') else ''} | {values} {pair}")
-    several = [
-        f"{model} {run['models'][model]['seeds']}, MRR {low:.4f} to {high:.4f}"
-        for model, found in run["models"].items()
-        if found["spread"]
-        for low, high in [found["spread"]["MRR"]]
-    ]
+    several = [f"{model} {found['seeds']}" for model, found in run["models"].items() if found["deviation"]]
     if several:
-        lines += ["", f"Means over seeds: {'; '.join(several)}."]
+        lines += ["", f"Means over seeds ± the standard deviation of a seed: {', '.join(several)} of them."]
     if run["chosen"]:
         chosen = (f"{name} {', '.join(f'{k} {v}' for k, v in found.items())}" for name, found in run["chosen"].items())
         lines += ["", f"Chosen on validation: {'; '.join(chosen)}."]
-    if intents := run["models"][first]["intents"]:
-        accuracy = ", ".join(f"{intent} {value:.3f}" for intent, value in intents.items())
-        lines += ["", f"Intent accuracy of {first}: {accuracy}."]
-    return "\n".join(lines)
+    lines += _intents(run)
+    return "\n".join([*lines, *_times(run)])
+
+
+def _value(found: dict[str, Any], metric: str) -> str:
+    spread = f" ± {found['deviation'][metric]:.4f}" if found["deviation"] else ""
+    return f"{found['metrics'][metric]:.4f}{spread}"
+
+
+def _intents(run: dict[str, Any]) -> list[str]:
+    """How well the first model predicts intents, beside what needs no training; of several seeds the first."""
+    first = next(iter(run["models"]))
+    quality = run["models"][first]["quality"]
+    if not quality:
+        return []
+    lines = ["", "| intent | by | accuracy | macro F1 | log loss | calibration error |", "|---|---|---|---|---|---|"]
+    for intent in quality:
+        for name, found in {**run["simple"], first: quality}.items():
+            names = ("accuracy", "macro_f1", "log_loss", "calibration_error")
+            cells = ("" if found[intent][of] is None else f"{found[intent][of]:.3f}" for of in names)
+            lines.append(f"| {intent} | {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def _times(run: dict[str, Any]) -> list[str]:
+    """What each trained model takes; of several seeds the first."""
+    head = "| model | parameters | in tables | seconds an epoch | targets/s | GiB | a user, ms | users/s |"
+    lines = ["", head, f"|{'---|' * 8}"]
+    for name, found in run["models"].items():
+        training, latency = found["training"], found["latency"]
+        if training is None or latency is None:
+            continue
+        lines.append(
+            f"| {name} | {found['parameters']:,} | {found['table_parameters']:,} | {training['epoch_seconds']:.1f} | "
+            f"{training['targets_per_second']:,.0f} | {training['memory_gib']:.2f} | {1000 * latency['request']:.1f} | "
+            f"{latency['users_per_second']:,.0f} |"
+        )
+    return lines if len(lines) > 3 else []
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="+", metavar="CONFIG | key.sub=value", help="a config, and what is laid over it")
-    parser.add_argument("--sections", action="store_true", help="the words are files with what was printed before")
     parser.add_argument("--seeds", type=int, default=1, help="that `--models` are trained with, in the same run")
     parser.add_argument("--models", type=lambda names: names.split(","), default=[], help="such as intentrec,deep")
     options = parser.parse_intermixed_args()
-    if options.sections:
-        print("\n\n".join(section(json.loads(Path(path).read_text())) for path in options.words))
-    else:
-        print(json.dumps(measure(options), indent=1))
+    print(json.dumps(measure(options), indent=1))

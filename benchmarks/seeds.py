@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import yaml
@@ -18,6 +19,7 @@ from evaluation.metrics import target_values
 from evaluation.significance import Differences, compare
 from evaluation.targets import paired
 
+_AVERAGED = ("metrics", "intents")
 COPY = ".seed-"
 """Between a model's name and the seed of its copy."""
 
@@ -39,16 +41,20 @@ def with_seeds(config: str, folder: Path, seeds: int, models: Sequence[str]) -> 
     return str(path)
 
 
-def together(results: dict[str, Any], targets: str, workers: int, resamples: int) -> dict[str, Any]:
-    """The models of `results` with their copies as one: `metrics` are means, `spread` is the lowest and the highest of
-    each; and the first model against all others. `targets`: the folder of the run's targets."""
+def together(results: Mapping[str, Any], targets: str, workers: int, resamples: int) -> dict[str, Any]:
+    """The models of `results` with their copies as one, and the first model against all others.
+
+    `metrics` and `intents` are means, `spread` is the lowest and the highest of each metric, `deviation` and
+    `intents_deviation` the standard deviations of a seed; the last three are None of one seed. `targets`: the folder of
+    the run's targets.
+    """
     groups: dict[str, list[str]] = {}
     for name in results["models"]:
         groups.setdefault(name.partition(COPY)[0], []).append(name)
     models = {name: _mean([results["models"][each] for each in group]) for name, group in groups.items()}
     compared = [name for name in groups if not models[name]["oracle"]]
     first, *others = compared
-    metric = next(iter(results["models"][first]["versus"].values()))["metric"]
+    metric = results["protocol"]["metric"]
     differences = {other: Differences(resamples) for other in others}
     every = [each for name in compared for each in groups[name]]
     for rank in range(workers):
@@ -63,7 +69,14 @@ def together(results: dict[str, Any], targets: str, workers: int, resamples: int
 
 def _mean(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The models of one group."""
-    values = {name: [each["metrics"][name] for each in found] for name in found[0]["metrics"]}
-    metrics = {name: sum(of) / len(of) for name, of in values.items()}
-    spread = {name: (min(of), max(of)) for name, of in values.items()} if len(found) > 1 else None
-    return {**found[0], "metrics": metrics, "spread": spread, "seeds": len(found)}
+    metrics, intents = ({name: [each[of][name] for each in found] for name in found[0][of]} for of in _AVERAGED)
+    several = len(found) > 1
+    return {
+        **found[0],
+        "metrics": {name: fmean(values) for name, values in metrics.items()},
+        "intents": {name: fmean(values) for name, values in intents.items()},
+        "spread": {name: (min(values), max(values)) for name, values in metrics.items()} if several else None,
+        "deviation": {name: stdev(values) for name, values in metrics.items()} if several else None,
+        "intents_deviation": {name: stdev(values) for name, values in intents.items()} if several else None,
+        "seeds": len(found),
+    }

@@ -6,6 +6,7 @@ import contextlib
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,13 +41,27 @@ from trainer.train_config import TrainConfig
 
 
 def header(module: str) -> dict[str, Any]:
-    """Command, date, machine and versions, with which every result begins."""
+    """Command, commit, date, machine and versions, with which every result begins. Absolute paths are left out: they
+    are of this machine alone."""
+    words = [word for word in sys.argv[1:] if not word.rpartition("=")[2].startswith("/")]
     return {
-        "command": " ".join([f"python -m benchmarks.{module}", *sys.argv[1:]]),
+        "command": " ".join([f"python -m benchmarks.{module}", *words]),
+        "commit": _commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.machine()}, {_processor()}, {os.cpu_count()} cores",
         "versions": {name: version(name) for name in ("torch", "torchrec", "numpy")},
     }
+
+
+def _commit() -> str:
+    """What the code is, `+` where it was changed since; empty where this is no checkout."""
+    found = []
+    for words in (["rev-parse", "--short=10", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
+        done = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True)
+        if done.returncode:
+            return ""
+        found.append(done.stdout.strip())
+    return found[0] + "+" * bool(found[1])
 
 
 def _processor() -> str:

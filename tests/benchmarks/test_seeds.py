@@ -40,17 +40,20 @@ def test_seeds_are_compared_as_their_mean(data: Data, tmp_path: Path) -> None:
     targets = tmp_path / "targets-1"
     shutil.copytree(targets / "markov", targets / "intentrec.seed-1")  # of another "seed"
     models = {
-        name: {"metrics": dict(model.metrics), "oracle": False, "versus": {}} for name, model in found.models.items()
+        name: {"metrics": dict(model.metrics), "intents": {}, "oracle": False} for name, model in found.models.items()
     }
-    models["intentrec"]["versus"] = {"markov": {"metric": "NDCG@10"}}
-    models["intentrec.seed-1"] = models["markov"]
-    merged = together({"models": models}, str(targets), 1, 200)
+    models["intentrec"]["intents"] = {"action": 0.5}
+    models["intentrec.seed-1"] = models["markov"] | {"intents": {"action": 0.75}}
+    merged = together({"models": models, "protocol": {"metric": "NDCG@10"}}, str(targets), 1, 200)
     assert list(merged["models"]) == ["intentrec", "markov", "popularity"]
     ours = merged["models"]["intentrec"]
     pair = [models[name]["metrics"]["MRR"] for name in ("intentrec", "markov")]
     assert ours["metrics"]["MRR"] == pytest.approx(np.mean(pair))
     assert ours["spread"]["MRR"] == (min(pair), max(pair))
+    assert ours["deviation"]["MRR"] == pytest.approx(np.std(pair, ddof=1))
+    assert (ours["intents"], ours["intents_deviation"]) == ({"action": 0.625}, {"action": np.std([0.5, 0.75], ddof=1)})
     assert merged["models"]["popularity"]["spread"] is None
+    assert merged["models"]["popularity"]["deviation"] is None
 
     def gains(name: str) -> np.ndarray:
         rank = pl.read_parquet(targets / name).sort("user", "place")["rank"].to_numpy()
