@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.memory import watch
+from benchmarks.paper_tables import p_of
 from benchmarks.seeds import together, with_seeds
-from benchmarks.training import header
+from benchmarks.training import header, rounded
 from cluster.config import Config
 from ingest.settings import load_settings
 
@@ -61,6 +62,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "versus": merged["versus"],
         "majority": results["majority"],
         "simple": results["simple"],
+        "segments": results["segments"],
     }
 
 
@@ -87,8 +89,7 @@ def section(run: dict[str, Any]) -> str:
         values = " | ".join(_value(found, metric) for metric in METRICS)
         pair = "| |"
         if versus := run["versus"].get(model):
-            p = "< 0.001" if versus["p"] < 0.001 else f"{versus['p']:.3f}"
-            pair = f"| {versus['difference']:+.4f} {versus['metric']} | {p} |"
+            pair = f"| {versus['difference']:+.4f} {versus['metric']} | {p_of(versus['p'])} |"
         lines.append(f"| {model}{' (knows the rule)' if found.get('oracle') else ''} | {values} {pair}")
     several = [f"{model} {found['seeds']}" for model, found in run["models"].items() if found["deviation"]]
     if several:
@@ -96,8 +97,7 @@ def section(run: dict[str, Any]) -> str:
     if run["chosen"]:
         chosen = (f"{name} {', '.join(f'{k} {v}' for k, v in found.items())}" for name, found in run["chosen"].items())
         lines += ["", f"Chosen on validation: {'; '.join(chosen)}."]
-    lines += _intents(run)
-    return "\n".join([*lines, *_times(run)])
+    return "\n".join([*lines, *_intents(run), *_segments(run), *_times(run)])
 
 
 def _value(found: dict[str, Any], metric: str) -> str:
@@ -117,6 +117,24 @@ def _intents(run: dict[str, Any]) -> list[str]:
             names = ("accuracy", "macro_f1", "log_loss", "calibration_error")
             cells = ("" if found[intent][of] is None else f"{found[intent][of]:.3f}" for of in names)
             lines.append(f"| {intent} | {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def _segments(run: dict[str, Any]) -> list[str]:
+    """The first model against its control in parts of the targets; of several seeds the first."""
+    rows = [row for row in run["segments"] if row["versus"]]
+    if not rows:
+        return []
+    first, (control,) = next(iter(run["models"])), rows[0]["versus"]
+    metric = rows[0]["versus"][control]["metric"]
+    head = f"| {metric} by | targets | number | {first} | {control} | difference | p |"
+    lines = ["", head, f"|{'---|' * 7}"]
+    for row in rows:
+        versus, values = row["versus"][control], row["values"]
+        lines.append(
+            f"| {row['by']} | {row['name']} | {row['targets']:,} | {values[first]:.4f} | {values[control]:.4f} | "
+            f"{versus['difference']:+.4f} | {p_of(versus['p'])} |"
+        )
     return lines
 
 
@@ -142,4 +160,4 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, default=1, help="that `--models` are trained with, in the same run")
     parser.add_argument("--models", type=lambda names: names.split(","), default=[], help="such as intentrec,deep")
     options = parser.parse_intermixed_args()
-    print(json.dumps(measure(options), indent=1))
+    print(json.dumps(rounded(measure(options)), indent=1))

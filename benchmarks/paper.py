@@ -27,7 +27,7 @@ import yaml
 
 from benchmarks.paper_tables import FIRST, kinds_of_rows
 from benchmarks.seeds import COPY, together
-from benchmarks.training import header
+from benchmarks.training import header, rounded
 from cluster.config import Config
 from ingest.errors import InputError
 from ingest.settings import load_content, load_settings
@@ -66,7 +66,7 @@ class Paper:
         self.config = load_settings(Config, source, overrides)
         self.name, self.options = self.config.name, options
         words = [word for word in overrides if not word.rpartition("=")[2].startswith("/")]
-        words += [f"--set {word}" for word in options.set]
+        words += [f"--set {word}" for word in options.set] + ["--no-ray"] * options.no_ray
         self.command = " ".join(["python -m benchmarks.paper", source, *words])
         changes: dict[str, dict[str, Any]] = {}
         for word in options.set:
@@ -90,7 +90,9 @@ class Paper:
         path = self.folder / "config.yaml"
         path.write_text(yaml.safe_dump(content, sort_keys=False))
         command = [sys.executable, "-m", "cluster.cli", "run", str(path)]
-        subprocess.run(command + ["--no-ray"] * self.options.no_ray, check=True, stdout=sys.stderr)
+        done = subprocess.run(command + ["--no-ray"] * self.options.no_ray, stdout=sys.stderr)
+        if done.returncode:
+            sys.exit(f"{' '.join(command)} ended with status {done.returncode}")
         targets = self.kept / "targets" / name
         shutil.rmtree(targets, ignore_errors=True)
         targets.parent.mkdir(exist_ok=True)
@@ -132,10 +134,10 @@ class Paper:
             "data": {name: results["data"][name] for name in ("users", "items", "events")},
             "epochs": self.rows[FIRST].get("train", {}).get("epochs", self.config.train.epochs),
             "intents": [feature.name for feature in self.config.data.intents],
-            "majority": _rounded(results["majority"]),
+            "majority": rounded(results["majority"]),
             "rows": self.rows,
-            "models": {row: _rounded(_facts(model) | ran[row]) for row, model in merged["models"].items()},
-            "versus": _rounded(merged["versus"]) if first else {},
+            "models": {row: rounded(_facts(model) | ran[row]) for row, model in merged["models"].items()},
+            "versus": rounded(merged["versus"]) if first else {},
         }
 
 
@@ -144,13 +146,6 @@ def _facts(model: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("metrics", "deviation"):
         of[name] = model[name] and {metric: model[name][metric] for metric in METRICS}
     return of | {name: model[name] for name in ("intents", "intents_deviation")}
-
-
-def _rounded(value: Any) -> Any:
-    """Six digits behind the point are enough of a number that is kept."""
-    if isinstance(value, dict):
-        return {key: _rounded(each) for key, each in value.items()}
-    return round(value, 6) if isinstance(value, float) else value
 
 
 def main() -> None:

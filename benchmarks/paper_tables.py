@@ -176,6 +176,10 @@ def _times(run: Mapping[str, Any]) -> str:
     return "\n".join(found)
 
 
+def p_of(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def _row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
@@ -210,4 +214,4 @@ def _p(run: Mapping[str, Any], row: str) -> str:
     if row == FIRST:
         return ""
     found = run["versus"].get(row)
-    return NOT_RUN if found is None else "< 0.001" if found["p"] < 0.001 else f"{found['p']:.3f}"
+    return NOT_RUN if found is None else p_of(found["p"])

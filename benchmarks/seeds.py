@@ -58,7 +58,7 @@ def together(results: Mapping[str, Any], targets: str, workers: int, resamples: 
     differences = {other: Differences(resamples) for other in others}
     every = [each for name in compared for each in groups[name]]
     for rank in range(workers):
-        for user_N, ranks in paired(targets, every, Worker(rank, workers)):
+        for user_N, ranks, _ in paired(targets, every, Worker(rank, workers)):
             value = {name: sum(target_values(ranks[each], metric) for each in groups[name]) / len(groups[name])
                      for name in compared}  # fmt: skip
             for other in others:

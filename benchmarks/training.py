@@ -53,6 +53,15 @@ def header(module: str) -> dict[str, Any]:
     }
 
 
+def rounded(value: Any) -> Any:
+    """The same with six digits behind the point, which are enough of a number that is kept."""
+    if isinstance(value, dict):
+        return {key: rounded(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(each) for each in value]
+    return round(value, 6) if isinstance(value, float) else value
+
+
 def _commit() -> str:
     """What the code is, `+` where it was changed since; empty where this is no checkout."""
     found = []

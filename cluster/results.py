@@ -29,6 +29,7 @@ def results_of(config: Config, found: Evaluated, fingerprint: str, seconds: dict
         versions={name: installed(name) or "" for name in ("torch", "torchrec", "ray", "pyarrow")},
         majority=found.majority,
         simple=found.simple,
+        segments=found.segments,
         example=found.example,
         data={
             "users": manifest.counts["users"],

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 import evaluation.baselines  # noqa: F401
 from evaluation.metrics import check_metric
-from ingest.durations import since_1970
+from ingest.durations import parse_duration, since_1970
 from ingest.settings import SettingError, Settings
 from ingest.storage import absolute
 
@@ -24,8 +24,17 @@ class EvaluateConfig(Settings):
     resamples: int = Field(default=10_000, ge=100)
     """Of the paired bootstrap and the randomisation test."""
 
+    session: str = "30m"
+    """The span without an interaction after which another session begins, for the results by segment."""
     timing: bool = True
     """Whether each model is timed: some requests for one user, and some batches of users."""
+
+    @field_validator("session")
+    @classmethod
+    def _is_span(cls, value: str) -> str:
+        if parse_duration(value) <= 0:
+            raise ValueError("takes a span of time such as 30m")
+        return value
 
     _check_metric = field_validator("metric")(check_metric)
 

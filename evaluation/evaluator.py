@@ -30,8 +30,10 @@ from evaluation.results import (
     Latency,
     ModelResults,
     Protocol,
+    Segment,
     Training,
 )
+from evaluation.segments import SegmentSums, segments_of
 from evaluation.significance import Differences, compare
 from evaluation.targets import TargetWriter, paired
 from evaluation.timing import timed
@@ -40,6 +42,7 @@ from ingest.data.items import load_items
 from ingest.data.manifest import load_manifest
 from ingest.data.reader import Reader
 from ingest.data.reader_config import ReaderConfig
+from ingest.durations import parse_duration
 from ingest.errors import InputError
 from ingest.features.feature import FIRST_VALUE
 from ingest.storage import join, remove
@@ -91,7 +94,8 @@ class _Evaluator:
         first, *others = self.run.models
         results, evaluation = self._evaluate(first)
         models = {first.name: results} | {model.name: self._evaluate(model)[0] for model in others}
-        models[first.name] = results.model_copy(update={"versus": self._compared(models)})
+        versus, segments = self._compared(models)
+        models[first.name] = results.model_copy(update={"versus": versus})
         return Evaluated(
             protocol=Protocol(
                 split=self.manifest.split["kind"],
@@ -106,6 +110,7 @@ class _Evaluator:
             models=models,
             majority=accuracy(evaluation.majority),
             simple=_simple(evaluation),
+            segments=segments,
             example=self.example,
             warnings=[f"{rows} rows were set aside: {reason}" for _, _, rows, reason in sorted(self.skipped)],
         )
@@ -130,7 +135,9 @@ class _Evaluator:
             if self.example is None:
                 self.example = example_of(scorer, reader, self.worker, filter_seen)
         with part_writer(join(self.run.targets, model.name), self.worker) as part:
-            targets = TargetWriter(part, self.manifest, reader.source.user_type(), self.ids)
+            session = parse_duration(self.run.settings.session)
+            user = reader.source.user_type()
+            targets = TargetWriter(part, self.manifest, user, self.ids, self.items.counts, session)
             doing = f"evaluate {model.name}"
             majority = self.manifest.majority if model is self.run.models[0] else None
             found = evaluate(scorer, reader, self.worker, filter_seen, doing, majority, targets)
@@ -156,16 +163,24 @@ class _Evaluator:
         )  # fmt: skip
         return timed(scorer, alone, together, self.worker, self.run.settings.filter_seen)
 
-    def _compared(self, results: dict[str, ModelResults]) -> dict[str, Comparison]:
-        """How the first model compares with the others that compete: counted and drawn by all workers, each a part."""
+    def _compared(self, results: dict[str, ModelResults]) -> tuple[dict[str, Comparison], list[Segment]]:
+        """How the first model compares with the others that compete, and where all are good: counted and drawn by all
+        workers, each a part.
+        """
         models = [name for name, found in results.items() if not found.oracle]
         first = next(iter(results))
-        others = [name for name in models if name != first] if first in models else []
+        if first not in models:
+            return {}, []
+        others = models[1:]
+        control = next((name for name in others if results[name].kind == "deep"), None)
         run, metric, worker = self.run, self.run.settings.metric, self.worker
+        kinds = segments_of(self.manifest.time_unit == "time", list(results[first].intents))
+        sums = SegmentSums(kinds, models, control, metric)
         own = {other: Differences(run.settings.resamples) for other in others}
         users = sum(shard.rows for shard in self.manifest.shards["test"]) // worker.workers
         with worker.progress(users, "compare") as bar:
-            for user_N, ranks in paired(run.targets, models, worker) if others else ():
+            for user_N, ranks, facts in paired(run.targets, models, worker):
+                sums.add(user_N, ranks, facts)
                 value_N = target_values(ranks[first], metric)
                 for other in others:
                     own[other].add(value_N - target_values(ranks[other], metric), user_N)
@@ -179,7 +194,8 @@ class _Evaluator:
                 together.merge(part[other])
             drawn[other] = compare(together, metric, run.seed)
         found = {other: comparison for part in gather_objects(drawn) for other, comparison in part.items()}
-        return {other: found[other] for other in others}
+        segments = sums.found(gather_objects(sums), run.settings.resamples)
+        return {other: found[other] for other in others}, segments
 
 
 def _simple(found: Evaluation) -> dict[str, dict[str, IntentQuality]]:

@@ -54,6 +54,9 @@ def render_report(results: Results) -> str:
                 [(f"against {results.models[other].label}", row) for _, other, row, _ in comparisons]
             ),
             intents=_intents(results),
+            first=next(iter(results.models)),
+            segments=results.segments,
+            control=next((control for row in results.segments for control in row.versus), None),
             qualities=list(_qualities(results)),
             loss_chart=_chart(results, "train", "step", "training loss"),
             validation_chart=_chart(results, "validation", "epoch", results.protocol.validation_metric),

@@ -183,17 +183,29 @@ class Example(Settings):
     next_item: str | None = None
 
 
+class Segment(Settings):
+    """A part of the targets (evaluation/segments.py): `by` says by what, `values` is each model's value of the metric
+    that models are compared by, and `versus` compares the first model with its control, by the control's key."""
+
+    by: str
+    name: str
+    targets: Count
+    values: dict[str, FiniteFloat]
+    versus: dict[str, Comparison] = {}
+
+
 class Evaluated(Settings):
     """What the workers find: models in the config's order, and sentences about data that were set aside.
 
     `majority` is, by intent, the accuracy of always predicting the most common label, and `simple` says more of it and
-    of other predictions that need no training, by their name and intent.
+    of other predictions that need no training, by their name and intent. `segments` are parts of the targets.
     """
 
     protocol: Protocol
     models: dict[str, ModelResults] = Field(min_length=1)
     majority: dict[str, Probability] = {}
     simple: dict[str, dict[str, IntentQuality]] = {}
+    segments: list[Segment] = []
     example: Example | None = None
     warnings: list[str] = []
 
@@ -209,7 +221,7 @@ class Recommended(Settings):
 class Results(Settings):
     """The whole of results.json.
 
-    `majority` and `simple` as in `Evaluated`. `data` holds counts and
+    `majority`, `simple` and `segments` as in `Evaluated`. `data` holds counts and
     other facts of the data set, and `warnings`, a list of sentences. `seconds` is the time of each stage.
     """
 
@@ -222,6 +234,7 @@ class Results(Settings):
     versions: dict[str, str] = {}
     majority: dict[str, Probability] = {}
     simple: dict[str, dict[str, IntentQuality]] = {}
+    segments: list[Segment] = []
     example: Example | None = None
     data: dict[str, int | FiniteFloat | str | list[str] | dict[str, int | FiniteFloat | str]] = {}
     config: str = ""

@@ -51,11 +51,8 @@ class Differences:
 
     def add(self, delta_N: Floats, user_N: Ints) -> None:
         """Count users: the difference at each target, and a number of its user, from 0; all targets of each user."""
-        n = np.bincount(user_N).astype(np.float64)
-        s = np.bincount(user_N, weights=delta_N)
-        self._add(
-            np.array([len(s), *(x.sum() for x in (s, n, s * s, s * n, n * n))]), np.stack([s, n]), np.ones(len(s))
-        )
+        s, n = _by_user(delta_N, user_N)
+        self._add(moments_of(delta_N, user_N), np.stack([s, n]), np.ones(len(s)))
 
     def merge(self, other: Differences) -> None:
         """Add the users that `other` has counted."""
@@ -77,6 +74,23 @@ class Differences:
         return users >= FEWEST_USERS and (
             len(self.counts) * self.resamples > MOST_DRAWS or int(self.counts.sum()) < users
         )
+
+
+def moments_of(delta_N: Floats, user_N: Ints) -> Floats:
+    """Sums over the users of 1, s, n, s^2, s n, n^2; `user_N` as `Differences.add` takes it."""
+    s, n = _by_user(delta_N, user_N)
+    return np.array([len(s), *(x.sum() for x in (s, n, s * s, s * n, n * n))])
+
+
+def _by_user(delta_N: Floats, user_N: Ints) -> tuple[Floats, Floats]:
+    return np.bincount(user_N, weights=delta_N).astype(np.float64), np.bincount(user_N).astype(np.float64)
+
+
+def normal_limit(moments: Floats, metric: str, resamples: int) -> Comparison:
+    """The mean difference at a target of users with these moments, by the normal limit however few they are."""
+    _, s, n, *_ = moments
+    low, high, p = _normal_limit(moments, resamples)
+    return Comparison(metric=metric, difference=float(s / n), low=low, high=high, p=p)
 
 
 def compare(differences: Differences, metric: str, seed: int) -> Comparison:

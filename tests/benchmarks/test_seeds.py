@@ -64,7 +64,27 @@ def test_seeds_are_compared_as_their_mean(data: Data, tmp_path: Path) -> None:
         assert merged["versus"][other]["difference"] == pytest.approx(expected)
     run = {"seconds": {"all": 60, "train": 1, "evaluate": 1}, "peak_memory_gib": 1, "targets": 3, "unknown_targets": 0}
     run |= {"data": {"users": 1, "items": 2, "events": 3}, "chosen": {}, "date": "2026-11-29", "machine": "a machine"}
-    run |= {"command": "python -m benchmarks.main_job configs/demo.yaml", "versions": {"torch": "2"}}
-    merged["models"] = {name: model | {"intents": {}} for name, model in merged["models"].items()}
-    text = section(run | merged)
-    assert f"Means over seeds: intentrec 2, MRR {min(pair):.4f} to {max(pair):.4f}." in text
+    run |= {"command": "python -m benchmarks.main_job configs/demo.yaml", "versions": {"torch": "2"}, "commit": "c0de+"}
+    quality = found.models["intentrec"].model_dump()["quality"]
+    facts = {"quality": {}, "training": None, "latency": None}
+    merged["models"] = {name: model | facts for name, model in merged["models"].items()}
+    merged["models"]["intentrec"] |= {
+        "quality": quality,
+        "training": {"epoch_seconds": 61.5, "targets_per_second": 4321.0, "memory_gib": 1.375},
+        "latency": {"request": 0.0234, "users_per_second": 987.0},
+        "parameters": 12345,
+        "table_parameters": 678,
+    }
+    versus = {"markov": {"metric": "MRR", "difference": -0.0123, "p": 0.0177}}
+    values = {"intentrec": 0.25, "markov": 0.2623}
+    rows = [{"by": "intent action", "name": "wrong", "targets": 1727, "values": values, "versus": versus}]
+    text = section(run | merged | {"simple": found.model_dump()["simple"], "segments": rows})
+    assert "| intent action | wrong | 1,727 | 0.2500 | 0.2623 | -0.0123 | 0.018 |" in text
+    assert f" | {np.mean(pair):.4f} ± {np.std(pair, ddof=1):.4f} | |" in text
+    assert "a seed: intentrec 2 of them." in text
+    assert "commit c0de+, a machine" in text
+    assert (
+        f"| action | intentrec | {quality['action']['accuracy']:.3f} | {quality['action']['macro_f1']:.3f} | " in text
+    )
+    assert f"| action | last label | {found.simple['last label']['action'].accuracy:.3f} | " in text
+    assert "| intentrec | 12,345 | 678 | 61.5 | 4,321 | 1.38 | 23.4 | 987 |" in text

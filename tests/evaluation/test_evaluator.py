@@ -81,6 +81,48 @@ def test_the_targets_are_the_logs_own_of_the_last_days(in_time: Data, folder: Pa
         assert ours == expected
 
 
+def test_targets_say_whether_the_item_is_had_before_and_how_common_and_whether_a_session_begins(
+    in_time: Data, folder: Path, found: Evaluated
+) -> None:
+    history = defaultdict(list)
+    for row in pq.read_table(Path(in_time.url).parent / "events.parquet").to_pylist():
+        history[row["user_id"]].append(row)
+    table = pq.read_table(Path(in_time.url, "items.parquet"), columns=["id", "count"]).to_pydict()
+    counts = dict(zip(table["id"][2:], table["count"][2:], strict=True))
+    for (user, place), row in rows_of(folder, "markov").items():
+        before = sorted(history[user], key=lambda event: event["timestamp"])[:place]
+        assert row["again"] == any(row["item"] == event["item_id"] for event in before)
+        assert row["count"] == counts[row["item"]]
+        gap = row["time"].replace(tzinfo=None) - before[-1]["timestamp"]
+        assert row["new_session"] == (gap.total_seconds() > 30 * 60)
+
+
+def test_segments_are_means_over_their_targets(folder: Path, found: Evaluated) -> None:
+    segments = {(segment.by, segment.name): segment for segment in found.segments}
+    ours = list(rows_of(folder, "intentrec").items())
+    inside = {
+        ("history", "5 to 9"): lambda row: 5 <= row["place"] <= 9,
+        ("history", "20 to 49"): lambda row: 20 <= row["place"] <= 49,
+        ("item in training", "never"): lambda row: row["count"] == 0,
+        ("item in training", "10 to 99 times"): lambda row: 10 <= row["count"] <= 99,
+        ("item for the user", "had before"): lambda row: row["again"],
+        ("item for the user", "new"): lambda row: not row["again"],
+        ("session", "begins"): lambda row: row["new_session"],
+        ("intent genres", "right"): lambda row: row["hit_genres"] is True,
+        ("intent genres", "wrong"): lambda row: row["hit_genres"] is False,
+    }
+    for key, chosen in inside.items():
+        chosen_keys = [target for target, row in ours if chosen(row)]
+        assert segments[key].targets == len(chosen_keys) > 0
+        assert segments[key].versus == {}
+        for model in MODELS:
+            rows = rows_of(folder, model)
+            gains = [1 / rank for rank in (rows[target]["rank"] for target in chosen_keys) if rank]
+            assert segments[key].values[model] == pytest.approx(math.fsum(gains) / len(chosen_keys))
+    for by in ("history", "item in training", "item for the user", "session"):
+        assert sum(segment.targets for segment in found.segments if segment.by == by) == len(ours)
+
+
 def test_ranks_and_hits_are_those_of_one_target_at_a_time(in_time: Data, folder: Path, found: Evaluated) -> None:
     """Another batch size, and the labels and the likeliest label of each target by hand."""
     scorer = NeuralScorer(make_step(in_time.manifest))
@@ -177,6 +219,9 @@ def test_two_workers_find_what_one_does(folder: Path, shared: Path, two_workers:
     assert first.protocol == found.protocol
     assert first.majority == found.majority
     assert first.simple == found.simple
+    for one, two in zip(found.segments, first.segments, strict=True):
+        assert (one.by, one.name, one.targets) == (two.by, two.name, two.targets)
+        assert one.values == pytest.approx(two.values, rel=1e-12)
     assert found.example is not None
     assert first.example is not None
     assert second.example == first.example
@@ -231,7 +276,7 @@ def test_rows_in_another_order_are_paired_by_user_and_place(in_time: Data, tmp_p
     evaluated(in_time, tmp_path, Worker())
     before = list(paired(str(tmp_path / "targets-1"), MODELS, Worker()))
     after = list(paired(change_targets(tmp_path, turn_round), MODELS, Worker()))
-    for (users, ranks), (same_users, same_ranks) in zip(before, after, strict=True):
+    for (users, ranks, _), (same_users, same_ranks, _) in zip(before, after, strict=True):
         np.testing.assert_array_equal(users, same_users)
         for model in MODELS:
             np.testing.assert_array_equal(ranks[model], same_ranks[model])

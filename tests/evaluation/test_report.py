@@ -142,6 +142,15 @@ def sample() -> dict[str, Any]:
         "models": models,
         "majority": {"action": 0.52, "genre": 0.31, "release": 0.7925},
         "simple": {"last label": {"action": {"accuracy": 0.61, "macro_f1": 0.2813, "targets": 5987}}},
+        "segments": [
+            {
+                "by": "intent action",
+                "name": "wrong",
+                "targets": 1727,
+                "values": dict.fromkeys(models, 0.0625),
+                "versus": {"deep": {"metric": "MRR", "difference": -0.0123, "low": -0.02, "high": -0.004, "p": 0.0177}},
+            }
+        ],
         "example": {
             "user": 4711,
             "history": history,
@@ -207,6 +216,7 @@ def test_the_page_holds_all_numbers(results: dict[str, Any], tmp_path: Path) -> 
         *("split: leave one out", "taken out of the ranking", "12 targets are items", "3 targets had been seen"),
         *("Ties count against the model", "whole catalogue of 3,706 items", "intentrec run configs/demo.yaml"),
         *("765,432", "1 min 02 s", "43,211", "1.38", "23.4", "9,876"),
+        *("Where it helps", "1,727", "0.0625", "-0.0123", "-0.0200 to -0.0040", "0.018"),
         *("last label", "0.3125", "0.2813", "0.8750", "3.3 %", "5,987"),
         *("2 CPU cores", "2.13.0", "2026-11-24", "name: demo", "seen before", "what came next", "Film 9"),
     ):
