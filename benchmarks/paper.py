@@ -90,9 +90,9 @@ class Paper:
         path = self.folder / "config.yaml"
         path.write_text(yaml.safe_dump(content, sort_keys=False))
         command = [sys.executable, "-m", "cluster.cli", "run", str(path)]
-        done = subprocess.run(command + ["--no-ray"] * self.options.no_ray, stdout=sys.stderr)
-        if done.returncode:
-            sys.exit(f"{' '.join(command)} ended with status {done.returncode}")
+        status = subprocess.run(command + ["--no-ray"] * self.options.no_ray, stdout=sys.stderr).returncode
+        if status:
+            sys.exit(f"{' '.join(command)} ended with status {status}")
         targets = self.kept / "targets" / name
         shutil.rmtree(targets, ignore_errors=True)
         targets.parent.mkdir(exist_ok=True)
@@ -106,9 +106,8 @@ class Paper:
         """All that is kept of this log; the rows that were not run are missing."""
         found: dict[str, Any] = {}
         for row, section in self.rows.items():
-            for path in sorted(
-                self.kept.glob(f"{row}{COPY}*.json"), key=lambda path: int(path.stem.rpartition("-")[2])
-            ):
+            paths = self.kept.glob(f"{row}{COPY}*.json")
+            for path in sorted(paths, key=lambda path: int(path.stem.rpartition("-")[2])):
                 results = json.loads(path.read_text())
                 if results["row"] != section:
                     raise InputError(

@@ -194,7 +194,7 @@ class _Evaluator:
                 together.merge(part[other])
             drawn[other] = compare(together, metric, run.seed)
         found = {other: comparison for part in gather_objects(drawn) for other, comparison in part.items()}
-        segments = sums.found(gather_objects(sums), run.settings.resamples)
+        segments = sums.found(gather_objects(sums.sums), run.settings.resamples)
         return {other: found[other] for other in others}, segments
 
 

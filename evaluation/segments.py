@@ -67,11 +67,14 @@ class SegmentSums:
             for moments_X, inside_N in zip(self.moments_SX, inside_NS.T, strict=True):
                 moments_X += moments_of(delta_N[inside_N], np.unique(user_N[inside_N], return_inverse=True)[1])
 
-    def found(self, parts: Sequence[SegmentSums], resamples: int) -> list[Segment]:
-        """The segments that have targets, from the sums of all workers."""
-        targets_S, values_SM, moments_SX = (
-            sum(getattr(part, name) for part in parts) for name in ("targets_S", "values_SM", "moments_SX")
-        )
+    @property
+    def sums(self) -> tuple[Ints, Floats, Floats]:
+        """What workers add up."""
+        return self.targets_S, self.values_SM, self.moments_SX
+
+    def found(self, parts: Sequence[tuple[Ints, Floats, Floats]], resamples: int) -> list[Segment]:
+        """The segments that have targets, from the `sums` of all workers."""
+        targets_S, values_SM, moments_SX = (sum(arrays) for arrays in zip(*parts, strict=True))
         rows = zip(self.segments, targets_S.tolist(), values_SM, moments_SX, strict=True)
         return [
             Segment(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import polars as pl
@@ -11,6 +13,7 @@ import pytest
 import yaml
 
 from benchmarks.main_job import section
+from benchmarks.results import made
 from benchmarks.seeds import together, with_seeds
 from cluster.config import Config
 from embeddings.workers import Worker
@@ -78,7 +81,8 @@ def test_seeds_are_compared_as_their_mean(data: Data, tmp_path: Path) -> None:
     versus = {"markov": {"metric": "MRR", "difference": -0.0123, "p": 0.0177}}
     values = {"intentrec": 0.25, "markov": 0.2623}
     rows = [{"by": "intent action", "name": "wrong", "targets": 1727, "values": values, "versus": versus}]
-    text = section(run | merged | {"simple": found.model_dump()["simple"], "segments": rows})
+    run |= merged | {"simple": found.model_dump()["simple"], "segments": rows}
+    text = section(run)
     assert "| intent action | wrong | 1,727 | 0.2500 | 0.2623 | -0.0123 | 0.018 |" in text
     assert f" | {np.mean(pair):.4f} ± {np.std(pair, ddof=1):.4f} | |" in text
     assert "a seed: intentrec 2 of them." in text
@@ -88,3 +92,11 @@ def test_seeds_are_compared_as_their_mean(data: Data, tmp_path: Path) -> None:
     )
     assert f"| action | last label | {found.simple['last label']['action'].accuracy:.3f} | " in text
     assert "| intentrec | 12,345 | 678 | 61.5 | 4,321 | 1.38 | 23.4 | 987 |" in text
+    kept, after = tmp_path / "results", "## globo\n\nkept\n\n## What this says\n\nwords\n"
+    kept.mkdir()
+    (kept / "demo.json").write_text(json.dumps(run))
+    page, figures = made(f"# Results\n\n## demo\n\nold\n\n{after}", kept)
+    assert page == f"# Results\n\n{text}\n\n![Differences with 95 % intervals](results/demo.svg)\n\n{after}"
+    assert made(page, kept) == (page, figures)
+    assert "intentrec against markov" in figures["demo.svg"]
+    assert ElementTree.fromstring(figures["demo.svg"]).tag.endswith("svg")

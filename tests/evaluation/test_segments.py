@@ -27,8 +27,8 @@ def test_a_part_is_compared_as_if_it_were_all() -> None:
         sums = SegmentSums(segments, list(ranks), "control", "MRR")
         number = np.unique(users[piece], return_inverse=True)[1]
         sums.add(number, {name: rank[piece] for name, rank in ranks.items()}, facts.filter(piece))
-        parts.append(sums)
-    found = {(segment.by, segment.name): segment for segment in parts[0].found(parts, 10_000)}
+        parts.append(sums.sums)
+    found = {(segment.by, segment.name): segment for segment in sums.found(parts, 10_000)}
     assert ("session", "begins") not in found
     for key, inside in {
         ("intent action", "right"): hits == True,  # noqa: E712
