@@ -336,7 +336,7 @@ def test_the_first_sentence_admits_a_baseline_that_is_better(results: dict[str, 
 
 
 def test_without_baselines_nothing_is_said_of_them(results: dict[str, Any], tmp_path: Path) -> None:
-    alone = results | {"models": {key: results["models"][key] for key in ("deep", "sasrec")}}
+    alone = results | {"models": {key: results["models"][key] for key in ("deep", "sasrec")}, "segments": []}
     assert not any("baseline" in sentence for sentence in first_sentences(alone, tmp_path))
 
 
@@ -362,7 +362,7 @@ def test_what_knows_the_rule_is_no_competitor_but_a_bound(results: dict[str, Any
     assert [line.count("*") for line in table.splitlines() if line.startswith("IntentRec ")] == [
         line.count("*") for line in without[1].splitlines() if line.startswith("IntentRec ")
     ]
-    alone = bounded | {"models": {key: bounded["models"][key] for key in ("filter", "ceiling")}}
+    alone = bounded | {"models": {key: bounded["models"][key] for key in ("filter", "ceiling")}, "segments": []}
     assert "reaches" not in page_of(alone, tmp_path)[0].text
 
 
