@@ -21,6 +21,7 @@ from embeddings.workers import Worker, single_process
 from ingest.data.batch import Batch
 from ingest.data.manifest import load_manifest
 from trainer.attention import Attention, Layout
+from trainer.models.hstu import HSTUConfig
 from trainer.models.intentrec import IntentRecConfig
 from trainer.models.registry import NeuralConfig
 from trainer.models.sasrec import SASRecConfig
@@ -36,7 +37,7 @@ class Sizes:
     log: tuple[str, ...] = ("simulate.users=2500", "simulate.days=40")
     """Overrides of configs/demo.yaml."""
     tokens: int = 65_536
-    dimensions: tuple[int, ...] = (64, 128, 256)
+    dimensions: tuple[int, ...] = (128, 256, 512)
     steps: int = 10
     """Timed, after a warm-up."""
     rows: tuple[int, ...] = (10_000, 10_000_000, 100_000_000)
@@ -47,6 +48,10 @@ class Sizes:
     compared: int = 8192
     """Tokens of a batch whose step is also taken by the CPU or in fp32."""
     longest: int = 200
+    long: int = 1024
+    """Of the sequences of some cases of the throughput."""
+    batches: tuple[int, ...] = (8192, 262_144)
+    """Tokens of others."""
 
 
 SMALL = Sizes(
@@ -59,6 +64,8 @@ SMALL = Sizes(
     scores=(2**12, 2**20),
     compared=256,
     longest=12,
+    long=40,
+    batches=(128,),
 )
 
 
@@ -72,15 +79,25 @@ class Bench:
     deadline: float
     path: Path
 
-    def case(self, model: str, dimension: int, dropout: float = 0.0, tokens: int | None = None, **train: Any) -> Case:
+    def case(
+        self,
+        model: str,
+        dimension: int,
+        dropout: float = 0.0,
+        tokens: int | None = None,
+        length: int = 200,
+        **train: Any,
+    ) -> Case:
         """A model and how it is trained; `train`: the section's values, those of `tables` and `loss` laid over ours."""
         base: dict[str, Any] = {
-            "reader": {"tokens": tokens or self.sizes.tokens, "max_length": 200},
+            "reader": {"tokens": tokens or self.sizes.tokens, "max_length": length},
             "tables": {"dimension": dimension} | train.pop("tables", {}),
             "loss": {"kind": "sampled", "negatives": self.sizes.tokens // 8} | train.pop("loss", {}),
         }
         config = TrainConfig.model_validate(base | train)
         settings: NeuralConfig = SASRecConfig(heads=4, layers=4, dropout=dropout)
+        if model == "hstu":
+            settings = HSTUConfig(heads=4, layers=4, dropout=dropout)
         if model == "intentrec":
             settings = IntentRecConfig(heads=4, window="1d", intent_layers=2, item_layers=2, dropout=dropout)
         return Case(settings, config, self.data, load_manifest(self.data))
@@ -214,10 +231,18 @@ UPDATES: dict[str, Callable[[Tensor], Tensor]] = {
     "adagrad": lambda g: g / (g.abs() + 1e-8),
     "rowwise_adagrad": lambda g: g / (g.pow(2).mean(dim=1, keepdim=True).sqrt() + 1e-8),
     "adam": lambda g: g / (g.abs() + 1e-8),
+    "rowwise_adam": lambda g: g / (g.pow(2).mean(dim=1, keepdim=True).sqrt() + 1e-8),
 }
 """The first update of each optimizer, over the learning rate."""
-TABLES = [*(("row_wise", name) for name in UPDATES), ("table_wise", "rowwise_adagrad"), ("data_parallel", "adam")]
-"""Sharding and optimizer; fbgemm has Adam on a GPU only, and what is data parallel takes the dense part's."""
+TABLES = [
+    *(("row_wise", name, "fused") for name in UPDATES),
+    ("table_wise", "rowwise_adagrad", "fused"),
+    ("row_wise", "sgd", "fused_uvm"),
+    ("row_wise", "rowwise_adagrad", "fused_uvm_caching"),
+    ("data_parallel", "adam", "fused"),
+]
+"""Sharding, optimizer and kernel; fbgemm has Adam, and rows in the machine's memory, on a GPU only, and what is data
+parallel takes the dense part's optimizer."""
 
 
 def tables(bench: Bench) -> dict[str, Any]:
@@ -229,11 +254,13 @@ def tables(bench: Bench) -> dict[str, Any]:
         settings: dict[str, Any] = {"optimizer": "sgd", "learning_rate": 1.0}
         reference = one_step(bench.case("intentrec", dimension, tables=settings, **shared), CPU)
     gradients = {name: reference.before[name] - after for name, after in reference.after.items()}
-    for sharding, optimizer in TABLES:
-        name = f"{sharding} {optimizer}"
-        if bench.device.type == "cpu" and optimizer == "adam":
+    for sharding, optimizer, kernel in TABLES:
+        name = f"{sharding} {optimizer} {kernel}"
+        if bench.device.type == "cpu" and ("adam" in optimizer or kernel != "fused"):
             continue
         settings = {"sharding": dict.fromkeys(gradients, sharding)}
+        if kernel != "fused":
+            settings["kernel"] = dict.fromkeys(gradients, kernel)
         if sharding != "data_parallel":
             settings |= {"optimizer": optimizer, "learning_rate": rate}
         with single_process(bench.device):

@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainer.device import sent
+
 MOST_PRODUCTS = 256
 """Tokens of a sequence up to which batched products beat the flash kernel on a CPU, whose threads it leaves idle."""
 ROWS = 100
@@ -50,7 +52,7 @@ class Layout:
     @cached_property
     def begins(self) -> Tensor:
         """Where each sequence begins, and the last ends, as the jagged kernels want it."""
-        return F.pad(self.lengths_B.cumsum(0), (1, 0)).to(torch.int32).to(self.device)
+        return sent(F.pad(self.lengths_B.cumsum(0), (1, 0)).to(torch.int32), self.device)
 
     @property
     def longest(self) -> int:
@@ -67,8 +69,8 @@ class Layout:
     @cached_property
     def padding_masks(self) -> list[Tensor]:
         """For each group the [b, 1, 1, L] mask of its tokens, without padding."""
-        real_P = torch.zeros(len(self.source_P), dtype=torch.bool).index_fill_(0, self.place_T, True).to(self.device)
-        parts = real_P.split(self.sizes)
+        real_P = torch.zeros(len(self.source_P), dtype=torch.bool).index_fill_(0, self.place_T, True)
+        parts = sent(real_P, self.device).split(self.sizes)
         return [part.view(b, 1, 1, longest) for part, (b, longest) in zip(parts, self.groups, strict=True)]
 
     def take(self, x_TX: Tensor, parts: int) -> Tensor:
@@ -103,7 +105,7 @@ class Layout:
             size_T = sizes.repeat_interleave(sizes)[self.place_T]
             begin_T = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)[self.place_T]
             place_TX = (begin_T * (parts - 1) + self.place_T)[:, None] + size_T[:, None] * part
-            self._pieces[parts] = piece_R.to(self.device), place_TX.flatten().to(self.device)
+            self._pieces[parts] = sent(piece_R, self.device), sent(place_TX.flatten(), self.device)
         return self._pieces[parts]
 
 

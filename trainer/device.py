@@ -31,6 +31,11 @@ def on_device(
         yield batch, remaining
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor`, which the CPU has made, on `device`; on a GPU what comes after waits for it, and the host does not."""
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
 def used_on(stream: torch.cuda.Stream, value: Any) -> None:
     """Whatever tensors `value` has on a GPU: their memory is not used again before `stream` has done with them."""
     if isinstance(value, Tensor) and not value.is_cuda:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from ingest.data.manifest import Manifest
+from trainer.device import sent
 from trainer.layers import Dropout, Inputs
 from trainer.models.base import RecurrentConfig
 from trainer.one_encoder import OneEncoder
@@ -44,7 +45,7 @@ class Recurrent(nn.Module):
 
     def forward(self, x_TD: Tensor, inputs: Inputs) -> Tensor:
         token_T, count_S = packing(inputs.layout.lengths_B)
-        token_T = token_T.to(x_TD.device)
+        token_T = sent(token_T, x_TD.device)
         state_Th = x_TD.index_select(0, token_T)
         for number, layer in enumerate(self.layers):
             if number:

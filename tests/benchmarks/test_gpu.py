@@ -12,6 +12,10 @@ import torch
 
 from benchmarks import gpu
 from benchmarks.gpu_checks import SMALL, Comparison
+from benchmarks.gpu_rates import useful_flops
+from benchmarks.training import counted_flops
+from tests.small import Data, make_step
+from trainer.models.sasrec import SASRecConfig
 
 TINY = replace(
     SMALL, log=("simulate.users=60", "simulate.items=80", "simulate.days=10"), tokens=128, compared=128, steps=1
@@ -32,15 +36,38 @@ def test_all_checks_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on
     def broken(bench: Any) -> dict[str, Any]:
         raise RuntimeError("no such kernel")
 
-    monkeypatch.setitem(gpu.CHECKS, "precision", broken)
-    assert gpu.main(["--device", "cpu", "--out", str(tmp_path)], TINY) == 1
-    checks = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
+    monkeypatch.setitem(gpu.PARTS, "precision", (broken, 10))
+    assert gpu.main(["--dry", "--out", str(tmp_path)], TINY) == 1
+    checks = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in gpu.PARTS}
     assert "RuntimeError: no such kernel" in checks["precision"]["traceback"]
     statuses = {name: check["status"] for name, check in checks.items()}
-    assert statuses == dict.fromkeys(gpu.CHECKS, "passed") | {"precision": "failed"}, checks
+    assert statuses == dict.fromkeys(gpu.PARTS, "passed") | {"precision": "failed"}, checks
     assert checks["attention"]["compared"] == 36
     assert all(case["step_ms"] > 0 for case in checks["memory"]["cases"])
-    assert {case["model"] for case in checks["throughput"]["cases"]} == {"sasrec", "intentrec"}
+    assert {case["model"] for case in checks["throughput"]["cases"]} == {"sasrec", "hstu", "intentrec"}
+    assert all(case["targets_per_second"] > 0 for case in checks["throughput"]["cases"])
+    assert len(list(tmp_path.glob("profile-*.trace.json"))) == 3
+
+
+def test_all_parts_together_fit_in_eight_minutes() -> None:
+    assert sum(seconds for _, seconds in gpu.PARTS.values()) < 450
+
+
+@pytest.mark.usefixtures("alone")
+def test_useful_flops_are_those_of_the_products_without_the_masked_half(data: Data) -> None:
+    """Against torch's counter over a step; one of sequences of length 1 has no masked half."""
+    batch, dimension = data.batch(range(8)), 8
+    counted = []
+    for lengths_B in (batch.lengths_B, torch.ones(batch.tokens, dtype=torch.int64)):
+        step = make_step(data.manifest, model=SASRecConfig(heads=2, dropout=0.0), loss={"scores_at_once": 10**6})
+        given = replace(batch, lengths_B=lengths_B, position_T=torch.zeros_like(batch.position_T))
+        prepared = step.prepare(given, 0)
+        useful = useful_flops(step, given)
+        made = counted_flops(lambda: step.train(given, 0, (1.0, 1.0), 0, prepared))  # noqa: B023
+        counted.append((useful, made))
+    assert counted[1][0] == pytest.approx(counted[1][1], rel=0.1)
+    seen = float((batch.lengths_B * (batch.lengths_B + 1)).sum()) / 2
+    assert counted[0][0] - counted[1][0] == pytest.approx(12 * dimension * 2 * (seen - batch.tokens))
 
 
 def test_without_a_gpu_it_says_so(
@@ -48,7 +75,9 @@ def test_without_a_gpu_it_says_so(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert gpu.main(["--out", str(tmp_path)]) == 2
-    assert capsys.readouterr().err == "benchmarks.gpu needs a CUDA GPU; --device cpu tries the script in small sizes\n"
+    assert (
+        capsys.readouterr().err == "benchmarks.gpu needs a CUDA GPU; --dry tries the script in small sizes on a CPU\n"
+    )
 
 
 def test_a_difference_or_nan_is_wrong() -> None:

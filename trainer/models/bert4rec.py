@@ -69,6 +69,7 @@ def network_class() -> type[nn.Module]:
     from torch import Tensor, nn
 
     from trainer.attention import Layout
+    from trainer.device import sent
     from trainer.layers import Inputs, Transformer
     from trainer.one_encoder import OneEncoder
 
@@ -89,8 +90,8 @@ def network_class() -> type[nn.Module]:
             if not self.training and not len(asked_Q):
                 return query_TD
             length_B, token_X, at_Q = filled_in(inputs) if self.training else ended_at(inputs)
-            length_X = length_B.repeat_interleave(length_B).to(x_TD.device)
-            begin_X = (length_B.cumsum(0) - length_B).repeat_interleave(length_B).to(x_TD.device)
+            length_X = sent(length_B.repeat_interleave(length_B), x_TD.device)
+            begin_X = sent((length_B.cumsum(0) - length_B).repeat_interleave(length_B), x_TD.device)
             back_X = begin_X + length_X - 1 - torch.arange(len(length_X), device=x_TD.device)
             hidden_X1 = (back_X == 0).index_fill_(0, at_Q, True)[:, None]
             seen_XD = torch.where(hidden_X1, self.hidden.to(x_TD.dtype), x_TD.index_select(0, token_X))
@@ -103,11 +104,11 @@ def network_class() -> type[nn.Module]:
         asked_Q, length_B = inputs.asked_Q, inputs.layout.lengths_B
         assert asked_Q is not None
         device = asked_Q.device
-        sequence_T = torch.arange(len(length_B)).repeat_interleave(length_B).to(device)
+        sequence_T = sent(torch.arange(len(length_B)).repeat_interleave(length_B), device)
         last_X = torch.zeros(int(length_B.sum()) + len(length_B), dtype=torch.int64)
         last_X[(length_B + 1).cumsum(0) - 1] = 1
         token_X = torch.arange(len(last_X)) - last_X.cumsum(0)
-        return length_B + 1, token_X.to(device), asked_Q + sequence_T[asked_Q] + 1
+        return length_B + 1, sent(token_X, device), asked_Q + sequence_T[asked_Q] + 1
 
     def ended_at(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
         """The same of a sequence for each token that is asked, which ends with the place after it; by length."""

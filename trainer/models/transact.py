@@ -62,6 +62,7 @@ def network_class() -> type[nn.Module]:
     import torch
     from torch import Tensor, nn
 
+    from trainer.device import sent
     from trainer.layers import Inputs, Transformer
     from trainer.one_encoder import OneEncoder
 
@@ -105,12 +106,12 @@ def network_class() -> type[nn.Module]:
             less than the window before what is known."""
             lengths_B, time_T = inputs.layout.lengths_B, inputs.time_T
             sequence_B = torch.arange(len(lengths_B))
-            sequence_T = sequence_B.repeat_interleave(lengths_B).to(time_T.device)
+            sequence_T = sent(sequence_B.repeat_interleave(lengths_B), time_T.device)
             first = time_T.min()
             apart = time_T.max() - first + 2
-            until_T = inputs.now_T - window_B.repeat_interleave(lengths_B).to(time_T.device) - first
+            until_T = inputs.now_T - sent(window_B.repeat_interleave(lengths_B), time_T.device) - first
             until_T = until_T.clamp(min=-1).minimum(apart - 2)
-            begins_T = (lengths_B.cumsum(0) - lengths_B).repeat_interleave(lengths_B).to(time_T.device)
+            begins_T = sent((lengths_B.cumsum(0) - lengths_B).repeat_interleave(lengths_B), time_T.device)
             end_T = torch.searchsorted(sequence_T * apart + time_T - first, sequence_T * apart + until_T, right=True)
             return (end_T - begins_T).minimum(inputs.position_T + 1)
 

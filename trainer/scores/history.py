@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from ingest.data.batch import Batch
 from ingest.features.feature import FIRST_VALUE, PADDING
 from trainer.attention import Layout
+from trainer.device import sent
 from trainer.scores.intents import Acting
 from trainer.scores.pointers import Candidates, sum_exp
 from trainer.softmax import Pointed
@@ -84,7 +85,7 @@ class HistoryPointer(nn.Module):
         now_T = batch.request_time_T if self.request else batch.time_T
         assert now_T is not None
         numbers_T4 = torch.stack([batch.past_T, target_T, batch.time_T, now_T], dim=1)
-        place_Q = layout.place_T.to(query_TD.device)[batch.target_position_Q]
+        place_Q = sent(layout.place_T, query_TD.device)[batch.target_position_Q]
         groups = zip(*(layout.grouped(layout.take(x, 1), 1) for x in (asked_TX, key_TD, numbers_T4)), strict=True)
         sums, lists, begin = [], [], 0
         for (asked_bLX,), (key_bLD,), (numbers_bL4,) in groups:
@@ -156,7 +157,7 @@ def _rows(place_q: Tensor, sequences: int, longest: int) -> tuple[Tensor, Tensor
 
 def times_before(batch: Batch) -> Tensor:
     """How often the item of each token is among its sequence's tokens before it: [T]."""
-    sequence_T = torch.repeat_interleave(batch.lengths_B).to(batch.item_T.device)
+    sequence_T = sent(torch.repeat_interleave(batch.lengths_B), batch.item_T.device)
     key_T, order_T = ((batch.past_T.max() + 1) * sequence_T + batch.past_T).sort(stable=True)
     nth_T = torch.arange(len(key_T), device=key_T.device) - torch.searchsorted(key_T, key_T)
     return torch.empty_like(order_T).scatter_(0, order_T, nth_T)

@@ -100,7 +100,8 @@ class IntentScores(nn.Module):
 def shares(value: Tensor | Lists, size: int) -> Tensor:
     """The share of each of `size` labels in the known values of each row, [N, size]; all alike without any."""
     if isinstance(value, Lists):
-        row_N, index_N, rows = torch.repeat_interleave(value.lengths), value.values, len(value.lengths)
+        index_N, rows = value.values, len(value.lengths)
+        row_N = torch.repeat_interleave(value.lengths, output_size=len(index_N))
     else:
         row_N, index_N, rows = torch.arange(len(value), device=value.device), value, len(value)
     known_N = (index_N >= FIRST_VALUE).float()
