@@ -235,6 +235,15 @@ def train(data: Data, folder: Path, worker: Worker) -> dict[str, Any]:
             "weights": weights(trainer.step)}  # fmt: skip
 
 
+def train_one_by_one(data: Data, folder: Path, worker: Worker) -> dict[str, Any]:
+    """The same without preparing a step before the one before it is taken."""
+    ahead, Step.ahead = Step.ahead, False  # type: ignore[assignment, method-assign]
+    try:
+        return train(data, folder / "one by one", worker)
+    finally:
+        Step.ahead = ahead  # type: ignore[method-assign]
+
+
 def interrupt(data: Data, folder: Path, worker: Worker) -> list[tuple[int, int]]:
     """Die in the fourth step of an epoch; what the two steps before the last checkpoint were trained on."""
     trainer = make_trainer(data.url, folder / "interrupted", worker, epochs=1, checkpoint_steps=2)
@@ -294,6 +303,7 @@ SCENARIOS: dict[str, tuple[Scenario, str, dict[str, Any]]] = {
     "by clock": (by_clock, "data", {}),
     **{f"drifting/{what}": (drifting, "data", {"what": what}) for what in ("data", "computing")},
     "train": (train, "data", {}),
+    "train/one by one": (train_one_by_one, "data", {}),
     "train/one has no data": (train, "one group", {}),
     "interrupt": (interrupt, "data", {}),
     **{

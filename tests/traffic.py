@@ -212,10 +212,11 @@ class _Enough(Exception):  # noqa: N818
 def counted_steps(steps: int, skip: int = 2) -> Iterator[list[Taken]]:
     """The steps that a training inside takes after `skip`, which it ends with: DDP orders its buckets in the first two.
 
-    A step is counted from its beginning to the next one's, so the loop's own exchanges are in it.
+    A step is counted from its beginning to the next one's, so the loop's own exchanges are in it. It is not prepared
+    before, so that its ids are, too.
     """
     taken: list[Taken] = []
-    original = Step.train
+    original, ahead = Step.train, Step.ahead
     counter = CollectiveCounter()
 
     def train(self: Step, batch: Batch, number: int, *step: Any) -> Any:
@@ -226,6 +227,7 @@ def counted_steps(steps: int, skip: int = 2) -> Iterator[list[Taken]]:
         return original(self, batch, number, *step)
 
     Step.train = train  # type: ignore[method-assign]
+    Step.ahead = False  # type: ignore[assignment, method-assign]
     try:
         with counter:
             yield taken
@@ -233,5 +235,5 @@ def counted_steps(steps: int, skip: int = 2) -> Iterator[list[Taken]]:
     except _Enough:
         pass
     finally:
-        Step.train = original  # type: ignore[method-assign]
+        Step.train, Step.ahead = original, ahead  # type: ignore[method-assign]
         del taken[:skip]

@@ -106,6 +106,13 @@ def test_workers_without_data_do_not_change_the_training(
     same(result["weights"], one["weights"], 2e-2)
 
 
+def test_ids_that_travel_before_their_step_change_nothing(two_workers: TwoWorkers) -> None:
+    """Bit for bit, on two workers."""
+    for ahead, one_by_one in zip(*map(two_workers.result, ("train", "train/one by one")), strict=True):
+        same(ahead["weights"], one_by_one["weights"])
+        assert facts(ahead["progress"]) == facts(one_by_one["progress"])
+
+
 def test_one_worker_goes_on_where_two_were_killed_and_every_row_comes_once(
     data: Data, two_workers: TwoWorkers, shared: Path, prepared: dict[str, str]
 ) -> None:
