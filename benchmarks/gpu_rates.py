@@ -45,7 +45,9 @@ class Steps:
     def __init__(self, case: Case, batch: Batch, device: torch.device) -> None:
         self.step = case.step(Worker(device=device))
         batch = self.step.asking(batch, 0)
-        self.weights, self.batch = self.step.weights_of(batch).tolist(), batch.to(device)
+        self.weights = self.step.weights_of(batch).tolist()
+        with torch.cuda.stream(self.step.side):
+            self.batch = batch.to(device)
         self.number, self.prepared = 0, self.step.prepare(self.batch, 0)
 
     def take(self) -> Tensor:

@@ -142,7 +142,8 @@ class Trainer:
         """The epoch's steps: a batch, the sums of `_counts`, and what was prepared of the step before the one before it
         is taken."""
         nothing, device = self.reader.builder.empty(), self.worker.device
-        empty = nothing.to(device), (Remaining(), self.step.weights_of(nothing))
+        with torch.cuda.stream(self.step.side):
+            empty = nothing.to(device), (Remaining(), self.step.weights_of(nothing))
         batches = on_device(self._asked(), device, self.step.side)
         steps = lockstep_batches(batches, empty, self.worker, self._counts)
         if not self.step.ahead:

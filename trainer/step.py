@@ -199,7 +199,10 @@ class Step:
         has given for the two, where it was called before.
         """
         self.parallel.train()
-        prepared = prepared or self.prepare(batch, number)
+        if prepared is None:
+            if self.side is not None:  # the batch was made, and tables are written, on the current stream
+                self.side.wait_stream(torch.cuda.current_stream())
+            prepared = self.prepare(batch, number)
         self._exchange(prepared)
         if self.side is not None:
             torch.cuda.current_stream().wait_stream(self.side)
