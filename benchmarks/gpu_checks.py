@@ -26,6 +26,7 @@ from trainer.models.intentrec import IntentRecConfig
 from trainer.models.registry import NeuralConfig
 from trainer.models.sasrec import SASRecConfig
 from trainer.train_config import TrainConfig
+from trainer.window import Window
 
 CPU = torch.device("cpu")
 
@@ -155,9 +156,9 @@ def _compare_attention(found: Comparison, bench: Bench, dimension: int) -> None:
     def attended(seen: str, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         attention, given_TD = copy.deepcopy(modules[seen]).to(device), x_TD.to(device, copy=True).requires_grad_()
         layout, window = Layout(lengths_B, device), 1000 * bench.sizes.longest // 8
-        masks = layout.window_masks(time_T.to(device), window) if seen == "window" else None
+        seen_in = Window(layout, time_T.to(device), window) if seen == "window" else None
         with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-            out_TD = attention(given_TD, layout, masks)
+            out_TD = attention(given_TD, layout, seen_in)
         out_TD.float().backward(gradient_TD.to(device))
         gradients: dict[str, Any] = {name: parameter.grad for name, parameter in attention.named_parameters()}
         query, _, value = gradients["qkv.bias"].chunk(3)  # a softmax is blind to the keys' bias

@@ -16,13 +16,16 @@ from __future__ import annotations
 
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.device import sent
+
+if TYPE_CHECKING:
+    from trainer.window import Window
 
 MOST_PRODUCTS = 256
 """Tokens of a sequence up to which batched products beat the flash kernel on a CPU, whose threads it leaves idle."""
@@ -57,14 +60,6 @@ class Layout:
     @property
     def longest(self) -> int:
         return self.groups[-1][1]
-
-    def window_masks(self, time_T: Tensor, window: int) -> list[Tensor]:
-        """For each group the [b, 1, L, L] mask: token i sees j where j <= i and time_i - time_j <= window."""
-        masks = []
-        for (time_bL1,) in self.grouped(self.take(time_T.unsqueeze(1), 1), 1):
-            past_bLL = time_bL1 - time_bL1.transpose(1, 2) <= window
-            masks.append(past_bLL.tril_().unsqueeze(1))
-        return masks
 
     @cached_property
     def padding_masks(self) -> list[Tensor]:
@@ -244,8 +239,8 @@ def _put(out_nak: Tensor, left_nac: Tensor, right_nck: Tensor, add: bool = False
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over jagged tokens, [T, D] -> [T, D]: causal, and cut at a time window where there are
-    `masks` of one; or of all tokens of a sequence to all."""
+    """Multi-head self-attention over jagged tokens, [T, D] -> [T, D]: causal, and cut at a window of time where there
+    is one; or of all tokens of a sequence to all."""
 
     def __init__(self, dimension: int, heads: int, causal: bool = True) -> None:
         super().__init__()
@@ -253,12 +248,12 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dimension, 3 * dimension)
         self.out = nn.Linear(dimension, dimension)
 
-    def forward(self, x_TD: Tensor, layout: Layout, masks: list[Tensor] | None = None) -> Tensor:
+    def forward(self, x_TD: Tensor, layout: Layout, window: Window | None = None) -> Tensor:
         qkv_TX = self.qkv(x_TD)
-        if masks is None and qkv_TX.is_cuda and qkv_TX.dtype in (torch.bfloat16, torch.float16):
-            attended_TD = self._jagged(qkv_TX, layout)
+        if qkv_TX.is_cuda and qkv_TX.dtype in (torch.bfloat16, torch.float16):
+            attended_TD = self._jagged(qkv_TX, layout) if window is None else window.attend(qkv_TX, self.heads)
         else:
-            masks = masks if self.causal else layout.padding_masks
+            masks = layout.padding_masks if not self.causal else None if window is None else window.masks
             attended_TD = _PaddedAttention.apply(qkv_TX, layout, self.heads, masks, self.causal)
         out: Tensor = self.out(attended_TD)
         return out

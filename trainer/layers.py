@@ -20,6 +20,7 @@ from ingest.durations import parse_duration
 from ingest.errors import InputError
 from ingest.features.feature import PreparedFeature
 from trainer.attention import Attention, Layout
+from trainer.window import Window
 
 if TYPE_CHECKING:
     from trainer.models.base import TransformerConfig, WindowConfig
@@ -321,8 +322,8 @@ class ShortTerm(nn.Module):
 
     def forward(self, projected_TD: Tensor, encoded_TD: Tensor, inputs: Inputs) -> Tensor:
         x_TD = self.join(projected_TD) + encoded_TD
-        masks = inputs.layout.window_masks(inputs.time_T, self.window)
-        short_TD: Tensor = self.norm(x_TD + self.attention(x_TD, inputs.layout, masks))
+        window = Window(inputs.layout, inputs.time_T, self.window)
+        short_TD: Tensor = self.norm(x_TD + self.attention(x_TD, inputs.layout, window))
         return short_TD
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 import trainer.attention
+import trainer.window
 from trainer.attention import Attention, Layout
+from trainer.window import Window
 
 LENGTHS = [1, 1, 3, 4, 4, 12, 15, 40]
 D, HEADS = 8, 2
@@ -41,8 +44,7 @@ def test_a_batch_equals_each_sequence_alone(
     x_TD = torch.randn(sum(LENGTHS), D, dtype=torch.float64, requires_grad=True)
     time_T = torch.cat([torch.randint(0, 4, (length,)).cumsum(0) for length in LENGTHS])
     layout = Layout(torch.tensor(LENGTHS), padding=padding)
-    masks = None if window is None else layout.window_masks(time_T, window)
-    ours = attention(x_TD, layout, masks)
+    ours = attention(x_TD, layout, None if window is None else Window(layout, time_T, window))
     parts = []
     for x_LD, time_L in zip(x_TD.split(LENGTHS), time_T.split(LENGTHS), strict=True):
         index = torch.arange(len(x_LD))
@@ -60,6 +62,27 @@ def test_a_batch_equals_each_sequence_alone(
         strict=True,
     ):
         torch.testing.assert_close(a, b)
+
+
+def test_a_window_over_jagged_tokens_equals_that_over_padded_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward, which is all that flex_attention has on a CPU; and each block of which a token sees another is worked
+    on."""
+    monkeypatch.setattr(trainer.window, "BLOCK", 16)
+    torch.manual_seed(0)
+    attention, layout = Attention(D, HEADS), Layout(torch.tensor(LENGTHS))
+    time_T = torch.cat([torch.randint(0, 4, (length,)).cumsum(0) for length in LENGTHS])
+    window, x_TD = Window(layout, time_T, 20), torch.randn(sum(LENGTHS), D)
+    with torch.no_grad():
+        jagged_TD = attention.out(window.attend(attention.qkv(x_TD), HEADS))
+        torch.testing.assert_close(jagged_TD, attention(x_TD, layout, window), rtol=1e-4, atol=1e-5)
+    sequence_T = torch.repeat_interleave(torch.tensor(LENGTHS))
+    near_TT = (sequence_T[:, None] == sequence_T) & (time_T[:, None] - time_T <= 20)
+    needed_nn = F.max_pool2d(near_TT.tril().float()[None], 16)[0] > 0
+    worked_nn = window.blocks.to_dense()[0, 0].bool()
+    assert needed_nn.shape == worked_nn.shape
+    assert bool((worked_nn | ~needed_nn).all())
+    assert not bool(worked_nn.triu(1).any())
+    assert not bool(worked_nn[-1, 0])
 
 
 @pytest.mark.parametrize("parts", [1, 2, 6])
