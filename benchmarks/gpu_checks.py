@@ -20,13 +20,12 @@ from embeddings.table_config import table_of
 from embeddings.workers import Worker, single_process
 from ingest.data.batch import Batch
 from ingest.data.manifest import load_manifest
-from trainer.attention import Attention, Layout
+from trainer.attention import Attention, Layout, Window
 from trainer.models.hstu import HSTUConfig
 from trainer.models.intentrec import IntentRecConfig
 from trainer.models.registry import NeuralConfig
 from trainer.models.sasrec import SASRecConfig
 from trainer.train_config import TrainConfig
-from trainer.window import Window
 
 CPU = torch.device("cpu")
 

@@ -2,7 +2,7 @@
 
     T  tokens of the batch     D  model dimension     h  heads     k  dimension of a head
     b  sequences of a group    L  the longest of them     P  places of all groups: tokens and padding
-    n  heads x sequences
+    n  heads x sequences       m  blocks of `BLOCK` tokens
 
 Sequences come sorted by length. They are cut into groups of similar length, each padded at the right to its longest;
 a causal mask then keeps every real token from padding without a mask of its own. On a GPU in half precision the kernel
@@ -14,7 +14,7 @@ the attention itself take two to three times as long.
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +25,14 @@ from torch import Tensor, nn
 from trainer.device import sent
 
 if TYPE_CHECKING:
-    from trainer.window import Window
+    from torch.nn.attention.flex_attention import BlockMask
 
 MOST_PRODUCTS = 256
 """Tokens of a sequence up to which batched products beat the flash kernel on a CPU, whose threads it leaves idle."""
 ROWS = 100
 """About how many tokens' scores are one product there: they see their block's tokens and the ones before it alone."""
+BLOCK = 128
+"""Tokens of a block of flex_attention."""
 
 
 class Layout:
@@ -236,6 +238,63 @@ def _put(out_nak: Tensor, left_nac: Tensor, right_nck: Tensor, add: bool = False
         torch.bmm(left_nac, right_nck, out=out_nak)
     else:
         out_nak.copy_(torch.bmm(left_nac, right_nck))
+
+
+class Window:
+    """Token i sees j of its own sequence where j <= i and time_i - time_j <= `span`, in the unit of `time_T`.
+
+    Varlen kernels have windows of places alone, so on a GPU it is flex_attention over the jagged tokens: of a row of
+    blocks it works on those from its first sequence's beginning on.
+    """
+
+    def __init__(self, layout: Layout, time_T: Tensor, span: int) -> None:
+        self.layout, self.time_T, self.span = layout, time_T, span
+
+    @cached_property
+    def masks(self) -> list[Tensor]:
+        """For each group of the layout [b, 1, L, L]."""
+        masks = []
+        for (time_bL1,) in self.layout.grouped(self.layout.take(self.time_T.unsqueeze(1), 1), 1):
+            past_bLL = time_bL1 - time_bL1.transpose(1, 2) <= self.span
+            masks.append(past_bLL.tril_().unsqueeze(1))
+        return masks
+
+    @cached_property
+    def blocks(self) -> BlockMask:
+        """For flex_attention over all tokens; nothing of it is read on the host."""
+        from torch.nn.attention.flex_attention import BlockMask
+
+        tokens, device = len(self.time_T), self.time_T.device
+        begins, time_T, span = self.layout.begins, self.time_T, self.span
+        place_T = torch.arange(tokens, device=device)
+        sequence_T = torch.bucketize(place_T, begins[1:], right=True)
+
+        def sees(batch: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return (sequence_T[i] == sequence_T[j]) & (i >= j) & (time_T[i] - time_T[j] <= span)
+
+        first_m = begins[sequence_T[::BLOCK]] // BLOCK
+        nth_m = torch.arange(len(first_m), device=device)
+        count_m = nth_m - first_m + 1
+        block_mm = (first_m[:, None] + nth_m).clamp(max=len(nth_m) - 1)
+        parts = count_m[None, None].int(), block_mm[None, None].int()
+        return BlockMask.from_kv_blocks(*parts, BLOCK_SIZE=BLOCK, mask_mod=sees, seq_lengths=(tokens, tokens))
+
+    def attend(self, qkv_TX: Tensor, heads: int) -> Tensor:
+        """Attention of all tokens, [T, 3 D] -> [T, D]. On a CPU it is for tests: it has no gradient, and the
+        scores of all pairs of tokens are in memory."""
+        from torch.nn.attention.flex_attention import flex_attention
+
+        q_hTk, k_hTk, v_hTk = qkv_TX.unflatten(1, (3, heads, -1)).permute(1, 2, 0, 3)
+        attention = _compiled() if qkv_TX.is_cuda else flex_attention
+        out_hTk: Tensor = attention(q_hTk[None], k_hTk[None], v_hTk[None], block_mask=self.blocks)[0]
+        return out_hTk.transpose(0, 1).flatten(1)
+
+
+@cache
+def _compiled() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=True)
 
 
 class Attention(nn.Module):

@@ -19,8 +19,7 @@ from ingest.data.manifest import Manifest
 from ingest.durations import parse_duration
 from ingest.errors import InputError
 from ingest.features.feature import PreparedFeature
-from trainer.attention import Attention, Layout
-from trainer.window import Window
+from trainer.attention import Attention, Layout, Window
 
 if TYPE_CHECKING:
     from trainer.models.base import TransformerConfig, WindowConfig

@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import trainer.attention
-import trainer.window
-from trainer.attention import Attention, Layout
-from trainer.window import Window
+from trainer.attention import Attention, Layout, Window
 
 LENGTHS = [1, 1, 3, 4, 4, 12, 15, 40]
 D, HEADS = 8, 2
@@ -67,7 +65,7 @@ def test_a_batch_equals_each_sequence_alone(
 def test_a_window_over_jagged_tokens_equals_that_over_padded_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forward, which is all that flex_attention has on a CPU; and each block of which a token sees another is worked
     on."""
-    monkeypatch.setattr(trainer.window, "BLOCK", 16)
+    monkeypatch.setattr(trainer.attention, "BLOCK", 16)
     torch.manual_seed(0)
     attention, layout = Attention(D, HEADS), Layout(torch.tensor(LENGTHS))
     time_T = torch.cat([torch.randint(0, 4, (length,)).cumsum(0) for length in LENGTHS])
