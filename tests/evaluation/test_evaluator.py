@@ -101,7 +101,7 @@ def test_segments_are_means_over_their_targets(folder: Path, found: Evaluated) -
     segments = {(segment.by, segment.name): segment for segment in found.segments}
     ours = list(rows_of(folder, "intentrec").items())
     inside = {
-        ("history", "5 to 9"): lambda row: 5 <= row["place"] <= 9,
+        ("history", "10 to 19"): lambda row: 10 <= row["place"] <= 19,
         ("history", "20 to 49"): lambda row: 20 <= row["place"] <= 49,
         ("item in training", "never"): lambda row: row["count"] == 0,
         ("item in training", "10 to 99 times"): lambda row: 10 <= row["count"] <= 99,
