@@ -25,6 +25,11 @@ VERBS = {
     "run": "all of these; what is done already is not done again",
     "submit": "any of these as a job on a Ray cluster",
 }
+JOB_ACTIONS = {
+    "list": "which were submitted, since when, and how they stand",
+    "follow": "what a job says, from its begin to its end",
+    "cancel": "end a job; the same command, submitted again, goes on from its last checkpoint",
+}
 _RAY_VERBS = ("prepare", "train", "evaluate", "recommend", "run")
 
 
@@ -44,23 +49,30 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("--address", required=True, help="the cluster's dashboard, http://host:8265")
             sub.add_argument("--verb", default="run", choices=[v for v in VERBS if v != "submit"], dest="submitted")
             sub.add_argument("--no-wait", action="store_true", help="do not follow the job's output until it ends")
+    jobs = verbs.add_parser("jobs", help="the jobs of a Ray cluster", description="The jobs of a Ray cluster.")
+    actions = jobs.add_subparsers(dest="action", required=True, metavar="action")
+    for action, text in JOB_ACTIONS.items():
+        sub = actions.add_parser(action, help=text, description=text)
+        if action != "list":
+            sub.add_argument("job", help="its name, raysubmit_...")
+        sub.add_argument("--address", required=True, help="the cluster's dashboard, http://host:8265")
     return main_parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; gives the exit status."""
     options, unknown = parser().parse_known_args(arguments)
-    overrides = [*options.overrides, *unknown]
-    flags = [word for word in unknown if word.startswith("-")]
+    flags = [word for word in unknown if word.startswith("-") or options.verb == "jobs"]
     if flags:
         parser().error(f"unrecognized arguments: {' '.join(flags)}")
     try:
-        return _dispatch(options, overrides)
+        return _jobs(options) if options.verb == "jobs" else _dispatch(options, [*options.overrides, *unknown])
     except InputError as error:
         print(f"intentrec: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("intentrec: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        if options.verb not in ("submit", "jobs"):
+            print("intentrec: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
 
 
@@ -93,6 +105,16 @@ def _submit(options: argparse.Namespace, overrides: list[str]) -> int:
     _refuse_local_paths(load_content(options.config, overrides))
     command = ["python", "-m", "cluster.cli", options.submitted, options.config, *overrides]
     submit(command, options.address, working_dir=".", env={}, follow=not options.no_wait)
+    return 0
+
+
+def _jobs(options: argparse.Namespace) -> int:
+    from cluster.jobs import cancel_job, follow_job, print_jobs
+
+    if options.action == "list":
+        print_jobs(options.address)
+    else:
+        (follow_job if options.action == "follow" else cancel_job)(options.address, options.job)
     return 0
 
 

@@ -37,14 +37,14 @@ def free_ports(count: int) -> list[int]:
 class ObjectStore:
     """One server that keeps its data in `folder`; it can be stopped and started again on the same address."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
+        self.folder, self.host = folder, host
         self.process: subprocess.Popen[bytes] | None = None
         *self.ports, self.port = self._free_ports()
         self.environment = {
             "AWS_ACCESS_KEY_ID": secrets.token_hex(10),
             "AWS_SECRET_ACCESS_KEY": secrets.token_hex(20),
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
+            "AWS_ENDPOINT_URL": f"http://{host}:{self.port}",
             "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_EC2_METADATA_DISABLED": "true",
         }
@@ -84,7 +84,7 @@ class ObjectStore:
         (self.folder / "s3.json").write_text(json.dumps({"identities": identities}))
         master, volume, filer = self.ports
         command = [
-            *(str(WEED), "mini", f"-dir={self.folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
+            *(str(WEED), "mini", f"-dir={self.folder}", f"-ip={self.host}", f"-ip.bind={self.host}"),
             *(f"-master.port={master}", f"-volume.port={volume}", "-volume.preStopSeconds=0", f"-filer.port={filer}"),
             *(f"-s3.port={self.port}", "-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false"),
             *(f"-s3.config={self.folder}/s3.json", "-s3.allowDeleteBucketNotEmpty=false"),
