@@ -9,21 +9,21 @@ import json
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.cluster.conftest import AUTHENTICATION, without_ray
-from tests.nodes import Network, finished, why_not, words
+from tests.nodes import Network, Node, finished, why_not, words
 from tests.s3 import ObjectStore
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-RAY = "--disable-usage-stats --object-store-memory=100000000"
 CONFIG = {
     "name": "far",
     "storage": "s3://nodes",
@@ -41,6 +41,8 @@ CONFIG = {
     "evaluate": {"filter_seen": False},
     "cluster": {"workers": 2},
 }
+TRAINED = "ray/session_2*/logs/train/ray-train-app-worker-*.log"
+"""Where Ray keeps what a worker said, below /tmp."""
 METRIC = """
 from evaluation.metrics import register
 register("HR@3", lambda rank: rank <= 3)
@@ -80,6 +82,17 @@ class Cluster:
         return [json.loads(filesystem.cat(path)) for path in sorted(found)]
 
 
+def ray_started(node: Node, options: str) -> None:
+    """Ray gives its processes 15 seconds to begin, which on a machine that others use may not be enough."""
+    for _ in range(3):
+        started = node.start(*words(f"ray start {options} --disable-usage-stats --object-store-memory=100000000"))
+        said, _ = started.communicate()
+        if started.returncode == 0:
+            return
+        node.run("ray", "stop", "--force")
+    pytest.fail(f"Ray does not start on {node.name}: {said}")
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     reason = why_not()
@@ -96,22 +109,83 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         head, *workers = network.nodes.values()
         for node in network.nodes.values():
             node.environment |= AUTHENTICATION | store.environment | {"OMP_NUM_THREADS": "1"}
-        head.run(*words(f"ray start --head --num-cpus=0 --dashboard-host=0.0.0.0 {RAY}"))
-        for started in [node.start(*words(f"ray start --address=head:6379 --num-cpus=1 {RAY}")) for node in workers]:
-            finished(started)
+        ray_started(head, "--head --num-cpus=0 --dashboard-host=0.0.0.0")
+        with ThreadPoolExecutor(2) as threads:
+            list(threads.map(lambda node: ray_started(node, "--address=head:6379 --num-cpus=1"), workers))
         yield Cluster(network, store, project)
     finally:
         network.close()
         store.stop()
 
 
-def test_a_job_is_submitted_listed_followed_cancelled_and_gone_on_with(cluster: Cluster) -> None:
-    address, job = ["--address", cluster.dashboard], "raysubmit_first"
-    command = ["intentrec", "run", "far.yaml"]
-    cluster.run(
-        "ray", "job", "submit", *address, "--no-wait", "--submission-id", job, "--working-dir", ".", "--", *command
-    )
-    following = cluster.start("intentrec", "jobs", "follow", job, *address)
+@dataclass
+class Running:
+    job: str
+    following: subprocess.Popen[str]
+    """`intentrec jobs follow`, which has shown an epoch."""
+
+
+@pytest.fixture(scope="module")
+def running(cluster: Cluster) -> Iterator[Running]:
+    """A job that trains and would for hours, submitted by Ray's own command."""
+    job, here = "raysubmit_first", ["--working-dir", "."]
+    options = ["--address", cluster.dashboard, "--submission-id", job, "--no-wait", *here]
+    cluster.run("ray", "job", "submit", *options, "--", "intentrec", "run", "far.yaml")
+    following = cluster.start("intentrec", "jobs", "follow", job, "--address", cluster.dashboard)
     assert following.stdout is not None
-    epochs = (line for line in following.stdout if line.startswith("sasrec epoch 2/"))
-    assert next(epochs), "no epoch"
+    try:
+        said = list(takewhile(lambda line: not line.startswith("sasrec epoch 2/"), following.stdout))
+        assert following.poll() is None, "".join(said)
+        yield Running(job, following)
+    finally:
+        following.kill()
+        following.wait()
+
+
+def test_each_worker_trains_on_a_node_of_its_own(cluster: Cluster, running: Running) -> None:
+    trained = {name: list(node.folder.glob(TRAINED)) for name, node in cluster.network.nodes.items()}
+    assert {name: len(logs) for name, logs in trained.items()} == {"head": 0, "worker-1": 1, "worker-2": 1}
+
+
+def test_a_running_job_is_listed(cluster: Cluster, running: Running) -> None:
+    (line,) = cluster.run("intentrec", "jobs", "list", "--address", cluster.dashboard).splitlines()
+    assert re.fullmatch(rf"{running.job}  RUNNING    20\S+ \S+ UTC  0:0\d:\d\d  intentrec run far.yaml", line)
+
+
+def test_a_job_that_the_cluster_does_not_know_is_named(cluster: Cluster) -> None:
+    for action in ("follow", "cancel"):
+        asked = cluster.start("intentrec", "jobs", action, "raysubmit_none", "--address", cluster.dashboard)
+        said, _ = asked.communicate()
+        assert asked.returncode == 2
+        assert said.startswith(f"intentrec: job raysubmit_none: {cluster.dashboard} knows no such job")
+        assert len(said.splitlines()) == 1
+
+
+def test_a_second_job_on_the_run_is_refused_by_name(cluster: Cluster, running: Running) -> None:
+    second = cluster.start("intentrec", "submit", "far.yaml", "--address", cluster.dashboard)
+    said, _ = second.communicate()
+    assert second.returncode == 2
+    held = r"intentrec: s3://nodes/far: this run is being made by another process: `intentrec run`, process \d+ on head"
+    assert re.search(rf"^{held}, since 20", said, re.MULTILINE), said
+    assert re.search(r"^intentrec: job raysubmit_\w+ ended as FAILED", said, re.MULTILINE)
+    assert "RUNNING" in cluster.run("intentrec", "jobs", "list", "--address", cluster.dashboard)
+
+
+def test_a_cancelled_job_is_gone_on_with(cluster: Cluster, running: Running) -> None:
+    """The same command with an end: what the first job has trained is not trained again."""
+    said = cluster.run("intentrec", "jobs", "cancel", running.job, "--address", cluster.dashboard)
+    assert said.startswith(f"job {running.job} ended as STOPPED")
+    rest, _ = running.following.communicate(timeout=60)
+    assert rest.splitlines()[-1].startswith(f"intentrec: job {running.job} ended as STOPPED")
+    epochs = cluster.markers()[-1]["progress"]["epoch"] + 2
+    said = cluster.run("intentrec", "submit", "far.yaml", f"train.epochs={epochs}", "--address", cluster.dashboard)
+    told = re.findall(r"^sasrec epoch (\d+)/.* to validate and save$", said, re.MULTILINE)
+    assert told == [str(epochs - 1), str(epochs)]
+    assert cluster.markers()[-1]["progress"]["epoch"] == epochs
+    results = json.loads(cluster.store.filesystem().cat("nodes/far/results.json"))
+    assert set(results["models"]) == {"sasrec", "popularity"}
+    for model in results["models"].values():
+        assert model["metrics"]["HR@1"] <= model["metrics"]["HR@3"] <= model["metrics"]["HR@5"]
+    cancelled, _refused, ended = cluster.run("intentrec", "jobs", "list", "--address", cluster.dashboard).splitlines()
+    assert " STOPPED " in cancelled
+    assert " SUCCEEDED " in ended
