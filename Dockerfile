@@ -1,6 +1,8 @@
-# The image of ray_job.yaml: IntentRec with Ray and the CUDA builds of torch and fbgemm, the same on head and workers.
+# The images of ray_job.yaml and ray_job_cpu.yaml: IntentRec with Ray and the CUDA or CPU builds of torch and fbgemm, the
+# same on head and workers.
 #
 #   docker build --tag ghcr.io/intentrec/intentrec:0.1.0 .
+#   docker build --tag ghcr.io/intentrec/intentrec:0.1.0-cpu --build-arg ACCELERATOR=cpu .
 #
 # The CUDA libraries come with torch's wheels and the driver from the node (NVIDIA container toolkit), so a slim
 # Python is base enough.
@@ -15,11 +17,15 @@ WORKDIR /app
 
 # Dependencies first: this layer is built again only when they change. Compiled here, because the user can not write there:
 # without, every process takes ten seconds longer to import torch and TorchRec.
+ARG ACCELERATOR=cuda
 COPY pyproject.toml ./
 COPY requirements/ requirements/
 RUN pip install --no-cache-dir uv \
-    && uv pip install --system --no-cache --compile-bytecode --overrides requirements/overrides-cuda.txt \
-       --constraints requirements/cuda.txt --requirements pyproject.toml --extra cuda
+    && if [ "$ACCELERATOR" = cpu ]; then \
+         export UV_INDEX=https://download.pytorch.org/whl/cpu UV_INDEX_STRATEGY=unsafe-best-match; \
+       fi \
+    && uv pip install --system --no-cache --compile-bytecode --overrides requirements/overrides-$ACCELERATOR.txt \
+       --constraints requirements/$ACCELERATOR.txt --requirements pyproject.toml --extra $ACCELERATOR
 
 COPY README.md ./
 COPY ingest/ ingest/

@@ -255,8 +255,9 @@ def test_a_cluster_of_our_own_has_no_dashboard_and_asks_for_a_token(
     assert given["runtime_env"] == {"env_vars": QUIET}
 
 
-def test_ray_on_kubernetes_asks_for_a_token() -> None:
-    cluster = yaml.safe_load((ROOT / "ray_job.yaml").read_text())["spec"]["rayClusterSpec"]
+@pytest.mark.parametrize("manifest", ["ray_job.yaml", "ray_job_cpu.yaml"])
+def test_ray_on_kubernetes_asks_for_a_token(manifest: str) -> None:
+    cluster = yaml.safe_load((ROOT / manifest).read_text())["spec"]["rayClusterSpec"]
     assert cluster["headGroupSpec"]["rayStartParams"]["dashboard-host"] == "0.0.0.0"
     assert cluster["authOptions"] == {"mode": "token"}
 

@@ -1,4 +1,4 @@
-"""ray_job.yaml against KubeRay's own schema, its image's Dockerfile, and what neither of them would tell.
+"""Both manifests against KubeRay's own schema, their images' Dockerfile, and what neither of them would tell.
 
 The schema is a cluster's: INTENTREC_SHARED/kuberay/ray.io_rayjobs.yaml, by default in ../shared.
 """
@@ -18,11 +18,15 @@ import jsonschema
 import pytest
 import yaml
 
+from cluster.config import Config
+from ingest.settings import load_settings
+
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("INTENTREC_SHARED", ROOT.parent / "shared"))
 BOUNDS = {"int32": 2**31, "int64": 2**63}
 SUBMISSION_MODES = {"K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"}
 INSTRUCTIONS = {"FROM", "RUN", "WORKDIR", "COPY", "ENV", "USER", "CMD", "ENTRYPOINT", "LABEL", "ARG", "EXPOSE"}
+MANIFESTS = ("ray_job.yaml", "ray_job_cpu.yaml")
 PACKAGES = ("ingest", "embeddings", "trainer", "evaluation", "cluster")
 
 
@@ -85,9 +89,9 @@ def validator(crd: dict[str, Any]) -> jsonschema.Draft7Validator:
     return jsonschema.Draft7Validator(json_schema(crd))
 
 
-@pytest.fixture
-def manifest() -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.load((ROOT / "ray_job.yaml").read_text(), Loader)
+@pytest.fixture(params=MANIFESTS)
+def manifest(request: pytest.FixtureRequest) -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.load((ROOT / request.param).read_text(), Loader)
     return loaded
 
 
@@ -113,7 +117,7 @@ def by_hand(manifest: dict[str, Any]) -> list[str]:
     for group in cluster.get("workerGroupSpecs", []):
         low, replicas, high = (group[key] for key in ("minReplicas", "replicas", "maxReplicas"))
         if not 0 <= low <= replicas <= high:
-            problems.append(f"replicas of {group['groupName']}")
+            problems.append("replicas")
     for group in groups(manifest):
         if any(not isinstance(value, str) for value in group["rayStartParams"].values()):
             problems.append("rayStartParams")
@@ -176,8 +180,8 @@ def test_what_the_schema_does_not_check_is_right(manifest: dict[str, Any]) -> No
 @pytest.mark.parametrize(
     ("path", "value", "problem"),
     [
-        ("spec/rayClusterSpec/workerGroupSpecs/0/replicas", -1, "replicas of gpu"),
-        ("spec/rayClusterSpec/workerGroupSpecs/0/maxReplicas", 1, "replicas of gpu"),
+        ("spec/rayClusterSpec/workerGroupSpecs/0/replicas", -1, "replicas"),
+        ("spec/rayClusterSpec/workerGroupSpecs/0/maxReplicas", 1, "replicas"),
         ("spec/rayClusterSpec", None, "rayClusterSpec"),
         ("spec/submissionMode", "K8SJobMode", "submissionMode"),
         ("spec/entrypoint", "", "entrypoint"),
@@ -199,6 +203,17 @@ def test_the_job_runs_a_command_of_ours_with_its_state_in_an_object_store(manife
     assert any(re.fullmatch(r"storage=s3://[a-z0-9.-]+/\S+", override) for override in overrides)
 
 
+def test_the_job_asks_for_the_workers_that_the_cluster_has(manifest: dict[str, Any]) -> None:
+    _, _, config, *overrides = shlex.split(manifest["spec"]["entrypoint"])
+    cluster = load_settings(Config, str(ROOT / config), overrides).cluster
+    [group] = manifest["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    [container] = group["template"]["spec"]["containers"]
+    limits = container["resources"]["limits"]
+    assert cluster.workers == group["replicas"]
+    assert cluster.cpus_per_worker == float(limits["cpu"])
+    assert cluster.gpus is ("nvidia.com/gpu" in limits)
+
+
 def test_the_job_ends_and_frees_its_machines(manifest: dict[str, Any]) -> None:
     spec = manifest["spec"]
     assert spec["shutdownAfterJobFinishes"] is True
@@ -209,13 +224,14 @@ def test_the_job_ends_and_frees_its_machines(manifest: dict[str, Any]) -> None:
 
 def test_only_workers_have_gpus_and_all_have_shared_memory_and_credentials(manifest: dict[str, Any]) -> None:
     head, *workers = groups(manifest)
-    assert head["rayStartParams"]["num-gpus"] == "0"
+    assert head["rayStartParams"]["num-cpus"] == "0"
+    assert head["rayStartParams"].get("num-gpus", "0") == "0"
     assert workers
     for group in (head, *workers):
         [container] = group["template"]["spec"]["containers"]
         limits = container["resources"]["limits"]
         assert limits == container["resources"]["requests"]
-        assert limits.get("nvidia.com/gpu") == (None if group is head else group["rayStartParams"]["num-gpus"])
+        assert limits.get("nvidia.com/gpu") == (None if group is head else group["rayStartParams"].get("num-gpus"))
         assert container["envFrom"] == [{"secretRef": {"name": "intentrec-s3"}}]
         [shm] = container["volumeMounts"]
         assert shm["mountPath"] == "/dev/shm"
@@ -230,15 +246,17 @@ def gibibytes(quantity: str) -> int:
 
 
 def test_no_credential_is_written_down() -> None:
-    text = (ROOT / "ray_job.yaml").read_text() + (ROOT / "Dockerfile").read_text()
+    text = "".join((ROOT / name).read_text() for name in (*MANIFESTS, "Dockerfile"))
     assert not re.search(r"(?i)(secret|access)_?(access_)?key(_id)?\s*[:=]\s*[\"']?(?!\.\.\.)\w", text)
 
 
 def test_versions_are_the_same_everywhere(manifest: dict[str, Any]) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    images = {group["template"]["spec"]["containers"][0]["image"] for group in groups(manifest)}
-    assert images == {f"ghcr.io/intentrec/intentrec:{project['version']}"}
-    assert f"--tag {images.pop()} ." in (ROOT / "Dockerfile").read_text()
+    [image] = {group["template"]["spec"]["containers"][0]["image"] for group in groups(manifest)}
+    gpus = "nvidia.com/gpu" in str(manifest)
+    assert image == f"ghcr.io/intentrec/intentrec:{project['version']}{'' if gpus else '-cpu'}"
+    build = f"docker build --tag {image}{'' if gpus else ' --build-arg ACCELERATOR=cpu'} ."
+    assert build in (ROOT / "Dockerfile").read_text()
     [ray] = [each for each in project["dependencies"] if each.startswith("ray[")]
     assert ray.endswith(f"=={manifest['spec']['rayClusterSpec']['rayVersion']}")
     for constraints in (ROOT / "requirements").glob("*.txt"):
@@ -268,8 +286,10 @@ def copied() -> list[str]:
 
 def test_the_image_is_built_from_files_that_are_there() -> None:
     runs = " ".join(argument for name, argument in dockerfile() if name == "RUN")
-    named = [*copied(), *re.findall(r"requirements/\S+\.txt", runs)]
-    assert [name for name in named if not (ROOT / name).exists()] == []
+    requirements = re.findall(r"requirements/\S+\.txt", runs)
+    assert len(requirements) == 2
+    chosen = [name.replace("$ACCELERATOR", build) for name in requirements for build in ("cuda", "cpu")]
+    assert [name for name in (*copied(), *chosen) if not (ROOT / name).exists()] == []
     assert {f"{package}/" for package in PACKAGES} <= set(copied())
 
 
