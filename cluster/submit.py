@@ -21,6 +21,9 @@ EXCLUDES = (
 """What of the working directory stays at home, in the form of .gitignore; the folder's own .gitignore counts too. The
 second line has the files that credentials are usually in."""
 
+STOP_SECONDS = 60
+"""For a job that is cancelled to save and end, before Ray kills it; Ray by itself gives it 3."""
+
 
 def submit(command: list[str], address: str, working_dir: str | None, env: dict[str, str], follow: bool = True) -> str:
     """Run `command` as a Ray job on the cluster whose dashboard is at `address` ("http://head:8265", "head:8265").
@@ -34,7 +37,7 @@ def submit(command: list[str], address: str, working_dir: str | None, env: dict[
     """
     _refuse_secrets(command, env)
     client = connect(address)
-    runtime_env: dict[str, object] = {"env_vars": env}
+    runtime_env: dict[str, object] = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)} | env}
     if working_dir is not None:
         runtime_env |= {"working_dir": working_dir, "excludes": list(EXCLUDES)}
     with refusals(f"{public(address)}: the job was refused"):

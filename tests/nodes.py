@@ -104,6 +104,7 @@ class Network:
                 node.run(*words(f"ip address add {address}/24 dev eth0"))
                 node.run(*words("ip link set eth0 up"))
                 node.run(*words("ip link set lo up"))
+                node.run(*words(f"ip route add default via {self.address}"))
         except BaseException:
             self.close()
             raise
@@ -127,7 +128,7 @@ def run(command: str) -> str:
     return finished(subprocess.Popen(command.split(), stdout=pipe, stderr=both, text=True))
 
 
-def finished(process: subprocess.Popen[str], seconds: float = 120) -> str:
+def finished(process: subprocess.Popen[str], seconds: float = 400) -> str:
     """What `process` says until it ends well."""
     said, _ = process.communicate(timeout=seconds)
     assert process.returncode == 0, f"{process.args} ended with {process.returncode}:\n{said}"

@@ -15,7 +15,7 @@ COMMANDS = [
     for line in block.splitlines()
     if line.strip()
 ]
-STAGES = [words for words in COMMANDS if words[0] == "intentrec" and words[1] != "submit"]
+STAGES = [words for words in COMMANDS if words[0] == "intentrec" and words[1] not in ("submit", "jobs")]
 """The commands of the stages, in their order."""
 (SHOP,) = [block for kind, block in _BLOCKS if kind == "yaml"]
 """The config of a shop's log."""

@@ -6,6 +6,7 @@ The schema is a cluster's: INTENTREC_SHARED/kuberay/ray.io_rayjobs.yaml, by defa
 from __future__ import annotations
 
 import copy
+import json
 import os
 import re
 import shlex
@@ -16,6 +17,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+import ray.autoscaler
 import yaml
 
 from cluster.config import Config
@@ -262,6 +264,16 @@ def test_versions_are_the_same_everywhere(manifest: dict[str, Any]) -> None:
     for constraints in (ROOT / "requirements").glob("*.txt"):
         pinned = re.findall(r"^ray==(\S+)", constraints.read_text(), re.MULTILINE)
         assert set(pinned) <= {manifest["spec"]["rayClusterSpec"]["rayVersion"]}, constraints.name
+
+
+def test_the_file_for_ray_up_is_what_ray_takes() -> None:
+    [block] = re.findall(r"^```yaml\n(.*?)^```$", (ROOT / "docs" / "cluster.md").read_text(), re.MULTILINE | re.DOTALL)
+    config = yaml.safe_load(block)
+    schema = json.loads(Path(ray.autoscaler.__file__).with_name("ray-schema.json").read_text())
+    jsonschema.validate(config, schema)
+    assert config["head_node_type"] in config["available_node_types"]
+    workers = sum(kind.get("min_workers", 0) for kind in config["available_node_types"].values())
+    assert workers == config["max_workers"]
 
 
 def dockerfile() -> list[tuple[str, str]]:

@@ -33,6 +33,7 @@ def test_every_command_is_one_that_is_run_here() -> None:
         "make test",
         "tensorboard --logdir",
         "intentrec submit",
+        "intentrec jobs",
         "kubectl create",
     }
     assert {words[1] for words in STAGES} == set(VERBS) - {"submit", "import"}

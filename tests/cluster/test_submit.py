@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from cluster.jobs import print_jobs
 from cluster.submit import submit
 from ingest.errors import InputError
 from tests.cluster.conftest import AUTHENTICATION, ROOT, Head, without_ray
@@ -129,9 +130,10 @@ def test_a_missing_folder_is_refused(dashboard: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("prefix", ["http://", ""])
 def test_a_dead_address_is_refused_in_one_sentence(prefix: str) -> None:
     address = f"{prefix}127.0.0.1:{free_ports(1)[0]}"
-    with pytest.raises(InputError, match="no Ray dashboard answers there") as error:
-        submit(["true"], address, None, {})
-    assert "\n" not in str(error.value)
+    for ask in (lambda: submit(["true"], address, None, {}), lambda: print_jobs(address)):
+        with pytest.raises(InputError, match="no Ray dashboard answers there") as error:
+            ask()
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "http://", "http://host:port", "auto:x"])
