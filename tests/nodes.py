@@ -130,7 +130,10 @@ def run(command: str) -> str:
 
 def finished(process: subprocess.Popen[str], seconds: float = 400) -> str:
     """What `process` says until it ends well."""
-    said, _ = process.communicate(timeout=seconds)
+    try:
+        said, _ = process.communicate(timeout=seconds)
+    finally:
+        process.kill()
     assert process.returncode == 0, f"{process.args} ended with {process.returncode}:\n{said}"
     return said
 
