@@ -12,8 +12,8 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
+from threading import Timer
 
 import pytest
 import yaml
@@ -133,11 +133,20 @@ def running(cluster: Cluster) -> Iterator[Running]:
     cluster.run("ray", "job", "submit", *options, "--", "intentrec", "run", "far.yaml")
     following = cluster.start("intentrec", "jobs", "follow", job, "--address", cluster.dashboard)
     assert following.stdout is not None
+    late = Timer(400, following.kill)
+    late.start()
+    said = list[str]()
     try:
-        said = list(takewhile(lambda line: not line.startswith("sasrec epoch 2/"), following.stdout))
-        assert following.poll() is None, "".join(said)
+        for line in following.stdout:
+            said.append(line)
+            if line.startswith("sasrec epoch 2/"):
+                break
+        else:
+            pytest.fail("".join(said))
+        late.cancel()
         yield Running(job, following)
     finally:
+        late.cancel()
         following.kill()
         following.wait()
 
@@ -149,7 +158,7 @@ def test_each_worker_trains_on_a_node_of_its_own(cluster: Cluster, running: Runn
 
 def test_a_running_job_is_listed(cluster: Cluster, running: Running) -> None:
     (line,) = cluster.run("intentrec", "jobs", "list", "--address", cluster.dashboard).splitlines()
-    assert re.fullmatch(rf"{running.job}  RUNNING    20\S+ \S+ UTC  0:0\d:\d\d  intentrec run far.yaml", line)
+    assert re.fullmatch(rf"{running.job}  RUNNING    20\S+ \S+ UTC  0:\d\d:\d\d  intentrec run far.yaml", line)
 
 
 def test_a_job_that_the_cluster_does_not_know_is_named(cluster: Cluster) -> None:
@@ -175,7 +184,7 @@ def test_a_cancelled_job_is_gone_on_with(cluster: Cluster, running: Running) -> 
     """The same command with an end: what the first job has trained is not trained again."""
     said = cluster.run("intentrec", "jobs", "cancel", running.job, "--address", cluster.dashboard)
     assert said.startswith(f"job {running.job} ended as STOPPED")
-    rest, _ = running.following.communicate(timeout=60)
+    rest, _ = running.following.communicate(timeout=120)
     assert rest.splitlines()[-1].startswith(f"intentrec: job {running.job} ended as STOPPED")
     epochs = cluster.markers()[-1]["progress"]["epoch"] + 2
     said = cluster.run("intentrec", "submit", "far.yaml", f"train.epochs={epochs}", "--address", cluster.dashboard)
