@@ -195,6 +195,6 @@ def test_a_cancelled_job_is_gone_on_with(cluster: Cluster, running: Running) -> 
     assert set(results["models"]) == {"sasrec", "popularity"}
     for model in results["models"].values():
         assert model["metrics"]["HR@1"] <= model["metrics"]["HR@3"] <= model["metrics"]["HR@5"]
-    cancelled, _refused, ended = cluster.run("intentrec", "jobs", "list", "--address", cluster.dashboard).splitlines()
+    cancelled, *_, ended = cluster.run("intentrec", "jobs", "list", "--address", cluster.dashboard).splitlines()
     assert " STOPPED " in cancelled
     assert " SUCCEEDED " in ended
