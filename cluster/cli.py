@@ -62,21 +62,23 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; gives the exit status."""
     options, unknown = parser().parse_known_args(arguments)
+    overrides = [*getattr(options, "overrides", []), *unknown]
     flags = [word for word in unknown if word.startswith("-") or options.verb == "jobs"]
     if flags:
         parser().error(f"unrecognized arguments: {' '.join(flags)}")
     try:
-        return _jobs(options) if options.verb == "jobs" else _dispatch(options, [*options.overrides, *unknown])
+        return _dispatch(options, overrides)
     except InputError as error:
         print(f"intentrec: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        if options.verb not in ("submit", "jobs"):
-            print("intentrec: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("intentrec: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
 
 
 def _dispatch(options: argparse.Namespace, overrides: list[str]) -> int:
+    if options.verb == "jobs":
+        return _jobs(options)
     for name in ("workers", "address"):
         value = getattr(options, name, None)
         if value is not None and options.verb in _RAY_VERBS:
