@@ -81,7 +81,7 @@ def followed(client: JobSubmissionClient, job: str, address: str) -> JobStatus:
         asyncio.run(_print_output(client, job))
     except KeyboardInterrupt:
         print(f"\nno longer following; the job goes on: {hint}", flush=True)
-        raise
+        raise SystemExit(130) from None
     except NETWORK_ERRORS as error:
         print(f"the connection to the output broke ({type(error).__name__}): {hint}", flush=True)
     status = _end(client, job, address)
