@@ -25,7 +25,7 @@ set -e
 folder=$1 name=$2; shift 2
 for image; do mkdir -p "$folder${image#/tmp}"; mount --bind "$image" "$folder${image#/tmp}"; done
 mount --rbind "$folder" /tmp
-mount --bind /tmp/hosts /etc/hosts
+for file in hosts resolv.conf; do mount --bind "/tmp/$file" "/etc/$file"; done
 mount -t tmpfs -o size=300m tmpfs /dev/shm
 mount -o remount,bind,ro /
 hostname "$name"
@@ -51,6 +51,7 @@ class Node:
         self.name, self.folder = name, folder
         (folder / "home").mkdir(parents=True)
         (folder / "hosts").write_text(hosts)
+        (folder / "resolv.conf").write_text("")  # nobody answers at 127.0.0.1, which is told at once
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         self.environment = {"PATH": path, "HOME": "/tmp/home", "PYTHONPATH": str(ROOT)}
         """Of the commands that are begun on it."""

@@ -86,7 +86,7 @@ def ray_started(node: Node, options: str) -> None:
     """Ray gives its processes 15 seconds to begin, which on a machine that others use may not be enough."""
     for _ in range(3):
         started = node.start(*words(f"ray start {options} --disable-usage-stats --object-store-memory=100000000"))
-        said, _ = started.communicate()
+        said, _ = started.communicate(timeout=200)
         if started.returncode == 0:
             return
         node.run("ray", "stop", "--force")
