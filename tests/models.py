@@ -27,7 +27,7 @@ KINDS: dict[str, NeuralConfig] = {
         heads=2, dropout=0.0, features=True, times=True, intents=None, hidden_share=0.5, knows=["attributes", "intents"]
     ),
     "transact": TransActConfig(heads=2, dropout=0.0, mask=None, newest=3),
-    "hstu": HSTUConfig(heads=2, dropout=0.0),
+    "hstu": HSTUConfig(heads=2, dropout=0.0, temperature=0.2),
     "hstu without times": HSTUConfig(heads=2, dropout=0.0, features=False, times=False, intents=[]),
     "gru": GRUConfig(dropout=0.0, layers=2, hidden=12),
     "lstm": LSTMConfig(dropout=0.0, features=False, times=False),

@@ -93,9 +93,10 @@ class Step:
         tables.collisions.place(worker.device, functools.partial(reset_rows, self.parallel))
         fused = set(self.parallel.fused_optimizer.params)
         self.dense = {name: p for name, p in self.parallel.named_parameters() if name not in fused and p.numel()}
-        self.optimizer = torch.optim.AdamW(
-            self.dense.values(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-        )
+        matrices = [p for p in self.dense.values() if p.dim() > 1]
+        others = [p for p in self.dense.values() if p.dim() <= 1]
+        groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
         self.table_rates = [group["lr"] for group in self.parallel.fused_optimizer.param_groups]
         self.sampler = NegativeSampler(config.loss, manifest.items, config.seed, counts)
         self.knows, self.candidates = model.knows, CandidateReader(model, config, manifest, worker, known)

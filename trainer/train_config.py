@@ -39,6 +39,7 @@ class TrainConfig(Settings):
     learning_rate: float = Field(default=1e-3, gt=0)
     """Of AdamW for the dense part; the tables have their own."""
     weight_decay: float = Field(default=0.0, ge=0)
+    """Of AdamW, for matrices alone: not for biases and the scales of norms. Tables have none."""
     warmup_steps: int = Field(default=0, ge=0)
     """Steps over which the dense learning rate rises from 0."""
     decay: float = Field(default=1.0, gt=0, le=1)

@@ -133,10 +133,14 @@ def test_scores_are_mixed_with_what_the_query_points_at(part: str, data: Data) -
     assert others > 0 or part == "history"  # tests/trainer/scores copies items that training does not know
 
 
-@pytest.mark.parametrize("knows", [["age"], ["intents"], ["attributes", "age", "intents"]])
-def test_ranking_scores_items_as_training_does(data: Data, knows: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("knows", "temperature"),
+    [(["age"], None), (["intents"], None), ([], 0.2), (["attributes", "age", "intents"], 0.2)],
+)
+def test_ranking_scores_items_as_training_does(data: Data, knows: list[str], temperature: float | None) -> None:
     """Training makes one-hot columns of candidates; ranking has the catalogue in another form."""
-    step = make_step(data.manifest, model=KNOWING.model_copy(update={"knows": knows}), known=data.known)
+    model = KNOWING.model_copy(update={"knows": knows, "temperature": temperature})
+    step = make_step(data.manifest, model=model, known=data.known)
     torch.manual_seed(5)
     for parameter in step.recommender.scores.parameters():
         torch.nn.init.normal_(parameter)

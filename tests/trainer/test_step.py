@@ -27,7 +27,12 @@ pytestmark = pytest.mark.usefixtures("alone")
 
 
 def plain_loss(
-    network: Any, tables: dict[str, Tensor], batch: Batch, negative: Tensor | None, log_expected: Tensor | None
+    network: Any,
+    tables: dict[str, Tensor],
+    batch: Batch,
+    negative: Tensor | None,
+    log_expected: Tensor | None,
+    temperature: float | None,
 ) -> Tensor:
     """IntentRec's loss with dense tables, F.cross_entropy and loops over the labels."""
     vectors = {}
@@ -42,6 +47,9 @@ def plain_loss(
     output = network(Inputs(vectors, numbers, batch.time_T, batch.position_T, Layout(batch.lengths_B)))
     at, target, item = batch.target_position_Q, batch.target_Q, tables["item"]
     query = output.query_TD[at]
+    if temperature is not None:
+        query = query / query.norm(dim=1, keepdim=True) / temperature
+        item = item / item.norm(dim=1, keepdim=True)
     if negative is None:
         losses = F.cross_entropy((query @ item.T)[:, 2:], target - 2, reduction="none", ignore_index=UNKNOWN - 2)
     else:
@@ -63,26 +71,32 @@ def plain_loss(
 
 
 @pytest.mark.parametrize(
-    ("sampling", "optimizer"),
+    ("sampling", "optimizer", "temperature"),
     [
-        *itertools.product([None, "log_uniform"], ["sgd", "adagrad", "rowwise_adagrad"]),
-        *itertools.product(["uniform", "in_batch", "mixed"], ["sgd"]),
+        *itertools.product([None, "log_uniform"], ["sgd", "adagrad", "rowwise_adagrad"], [None]),
+        *itertools.product(["uniform", "in_batch", "mixed"], ["sgd"], [None]),
+        *itertools.product([None, "mixed"], ["sgd"], [0.2]),
     ],
 )
-def test_one_step_equals_plain_torch(data: Data, sampling: str | None, optimizer: str) -> None:
+def test_one_step_equals_plain_torch(
+    data: Data, sampling: str | None, optimizer: str, temperature: float | None
+) -> None:
     """Dense gradients, AdamW's weights, and table rows that are read both as inputs and as candidates."""
     changes: dict[str, Any] = {
         "tables": {"optimizer": optimizer, "learning_rate": 0.3},
         "loss": {"kind": "sampled", "negatives": 20, "sampling": sampling} if sampling else {"kind": "full"},
         "clip_norm": 1e9,
+        "weight_decay": 0.5,
     }
-    step, batch = make_step(data.manifest, counts=data.items.counts, **changes), partly_unknown(data.batch(range(8)))
+    model = MODEL.model_copy(update={"temperature": temperature})
+    step = make_step(data.manifest, model=model, counts=data.items.counts, **changes)
+    batch = partly_unknown(data.batch(range(8)))
     assert (batch.target_Q == UNKNOWN).any()
     tables = {name: weights(step)[name].requires_grad_() for name in step.recommender.tables.names}
     network = build(MODEL, train_config(**changes), data.manifest).network
     negative = step.sampler.draw(0, batch.target_Q) if sampling else None
     log_expected = None if negative is None else step.sampler.log_expected(negative).float()
-    loss = plain_loss(network, tables, step.with_unknowns(batch, 0), negative, log_expected)
+    loss = plain_loss(network, tables, step.with_unknowns(batch, 0), negative, log_expected, temperature)
     loss.backward()
     losses, norm = step.train(batch, 0, step.weights_of(batch).tolist())
     ours = losses.item / batch.item_weight_Q.sum() + sum(losses.intents.values()) / batch.weight_Q.sum()
@@ -96,7 +110,8 @@ def test_one_step_equals_plain_torch(data: Data, sampling: str | None, optimizer
     assert float(norm) == pytest.approx(
         float(torch.nn.utils.get_total_norm(p.grad for p in parameters.values())), rel=1e-4
     )
-    torch.optim.AdamW(network.parameters(), lr=1e-2, weight_decay=0.0).step()
+    for parameter in parameters.values():
+        torch.optim.AdamW([parameter], lr=1e-2, weight_decay=0.5 if parameter.dim() == 2 else 0.0).step()
     after = weights(step)
     for name, parameter in dense(step).items():
         short = name.removeprefix("network.")

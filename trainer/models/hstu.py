@@ -9,7 +9,8 @@
 
 now_i is the time of interaction i; of a model that knows the request, that of the request after it, as in the authors'
 code. Scores are dot products after a final norm, as those of the other models here, where the authors' are cosines over
-a temperature. The attention of all heads is in memory: T x L x h numbers a layer, and as much for the gradient.
+a temperature (the key `temperature`). The attention of all heads is in memory: T x L x h numbers a layer, and as much
+for the gradient.
 """
 
 from __future__ import annotations

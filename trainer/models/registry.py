@@ -102,6 +102,8 @@ class NeuralConfig(ModelConfig):
     besides of an item without a row, are trained; of a model that knows `attributes`, `recent` or `transitions`. With 1
     candidates have no rows of their own in ranking either: where items do not live long, what is learned of one by
     heart misleads."""
+    temperature: float | None = Field(default=None, gt=0)
+    """Scores of the item table are cosines of query and row over this; by default their products."""
 
     def check(self, data: DataConfig, train: TrainConfig) -> None:
         for part in {"request", "recent", "transitions", "age"} & set(self.knows):

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ingest.data.batch import Lists
@@ -57,6 +58,7 @@ class Scores(nn.Module):
     def __init__(self, model: NeuralConfig, train: TrainConfig, manifest: Manifest) -> None:
         super().__init__()
         dimension, features = train.tables.dimension, manifest.features if model.reads_features else []
+        self.temperature = model.temperature
         request = "request" in model.knows
         asked = [feature.name for feature in features if feature.at_request]
         self.features = FeatureVector(features, dimension)
@@ -84,8 +86,8 @@ class Scores(nn.Module):
 
     @property
     def only_rows(self) -> bool:
-        """Whether a candidate's vector is its row of the item table."""
-        return self.attributes is None and self.ages is None and self.intents is None
+        """Whether a candidate's columns are its row of the item table."""
+        return self.temperature is None and self.attributes is None and self.ages is None and self.intents is None
 
     def vectors(self, rows_CD: Tensor, attributes: Mapping[str, Tensor]) -> Tensor:
         """The candidates' vectors from their rows and those of their features: [C, D]."""
@@ -103,11 +105,15 @@ class Scores(nn.Module):
 
     def columns(self, vectors_CD: Tensor, label_CL: Tensor | None) -> Tensor:
         """The candidates as they are multiplied with queries, [C, X]: of ages, only the day's column is added."""
+        if self.temperature is not None:
+            vectors_CD = F.normalize(vectors_CD, dim=1)
         return vectors_CD if label_CL is None else torch.cat([vectors_CD, label_CL.to(vectors_CD.dtype)], dim=1)
 
     def asked(self, query_QD: Tensor, time_Q: Tensor, log_p_QL: Tensor | None) -> Tensor:
         """The queries to match, [Q, X]; `time_Q`: of the requests; `log_p_QL`: of all intents' labels."""
         parts, log_p_Ql = [query_QD], None
+        if self.temperature is not None:
+            parts = [F.normalize(query_QD, dim=1) / self.temperature]
         if self.intents is not None:
             assert log_p_QL is not None
             parts.append(self.intents.asked(log_p_QL, Part.TABLE))
