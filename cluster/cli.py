@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from cluster.config import Config
+from cluster.config import Config, overrides_in
 from ingest.errors import InputError
 from ingest.settings import load_content, load_settings
 from ingest.storage import is_remote
@@ -22,6 +22,7 @@ VERBS = {
     "train": "shards -> checkpoints and TensorBoard; goes on where an earlier run of this name stood",
     "evaluate": "checkpoints -> accuracy against baselines: results.json and report/index.html",
     "recommend": "checkpoint -> the best items and the predicted intents of every user, as Parquet",
+    "tune": "find better settings of the models on the validation split, by Ray Tune (the config's section tune)",
     "run": "all of these; what is done already is not done again",
     "submit": "any of these as a job on a Ray cluster",
 }
@@ -40,11 +41,15 @@ def parser() -> argparse.ArgumentParser:
     for verb, text in VERBS.items():
         sub = verbs.add_parser(verb, help=text, description=text)
         sub.add_argument("config", help="a YAML file, such as configs/demo.yaml")
+        sub.add_argument("--with", action="append", default=[], metavar="FILE", dest="files",
+                         help="a YAML file of values that replace the config's, such as tune's best.yaml")  # fmt: skip
         sub.add_argument("overrides", nargs="*", metavar="key.sub=value", help="values that replace the config's")
         if verb in _RAY_VERBS:
             sub.add_argument("--workers", type=int, help="the same as cluster.workers=N")
             sub.add_argument("--address", help="a Ray cluster, the same as cluster.address=...")
             sub.add_argument("--no-ray", action="store_true", help="one process, this one, for a debugger")
+        if verb == "tune":
+            sub.add_argument("--address", help="a Ray cluster, the same as cluster.address=...")
         if verb == "submit":
             sub.add_argument("--address", required=True, help="the cluster's dashboard, http://host:8265")
             sub.add_argument("--verb", default="run", choices=[v for v in VERBS if v != "submit"], dest="submitted")
@@ -79,9 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _dispatch(options: argparse.Namespace, overrides: list[str]) -> int:
     if options.verb == "jobs":
         return _jobs(options)
+    overrides = [*(each for file in options.files for each in overrides_in(file)), *overrides]
     for name in ("workers", "address"):
         value = getattr(options, name, None)
-        if value is not None and options.verb in _RAY_VERBS:
+        if value is not None and options.verb != "submit":
             overrides.append(f"cluster.{name}={value}")
     config = load_settings(Config, options.config, overrides)
     if options.verb == "submit":

@@ -14,13 +14,15 @@ from typing import Any
 import yaml
 from pydantic import ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
+from cluster.tune_config import TuneConfig
 from evaluation.evaluation_config import EvaluateConfig, RecommendConfig
 from evaluation.metrics import check_metric
 from ingest.data.schema import DataConfig
-from ingest.settings import SettingError, Settings, build_settings
+from ingest.errors import InputError
+from ingest.settings import SettingError, Settings, build_settings, overrides_of, parse_content
 from ingest.sources.registry import Source
 from ingest.sources.simulate import SimulateConfig
-from ingest.storage import absolute, join
+from ingest.storage import absolute, join, read_text
 from trainer.models.registry import ModelConfig, NeuralConfig
 from trainer.train_config import TrainConfig
 
@@ -62,6 +64,8 @@ class Config(Settings):
     evaluate: EvaluateConfig = EvaluateConfig()
     recommend: RecommendConfig | None = None
     """With this section, even an empty one, `run` ends with recommendations for every user."""
+    tune: TuneConfig | None = None
+    """What `intentrec tune` tries."""
     cluster: ClusterConfig = ClusterConfig()
 
     _anywhere = field_validator("storage")(absolute)
@@ -108,6 +112,9 @@ class Config(Settings):
                 model.check(self.data, train)
             except ValueError as error:
                 raise ValueError(f"models.{name}.{error}") from None
+        if others := [name for name in self.tuned if name not in self.neural]:
+            takes = ", ".join(self.neural) or "none of these is trained"
+            raise ValueError(f"tune.models: takes models that are trained ({takes}), got {others[0]!r}")
         if self.recommend is not None and self.recommend.moment is not None and self.data.time_unit == "position":
             raise ValueError("recommend.moment: a log with time_unit position has no moments: leave it out")
         if self.recommend is not None and self.recommended not in self.neural:
@@ -151,6 +158,15 @@ class Config(Settings):
         chosen = self.recommend.model if self.recommend else None
         return chosen or next(iter(self.neural), None)
 
+    @property
+    def tuned(self) -> list[str]:
+        """The models that are tuned, none without the section `tune`."""
+        return [] if self.tune is None else self.tune.models or list(self.neural)
+
+    @property
+    def tune_folder(self) -> str:
+        return join(self.folder, "tune")
+
     def model_folder(self, model: str) -> str:
         return join(self.folder, "models", model)
 
@@ -174,6 +190,14 @@ class Config(Settings):
     def source(self) -> Source | None:
         """What makes the log, where it is not there already."""
         return self.simulate or self.import_
+
+
+def overrides_in(url: str) -> list[str]:
+    """The values of a YAML file such as tune's best.yaml as `key.sub=value` overrides."""
+    try:
+        return list(overrides_of(parse_content(read_text(url), url)))
+    except (FileNotFoundError, IsADirectoryError, UnicodeDecodeError) as error:
+        raise InputError(f"{url}: can not be read: {error}") from None
 
 
 def _import(module: str) -> None:

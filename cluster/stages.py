@@ -72,6 +72,18 @@ class Stages:
             self._prepare(runner)
             self._work("train", *(["recommend"] if self.config.recommend is not None else []), "evaluate")
 
+    def tune(self) -> None:
+        """Prepare, and look for better settings of the models than those of the config."""
+        from cluster.tune import tune
+        from cluster.tune_space import check_space
+
+        check_space(self.config)
+        self.make_log()
+        with self._runner() as runner:
+            self._prepare(runner)
+            check_installed_versions()
+            tune(self.config)
+
     def _runner(self) -> AbstractContextManager[Runner]:
         return OnRay(self.config.cluster, self.config.storage) if self.ray else nullcontext(InThisProcess())
 

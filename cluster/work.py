@@ -14,7 +14,7 @@ from evaluation.evaluator import EvaluationRun, evaluate_models
 from evaluation.model import Model
 from evaluation.recommend import recommend_users
 from evaluation.results import Recommended
-from ingest.data.items import load_items
+from ingest.data.items import ItemTable, load_items
 from ingest.data.manifest import load_manifest
 from ingest.data.reader import Reader
 from trainer.loop import Run, Trainer
@@ -41,16 +41,20 @@ def run_stages(arguments: dict[str, Any], worker: Worker) -> dict[str, Any]:
 
 def train_models(config: Config, models: list[str], worker: Worker) -> None:
     """Train `models` of the config, one after the other."""
-    manifest = load_manifest(config.data_folder)
     counts = any(config.train_config(name).loss.needs_counts for name in models)
-    items = load_items(config.data_folder, manifest, counts)
+    items = load_items(config.data_folder, load_manifest(config.data_folder), counts)
     for name in models:
-        train = config.train_config(name)
-        reader = Reader(config.data_folder, manifest, items, "validation", train.reader,
-                        rank=worker.rank, workers=worker.workers, evaluate=True)  # fmt: skip
-        run = Run(name, config.neural[name], train, config.data_folder, config.model_folder(name), config.text())
-        check = functools.partial(validate, reader=reader, worker=worker, filter_seen=config.evaluate.filter_seen)
-        Trainer(run, worker, check, items).fit()
+        trainer_of(config, name, worker, items, config.model_folder(name)).fit()
+
+
+def trainer_of(config: Config, name: str, worker: Worker, items: ItemTable, folder: str) -> Trainer:
+    """The trainer of model `name`, which leaves checkpoints and TensorBoard in `folder`."""
+    manifest, train = load_manifest(config.data_folder), config.train_config(name)
+    reader = Reader(config.data_folder, manifest, items, "validation", train.reader,
+                    rank=worker.rank, workers=worker.workers, evaluate=True)  # fmt: skip
+    run = Run(name, config.neural[name], train, config.data_folder, folder, config.text())
+    check = functools.partial(validate, reader=reader, worker=worker, filter_seen=config.evaluate.filter_seen)
+    return Trainer(run, worker, check, items)
 
 
 def _model(config: Config, name: str) -> Model:

@@ -6,8 +6,9 @@ key, what it got and what it takes.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -91,9 +92,7 @@ def load_content(source: str | Path, overrides: Sequence[str] = ()) -> dict[str,
     for number, override in enumerate(overrides, 1):
         _refuse_credential(f"override {number} of the command", override)
     try:
-        text = path.read_text("utf-8")
-        _refuse_credential(str(path), text)
-        content = yaml.load(text, _Loader) or {}
+        content = parse_content(path.read_text("utf-8"), str(path))
     except FileNotFoundError:
         raise InputError(f"{path}: no such config file") from None
     except IsADirectoryError:
@@ -102,13 +101,30 @@ def load_content(source: str | Path, overrides: Sequence[str] = ()) -> dict[str,
         raise InputError(f"{path}: this config file can not be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: a config is UTF-8 text, but its byte {error.start} is not") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: {_yaml_sentence(error)}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: a config is a mapping of keys to values, got {type(content).__name__}")
     for override in overrides:
         apply_override(content, override)
     return content
+
+
+def parse_content(text: str, source: str) -> dict[str, Any]:
+    """The YAML `text` of a config or a part of one; `source` is the name that an error gives for where it came from."""
+    _refuse_credential(source, text)
+    try:
+        content = yaml.load(text, _Loader) or {}
+    except yaml.YAMLError as error:
+        raise InputError(f"{source}: {_yaml_sentence(error)}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{source}: a config is a mapping of keys to values, got {type(content).__name__}")
+    return content
+
+
+def overrides_of(content: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """The values of a part of a config as `key.sub=value` overrides."""
+    for key, value in content.items():
+        if isinstance(value, dict) and value:
+            yield from overrides_of(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}={json.dumps(value)}"
 
 
 def _refuse_credential(where: str, text: str) -> None:

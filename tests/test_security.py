@@ -38,7 +38,7 @@ RUNS_CODE = {
     *("pickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "runpy", "subprocess"),
     *("eval", "exec", "__import__", "allow_pickle"),
     *("torch.load", "torch.save", "np.load", "numpy.load", "yaml.unsafe_load", "yaml.full_load", "os.system"),
-    *(".read_pickle", ".deserialize", ".extractall", ".popen"),
+    *(".read_pickle", ".deserialize", ".extractall", ".popen", "Tuner.restore", "ray.tune.Tuner.restore"),
 }
 """What no module of the product uses."""
 IMPORT_BY_NAME = {

@@ -1,0 +1,53 @@
+"""One trial of `intentrec tune`: the training of one model in this process, which reports every epoch to Ray Tune."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+import ray.tune
+import torch
+
+from cluster.config import Config
+from cluster.tune_space import Trial, configured, section
+from cluster.work import trainer_of
+from embeddings.workers import Worker, single_process
+from ingest.data.items import load_items
+from ingest.data.manifest import load_manifest
+from ingest.errors import InputError
+from ingest.storage import join
+
+
+def run_trial(arguments: dict[str, Any], given: dict[str, Any]) -> None:
+    """Train `given["trial"]` of `arguments["config"]`, with its checkpoints below `arguments["folder"]`.
+
+    One that can not be trained reports why; what else it fails of is raised, and Ray Tune begins it again.
+    """
+    trial, config = Trial.model_validate(given["trial"]), Config.model_validate(arguments["config"])
+    torch.set_num_threads(config.cluster.threads or max(int(section(config).cpus_per_trial), 1))
+    device = torch.device("cuda", 0) if ray.get_gpu_ids() else torch.device("cpu")
+    with single_process(device):
+        try:
+            _train(
+                configured(config, trial, f"trial {trial.name}"), trial, device, join(arguments["folder"], trial.name)
+            )
+        except (InputError, FloatingPointError) as error:
+            ray.tune.report({"epoch": 0, "failed": str(error)})
+
+
+def _train(config: Config, trial: Trial, device: torch.device, folder: str) -> None:
+    """From its checkpoint on, if there is one; the epochs until then are reported again."""
+    train = config.train_config(trial.model)
+    items = load_items(config.data_folder, load_manifest(config.data_folder), train.loss.needs_counts)
+
+    def report(epoch: int, value: float) -> None:
+        now = trainer.progress
+        ended = now.finished and epoch == now.epoch
+        ray.tune.report({"epoch": epoch, "value": value, "seconds": now.seconds, "ended": ended})
+
+    worker = Worker(device=device, report=lambda found: report(found["epoch"], found[train.metric]))
+    trainer = trainer_of(config, trial.model, worker, items, folder)
+    _, trainer.progress = trainer.checkpoints.resume_point(trainer.identity, train)
+    for epoch, value in trainer.progress.validation_curve:
+        report(epoch, value)
+    trainer.fit()
