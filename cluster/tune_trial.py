@@ -1,7 +1,8 @@
-"""One trial of `intentrec tune`: the training of one model in this process, which reports every epoch to Ray Tune."""
+"""One trial of `intentrec tune`: the training of one model in this process, which reports every epoch."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -19,7 +20,7 @@ from ingest.storage import join
 
 
 def run_trial(arguments: dict[str, Any], given: dict[str, Any]) -> None:
-    """Train `given["trial"]` of `arguments["config"]`, with its checkpoints below `arguments["folder"]`.
+    """Train `given["trial"]` of `arguments["config"]` for Ray Tune, with its checkpoints below `arguments["folder"]`.
 
     One that can not be trained reports why; what else it fails of is raised, and Ray Tune begins it again.
     """
@@ -28,26 +29,27 @@ def run_trial(arguments: dict[str, Any], given: dict[str, Any]) -> None:
     device = torch.device("cuda", 0) if ray.get_gpu_ids() else torch.device("cpu")
     with single_process(device):
         try:
-            _train(
-                configured(config, trial, f"trial {trial.name}"), trial, device, join(arguments["folder"], trial.name)
-            )
+            train_trial(config, trial, device, join(arguments["folder"], trial.name), ray.tune.report)
         except (InputError, FloatingPointError) as error:
             ray.tune.report({"epoch": 0, "failed": str(error)})
 
 
-def _train(config: Config, trial: Trial, device: torch.device, folder: str) -> None:
-    """From its checkpoint on, if there is one; the epochs until then are reported again."""
+def train_trial(
+    config: Config, trial: Trial, device: torch.device, folder: str, report: Callable[[dict[str, Any]], object]
+) -> None:
+    """Train from the checkpoint in `folder` on, if there is one; `report` takes each epoch, those before it again."""
+    config = configured(config, trial, f"trial {trial.name}")
     train = config.train_config(trial.model)
     items = load_items(config.data_folder, load_manifest(config.data_folder), train.loss.needs_counts)
 
-    def report(epoch: int, value: float) -> None:
+    def tell(epoch: int, value: float) -> None:
         now = trainer.progress
         ended = now.finished and epoch == now.epoch
-        ray.tune.report({"epoch": epoch, "value": value, "seconds": now.seconds, "ended": ended})
+        report({"epoch": epoch, "value": value, "seconds": now.seconds, "ended": ended})
 
-    worker = Worker(device=device, report=lambda found: report(found["epoch"], found[train.metric]))
+    worker = Worker(device=device, report=lambda found: tell(found["epoch"], found[train.metric]))
     trainer = trainer_of(config, trial.model, worker, items, folder)
     _, trainer.progress = trainer.checkpoints.resume_point(trainer.identity, train)
     for epoch, value in trainer.progress.validation_curve:
-        report(epoch, value)
+        tell(epoch, value)
     trainer.fit()
