@@ -205,7 +205,7 @@ def test_an_interrupted_tuning_goes_on_and_has_trained_as_train_does(
     assert [trials[trial["model"], trial["number"]] for trial in found] == found
     assert all(trial["status"] in ("finished", "stopped") and trial["curve"] for trial in trials.values())
     left = {name.partition("/tune/")[2] for name in kept(folder) if "/tune/" in name}
-    assert left == {"results.json", "best.yaml"}
+    assert left - {""} == {"results.json", "best.yaml"}  # the store shows the folder itself
 
     assert main(["train", *words, f"storage={tmp_path / 'alone'}", "--no-ray"]) == 0
     for model in ("sasrec", "gru"):
