@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from evaluation.charts import line_chart, round_ticks, thin
 from evaluation.metrics import METRICS, RankMetrics
 from evaluation.report import duration, format_table, write_report
 from evaluation.results import Results
@@ -384,27 +383,6 @@ def test_the_table_marks_the_best_and_tells_the_protocol(results: dict[str, Any]
     assert "nothing sampled" in table
     assert re.search(r"genre +0\.3100 +0\.6421\*", table)
     assert all(len(line) < 140 for line in table.splitlines())
-
-
-def test_ticks_are_round_and_cover_the_range() -> None:
-    assert round_ticks(0, 1, most=5) == [0, 0.2, 0.4, 0.6, 0.8, 1.0]
-    assert round_ticks(3, 3) == [3]
-    assert round_ticks(-0.013, 0.021) == [-0.01, 0, 0.01, 0.02]
-
-
-def test_a_long_series_is_thinned_and_keeps_its_mean() -> None:
-    points = [(float(x), float(x % 7)) for x in range(7 * 240 * 5)]
-    thinned = thin(points)
-    assert len(thinned) <= 240
-    assert sum(y for _, y in thinned) / len(thinned) == pytest.approx(3, abs=0.05)
-    assert thin(points[:9]) == points[:9]
-    assert thin([]) == []
-
-
-def test_one_point_and_a_flat_line_are_drawn() -> None:
-    Page(str(line_chart({"a": (0, [(1, 0.0)])}, "epoch", "loss")))
-    Page(str(line_chart({"a": (0, [(1, 2.0), (2, 2.0)])}, "epoch", "loss")))
-    assert line_chart({"a": (0, [])}, "epoch", "loss") == ""
 
 
 def test_durations_are_for_people() -> None:
