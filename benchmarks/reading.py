@@ -27,11 +27,11 @@ import pyarrow.parquet as pq
 import torch
 
 from benchmarks.training import header, in_turns, prepared, ratio_of
+from ingest.arrow_files import arrow_filesystem
 from ingest.data.items import load_items
 from ingest.data.manifest import Manifest, load_manifest, save_manifest
 from ingest.data.reader import Reader
 from ingest.data.reader_config import ReaderConfig
-from ingest.storage import arrow_filesystem
 from tests.s3 import ObjectStore
 
 THREADS = 2

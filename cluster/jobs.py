@@ -22,7 +22,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from ingest.credentials import USER_IN_URL, hidden
 from ingest.errors import InputError
-from ingest.storage import patiently
+from ingest.patience import patiently
 
 NETWORK_ERRORS = (RuntimeError, OSError, requests.RequestException, aiohttp.ClientError)
 _PATIENCE = 120.0
@@ -98,7 +98,9 @@ def hint_for(client: JobSubmissionClient, job: str) -> str:
 
 def status_of(client: JobSubmissionClient, job: str, address: str) -> JobStatus:
     """Asked again while the cluster does not answer."""
-    return patiently(lambda: client.get_job_status(job), f"job {job} at {public(address)}", _PATIENCE, NETWORK_ERRORS)
+    name = f"job {job} at {public(address)}"
+    passes = lambda error: isinstance(error, NETWORK_ERRORS)  # noqa: E731
+    return patiently(lambda: client.get_job_status(job), name, _PATIENCE, passes)
 
 
 def _end(client: JobSubmissionClient, job: str, address: str) -> JobStatus:

@@ -25,7 +25,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ingest.errors import InputError
-from ingest.storage import is_remote, join, list_names, make_folder, open_filesystem, patiently, remove, write_text
+from ingest.patience import at_most, patiently
+from ingest.storage import is_remote, join, list_names, make_folder, open_filesystem, remove, storage_errors, write_text
 
 FOLDER = ".lock"
 RENEW_SECONDS, EXPIRE_SECONDS = 10.0, 60.0
@@ -113,7 +114,7 @@ class _Lock:
     def keep(self) -> None:
         """Renew until the end; interrupt this process where another one has taken the lock."""
         while not self.ended.wait(self.renew):
-            with suppress(OSError, InputError):  # a storage that does not answer is asked again
+            with at_most(self.renew), suppress(OSError, InputError):  # a storage that does not answer is asked again
                 highest = self._highest()
                 if highest > self.number:
                     self.lost_to = self._read(highest) or self.own
@@ -125,7 +126,7 @@ class _Lock:
     def release(self) -> None:
         if self.lost_to is None:
             self.own.released = True
-            with suppress(OSError, InputError):
+            with at_most(PATIENCE), suppress(OSError, InputError):
                 self._write()
 
     def _has_died(self, number: int, holder: Holder) -> bool:
@@ -159,7 +160,8 @@ class _Lock:
         url = self._file(number)
         filesystem, path = open_filesystem(url)
         try:
-            content = patiently(lambda: filesystem.cat_file(path), url, PATIENCE)  # in one request: it may be replaced
+            with storage_errors(url):  # in one request: it may be replaced
+                content = patiently(lambda: filesystem.cat_file(path), url, PATIENCE)
         except FileNotFoundError:
             return None
         try:

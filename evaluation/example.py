@@ -12,11 +12,12 @@ from evaluation.evaluate import batches_of
 from evaluation.ranking import CatalogueRanker, Scorer
 from evaluation.results import Example, Interaction, Recommendation
 from evaluation.vocabulary import values
+from ingest.arrow_files import open_arrow
 from ingest.data.batch import Batch, Lists
 from ingest.data.manifest import Manifest
 from ingest.data.reader import Reader
 from ingest.features.feature import FIRST_VALUE
-from ingest.storage import arrow_filesystem, join
+from ingest.storage import join
 from trainer.recommender import Prediction
 
 SHOWN_HISTORY, SHOWN_ITEMS, SHOWN_LABELS = 15, 10, 5
@@ -52,9 +53,10 @@ class _Names:
     def __init__(self, url: str, manifest: Manifest) -> None:
         self.manifest = manifest
         self.ids = values(url, "item").to_pylist()
-        filesystem, path = arrow_filesystem(join(url, "items.parquet"))
-        titled = "title" in pq.read_schema(path, filesystem=filesystem).names
-        titles = pq.read_table(path, filesystem=filesystem, columns=["title"]) if titled else {}
+        with open_arrow(join(url, "items.parquet")) as file:
+            items = pq.ParquetFile(file)
+            titled = "title" in items.schema_arrow.names
+            titles = items.read(["title"]) if titled else {}
         self.titles = titles["title"].to_pylist() if titled else [None] * len(self.ids)
         self.labels = {
             feature.name: [str(value) for value in values(url, feature.name).to_pylist()]

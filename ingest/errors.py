@@ -10,6 +10,10 @@ class InputError(ValueError):
     """
 
 
+class StorageError(InputError):
+    """A storage that did not answer, or had no room, for as long as it was asked again: later it may."""
+
+
 class DamagedShardError(InputError):
     """A prepared shard that is not what its manifest says; where the config says so, it is set aside and reported."""
 

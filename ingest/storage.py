@@ -9,23 +9,20 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import functools
+import io
 import os
-import random
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypeVar
+from typing import IO, Any, NamedTuple
 
 import fsspec
-import pyarrow.fs
 
-from ingest.errors import InputError
+from ingest.errors import InputError, StorageError
+from ingest.patience import is_full, patiently
 
-T = TypeVar("T")
 BLOCK = 4096
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
@@ -57,10 +54,18 @@ def absolute(url: str) -> str:
     return url if is_remote(url) else str(Path(os.path.expanduser(url.removeprefix("file://"))).absolute())
 
 
+def _client(scheme: str) -> Any:
+    if scheme != "s3":
+        return fsspec.get_filesystem_class(scheme)
+    from ingest.s3 import PatientS3  # takes a moment to import
+
+    return PatientS3
+
+
 def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system that holds `url`, and the path in it; nothing in a path is taken for a chain or a pattern."""
     try:
-        kind = fsspec.get_filesystem_class(_scheme(url))
+        kind = _client(_scheme(url))
         url = absolute(url)
         # no cache of listings: other processes write, and s3fs takes what is not in one for missing
         return kind(use_listings_cache=False, **kind._get_kwargs_from_urls(url)), kind._strip_protocol(url)
@@ -68,67 +73,10 @@ def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         raise InputError(f"{url}: not a path that can be opened: {error}") from None
 
 
-def arrow_filesystem(url: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    """The same for Arrow: a `pyarrow.fs.FileSystem` and the path in it. Local files and s3:// are read natively."""
-    if not is_remote(url):
-        return pyarrow.fs.LocalFileSystem(), absolute(url)
-    if url.startswith("s3://"):
-        return _arrow_s3(*(os.environ.get(name) for name in _S3_VARIABLES)), url.removeprefix("s3://")
-    filesystem, path = open_filesystem(url)
-    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem)), path
-
-
-_S3_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_CA_BUNDLE",
-                 "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")  # fmt: skip
-
-
-@functools.lru_cache(maxsize=8)
-def _arrow_s3(
-    s3_endpoint: str | None, endpoint: str | None, region: str | None, default_region: str | None,
-    authorities: str | None, *credentials: str | None,
-) -> pyarrow.fs.S3FileSystem:  # fmt: skip
-    """One client for each environment; it finds the credentials by itself, and so goes on where they are renewed."""
-    options: dict[str, Any] = {}
-    if s3_endpoint or endpoint:
-        options["endpoint_override"] = s3_endpoint or endpoint
-    if region or default_region:
-        options["region"] = region or default_region
-    if authorities:
-        options["tls_ca_file_path"] = authorities
-    return pyarrow.fs.S3FileSystem(**options)
-
-
-_PERMANENT = ("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE", "INVALID_CLIENT_TOKEN_ID", "NO_SUCH_BUCKET")
-"""What an object store says that asking again does not mend."""
-
-
-def patiently(
-    ask: Callable[[], T], url: str, seconds: float, transient: tuple[type[Exception], ...] = (OSError, TimeoutError)
-) -> T:
-    """The answer of `ask`, repeated with growing pauses while `url` fails with a `transient` error, up to `seconds`.
-
-    Raises `FileNotFoundError` where nothing is there, and `InputError`, which names the object, where it may not be
-    read or where the storage has not answered in time.
-    """
-    deadline, pause = time.monotonic() + seconds, 0.1
-    while True:
-        try:
-            return ask()
-        except FileNotFoundError:
-            raise
-        except transient as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            if isinstance(error, PermissionError) or any(word in reason for word in _PERMANENT):
-                raise InputError(f"{url}: may not be read: {reason}") from None
-            if time.monotonic() + pause > deadline:
-                raise InputError(f"{url}: has not answered for {seconds:g} s, at last with: {reason}") from None
-            time.sleep(pause * random.uniform(0.5, 1.0))
-            pause = min(2 * pause, 15.0)
-
-
 @contextmanager
 def storage_errors(url: str, writing: bool = False) -> Iterator[None]:
-    """What keeps the storage of `url` from answering is raised as an `InputError` that names it.
+    """What keeps the storage of `url` from answering is raised as an `InputError` that names it, and what can pass as
+    a `StorageError`.
 
     That nothing is there to be read stays a `FileNotFoundError`.
     """
@@ -137,8 +85,10 @@ def storage_errors(url: str, writing: bool = False) -> Iterator[None]:
     except PermissionError as error:
         raise InputError(f"{url}: may not be {'written' if writing else 'read'}: {error}") from None
     except OSError as error:
+        if is_full(error):
+            raise StorageError(f"{url}: can not be written: {error}") from None
         nowhere = isinstance(error, FileNotFoundError | NotADirectoryError | FileExistsError)
-        if writing and (nowhere or error.errno in (errno.EINVAL, errno.EROFS, errno.ENOSPC, errno.EDQUOT)):
+        if writing and (nowhere or error.errno in (errno.EINVAL, errno.EROFS)):
             raise InputError(f"{url}: can not be written: {error}") from None
         raise
     except Exception as error:
@@ -294,7 +244,7 @@ def open_file(url: str, mode: str = "rb") -> Iterator[IO[Any]]:
             with filesystem.open(path, mode) as file:
                 yield file
         else:
-            with _replaced(Path(path), mode) as file:
+            with _replaced(Path(path)) as file:
                 yield file
 
 
@@ -310,7 +260,7 @@ def open_blocks(url: str) -> Iterator[Callable[[memoryview], object]]:
         with open_file(url, "wb") as file:
             yield file.write
         return
-    with storage_errors(url, writing=True), _replaced(Path(absolute(url)), "wb", 0, _past_the_cache) as file:
+    with storage_errors(url, writing=True), _replaced(Path(absolute(url)), False, _past_the_cache) as file:
 
         def write(blocks: memoryview) -> None:
             while blocks:
@@ -334,15 +284,31 @@ def _past_the_cache(path: str, flags: int) -> int:
         return os.open(path, flags, 0o666)
 
 
+class _LocalFile(io.FileIO):
+    """A new file that waits for room where its disk is full."""
+
+    error: StorageError | None = None
+    """Which has ended its patience: what a buffer holds is not waited for once more."""
+
+    def write(self, data: Any) -> int:
+        if self.error is not None:
+            raise self.error
+        try:
+            return patiently(lambda: io.FileIO.write(self, data), str(self.name), passes=is_full)
+        except StorageError as error:
+            self.error = error
+            raise
+
+
 @contextmanager
 def _replaced(
-    target: Path, mode: str, buffering: int = -1, opener: Callable[[str, int], int] | None = None
+    target: Path, buffered: bool = True, opener: Callable[[str, int], int] | None = None
 ) -> Iterator[IO[Any]]:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
     try:
-        with open(partial, mode, buffering, opener=opener) as file:
-            yield file
+        with _LocalFile(partial, "w", opener=opener) as raw, io.BufferedWriter(raw) as file:
+            yield file if buffered else raw
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)

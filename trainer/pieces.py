@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 from ingest.errors import DamagedCheckpointError, InputError
-from ingest.storage import BLOCK, join, open_blocks, patiently, read_range, size_of
+from ingest.patience import patiently
+from ingest.storage import BLOCK, join, open_blocks, read_range, size_of
 from trainer.checked_json import read_checked, write_checked
 
 PIECE_BYTES = 2**25

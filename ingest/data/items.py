@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ingest.arrays.jagged import Column
+from ingest.arrow_files import open_arrow
 from ingest.data.manifest import Manifest
 from ingest.features.feature import PreparedFeature, kind_of
-from ingest.storage import arrow_filesystem, join
+from ingest.storage import join
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,10 @@ class ItemTable:
 
 def load_items(url: str, manifest: Manifest, counts: bool = True) -> ItemTable:
     """Read items.parquet of the prepared data set in the folder `url`, with the items' counts or without."""
-    filesystem, path = arrow_filesystem(join(url, "items.parquet"))
     features = [feature for feature in manifest.features if feature.of == "item"]
     names = [feature.name for feature in features]
-    table = pq.read_table(path, filesystem=filesystem, columns=["count", *names] if counts else names)
+    with open_arrow(join(url, "items.parquet")) as file:
+        table = pq.read_table(file, columns=["count", *names] if counts else names)
     return ItemTable(
         size=manifest.catalogue,
         columns={feature.name: kind_of(feature).load(table[feature.name].combine_chunks()) for feature in features},

@@ -1,6 +1,6 @@
 """Row groups of a split's shards, read from local disk or an object store, and checked.
 
-Storage that answers late or not at all is asked again (`storage.patiently`); what arrives and is not what the manifest
+Storage that answers late or not at all is asked again (`ingest.arrow_files`); what arrives and is not what the manifest
 promises is a `DamagedShardError` that names shard, row group, column and value. Indices out of range and lists of
 unequal length never reach a table: TorchRec would silently read another row.
 """
@@ -8,7 +8,6 @@ unequal length never reach a table: TorchRec would silently read another row.
 from __future__ import annotations
 
 import functools
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,9 +18,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ingest.arrays.jagged import Column, Integers, Jagged, arrow_offsets, concat, offsets_of
+from ingest.arrow_files import RemoteFile, RemoteObject
 from ingest.data.manifest import VERSION, VERSION_KEY, Manifest, Shard
 from ingest.errors import DamagedShardError
-from ingest.storage import arrow_filesystem, is_remote, join, patiently
+from ingest.storage import is_remote, join
 
 MOST_OPEN = 1024
 
@@ -135,17 +135,16 @@ class Shards:
         """A shard; its footer is read and checked once, while it is among the `MOST_OPEN` last ones."""
         return self._file(self.path(shard), *self.opened(shard))
 
-    def _file(self, url: str, handle: pa.NativeFile | None, footer: pq.FileMetaData | None) -> pq.ParquetFile:
-        source: Any = url.removeprefix("file://") if handle is None else _PatientFile(handle, url, self.retry_seconds)
+    def _file(self, url: str, handle: RemoteObject | None, footer: pq.FileMetaData | None) -> pq.ParquetFile:
+        source: Any = url.removeprefix("file://") if handle is None else RemoteFile(handle)
         return pq.ParquetFile(source, metadata=footer, page_checksum_verification=True, pre_buffer=handle is not None)
 
-    def _checked(self, shard: int) -> tuple[pa.NativeFile | None, pq.FileMetaData]:
-        """An object's open handle, and the footer of the shard."""
+    def _checked(self, shard: int) -> tuple[RemoteObject | None, pq.FileMetaData]:
+        """The open object, and the footer of the shard."""
         url, handle = self.path(shard), None
         if is_remote(url):
-            filesystem, path = arrow_filesystem(url)
-            handle = patiently(lambda: filesystem.open_input_file(path), url, self.retry_seconds)
-            found, expected = handle.size(), self.shards[shard].bytes
+            handle = RemoteObject(url, self.retry_seconds)
+            found, expected = handle.size, self.shards[shard].bytes
             if found != expected:
                 raise DamagedShardError(f"{url}: has {found} bytes, the manifest says {expected}")
         with self._file(url, handle, None) as file:
@@ -232,33 +231,3 @@ def _list_of(place: int, offsets: Integers) -> int:
 def _plain(kind: pa.DataType) -> pa.DataType:
     """A type without what it says of missing values and of the names of a list's elements."""
     return pa.list_(_plain(kind.value_type)) if pa.types.is_list(kind) else kind
-
-
-class _PatientFile(io.RawIOBase):
-    """A file of an object store whose every request is repeated until the storage answers, or for `seconds`."""
-
-    def __init__(self, handle: pa.NativeFile, url: str, seconds: float) -> None:
-        super().__init__()
-        self.handle, self.url, self.seconds = handle, url, seconds
-        self.position, self.length = 0, handle.size()
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self.position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.length}[whence]
-        self.position = base + offset
-        return self.position
-
-    def read(self, size: int = -1) -> bytes:
-        size = self.length - self.position if size is None or size < 0 else size
-        begin = self.position
-        data: bytes = patiently(lambda: self.handle.read_at(size, begin), self.url, self.seconds)
-        self.position += len(data)
-        return data

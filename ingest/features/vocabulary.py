@@ -14,8 +14,8 @@ import polars as pl
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from ingest.arrow_files import open_arrow
 from ingest.features.feature import FIRST_VALUE, UNKNOWN
-from ingest.storage import arrow_filesystem
 
 NAMES = ["<padding>", "<unknown>"]
 ROWS_AT_ONCE = 4_000_000
@@ -77,8 +77,7 @@ def named(table: pl.DataFrame) -> pl.DataFrame:
 
 def read_parts(url: str, columns: list[str] | None = None) -> Iterator[pl.DataFrame]:
     """A Parquet file's row groups, one after the other, or their `columns` alone."""
-    filesystem, path = arrow_filesystem(url)
-    with filesystem.open_input_file(path) as source:
+    with open_arrow(url) as source:
         file = pq.ParquetFile(source)
         for group in range(file.num_row_groups):
             frame = pl.from_arrow(file.read_row_group(group, columns=columns, use_threads=False))

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ingest.arrays.jagged import Column, Integers, Jagged, ranges
+from ingest.arrow_files import open_arrow
 from ingest.features.feature import FIRST_VALUE, UNKNOWN, Feature, PreparedFeature, kind_of
 from ingest.features.vocabulary import look_up, read_parts
 from ingest.prepare.fit import feature_of, vocabulary_of
@@ -29,7 +30,7 @@ from ingest.prepare.pairs import pairs_of, spill_activity, spill_successions, sp
 from ingest.prepare.partition import Job
 from ingest.prepare.shard_writer import write_shards, write_table
 from ingest.prepare.split import SplitLog, split_log, targets_where
-from ingest.storage import arrow_filesystem, join
+from ingest.storage import join
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ class _Partition:
 
     def of_items(self, feature: Feature) -> pa.Array:
         """What the item table has of each item."""
-        filesystem, path = arrow_filesystem(join(self.job.work, ITEMS))
-        return pq.read_table(path, filesystem=filesystem, columns=[feature.name])[feature.name].combine_chunks()
+        with open_arrow(join(self.job.work, ITEMS)) as file:
+            return pq.read_table(file, columns=[feature.name])[feature.name].combine_chunks()
 
     def encoded(self, feature: Feature, found: PreparedFeature) -> pa.Array:
         """An event feature as the shards have it: [N]."""

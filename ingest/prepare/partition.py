@@ -17,12 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from ingest.arrow_files import open_arrow
 from ingest.data.schema import DataConfig
 from ingest.prepare.hashing import hash_ids
 from ingest.prepare.log import cast_columns, event_columns, event_sources, events_of
 from ingest.prepare.survey import Part, type_of
 from ingest.raw.columns import RawFile
-from ingest.storage import arrow_filesystem, is_remote, join, open_file
+from ingest.storage import absolute, is_remote, join, open_file
 
 MOST_WORDS = 4096
 """A column of strings with up to so many different ones in a file is written as a dictionary."""
@@ -124,9 +125,7 @@ def write_batch(url: str, table: pa.Table) -> None:
 
 def read_batch(url: str, number: int, columns: list[str] | None = None) -> pa.RecordBatch:
     """The record batch `number` of the Arrow file `url`, or its `columns` alone."""
-    filesystem, path = arrow_filesystem(url)
-    source = filesystem.open_input_file(path) if is_remote(url) else pa.memory_map(path)
-    with source:
+    with open_arrow(url) if is_remote(url) else pa.memory_map(absolute(url)) as source:
         options = pa.ipc.IpcReadOptions()
         if columns is not None:
             with pa.ipc.open_file(source) as file:

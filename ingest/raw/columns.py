@@ -15,9 +15,9 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ingest.arrow_files import open_arrow
 from ingest.errors import InputError
 from ingest.raw.files import folder_values
-from ingest.storage import arrow_filesystem
 
 DAY_MS = 86_400_000
 _PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
@@ -33,8 +33,7 @@ class RawFile:
 
     def __init__(self, url: str, names: Sequence[str]) -> None:
         self.url, self.names = url, list(dict.fromkeys(names))
-        filesystem, path = arrow_filesystem(url)
-        self.source = filesystem.open_input_file(path)
+        self.source = open_arrow(url)
         with self._readable():
             # nanoseconds, the default for INT96, hold no date after 2262, and overflow; milliseconds hold all of INT96
             self.file = pq.ParquetFile(self.source, buffer_size=READ_BYTES, coerce_int96_timestamp_unit="ms")

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-import s3fs
 
 from cluster.cli import main
 from cluster.submit import EXCLUDES
 from ingest.credentials import found_in, hidden
+from ingest.s3 import PatientS3
 from ingest.storage import open_filesystem
 from tests.cluster.test_inputs import QUICK
 from tests.s3 import ObjectStore
@@ -96,13 +96,13 @@ def test_a_storage_that_refuses_us_is_told_without_the_credential(
     s3.make_bucket("secretive")
     for name, value in (("AWS_SECRET_ACCESS_KEY", SECRET), ("AWS_ACCESS_KEY_ID", SECRET[::-1])):
         monkeypatch.setenv(name, value)
-        s3fs.S3FileSystem.clear_instance_cache()
+        PatientS3.clear_instance_cache()
         assert main(["run", str(shop), "storage=s3://secretive/refused", *QUICK]) == 2
         printed = "".join(capfd.readouterr())
         assert "s3://secretive/refused" in printed
         for secret in (SECRET, SECRET[::-1], *(os.environ[n] for n in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"))):
             assert secret not in printed
-    s3fs.S3FileSystem.clear_instance_cache()
+    PatientS3.clear_instance_cache()
 
 
 @pytest.mark.ray

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import s3fs
 
+from ingest import patience
 from ingest.errors import InputError
+from ingest.s3 import PatientS3
 from ingest.storage import (
     BLOCK,
     exists,
@@ -29,9 +30,9 @@ from tests.s3 import ObjectStore
 @pytest.fixture(autouse=True)
 def fresh_client() -> Iterator[None]:
     """A test's first client is made from the environment as it is then, and not kept for the next test."""
-    s3fs.S3FileSystem.clear_instance_cache()
+    PatientS3.clear_instance_cache()
     yield
-    s3fs.S3FileSystem.clear_instance_cache()
+    PatientS3.clear_instance_cache()
 
 
 @pytest.mark.parametrize(
@@ -39,13 +40,14 @@ def fresh_client() -> Iterator[None]:
     [
         ({"AWS_SECRET_ACCESS_KEY": "another"}, "may not be read"),
         ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "Unable to locate credentials"),
-        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_MAX_ATTEMPTS": "1"}, "Could not connect"),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_MAX_ATTEMPTS": "9"}, "Could not connect"),
     ],
 )
 def test_storage_that_can_not_be_asked(
     s3: ObjectStore, monkeypatch: pytest.MonkeyPatch, changed: dict[str, str], reason: str
 ) -> None:
     s3.make_bucket("told")
+    monkeypatch.setattr(patience, "RETRY_SECONDS", 1.0)
     for name, value in changed.items():
         monkeypatch.setenv(name, value)
     for ask in (exists, walk, read_text):

@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ingest.arrow_files import arrow_filesystem
 from ingest.data.schema import DataConfig
 from ingest.errors import InputError
 from ingest.prepare import pipeline
 from ingest.prepare.pipeline import prepare
 from ingest.prepare.tasks import Call, run_stage
-from ingest.storage import arrow_filesystem
 from tests.ingest.prepare.prepare_reference import Row, config_for, random_log, write_log
 from tests.ingest.prepare.test_prepare import PARTITIONS, contents, read_rows, read_vocabulary
 from tests.s3 import ObjectStore

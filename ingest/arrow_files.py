@@ -1,0 +1,116 @@
+"""Files as Arrow reads them: local ones and s3:// natively, and patiently what is not on this machine."""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs
+
+from ingest.errors import InputError
+from ingest.patience import can_pass, patiently
+from ingest.storage import absolute, is_remote, open_filesystem
+
+_S3_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_CA_BUNDLE",
+                 "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")  # fmt: skip
+
+
+def arrow_filesystem(url: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """The `pyarrow.fs.FileSystem` that holds `url`, and the path in it."""
+    if not is_remote(url):
+        return pyarrow.fs.LocalFileSystem(), absolute(url)
+    if url.startswith("s3://"):
+        return _arrow_s3(*(os.environ.get(name) for name in _S3_VARIABLES)), url.removeprefix("s3://")
+    filesystem, path = open_filesystem(url)
+    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem)), path
+
+
+@functools.lru_cache(maxsize=8)
+def _arrow_s3(
+    s3_endpoint: str | None, endpoint: str | None, region: str | None, default_region: str | None,
+    authorities: str | None, *credentials: str | None,
+) -> pyarrow.fs.S3FileSystem:  # fmt: skip
+    """One client for each environment; it finds the credentials by itself."""
+    options: dict[str, Any] = {}
+    if s3_endpoint or endpoint:
+        options["endpoint_override"] = s3_endpoint or endpoint
+    if region or default_region:
+        options["region"] = region or default_region
+    if authorities:
+        options["tls_ca_file_path"] = authorities
+    return pyarrow.fs.S3FileSystem(**options)
+
+
+class RemoteObject:
+    """An object that is opened once and read by any thread; asked again for `seconds` where its storage fails."""
+
+    def __init__(self, url: str, seconds: float | None = None) -> None:
+        self.url, self.seconds = url, seconds
+        self.size: int = self._ask(lambda: self._open().size())
+
+    def _open(self) -> pa.NativeFile:
+        self.filesystem, path = arrow_filesystem(self.url)
+        self.handle = self.filesystem.open_input_file(path)
+        return self.handle
+
+    def read_at(self, size: int, begin: int) -> bytes:
+        return self._ask(lambda: self.handle.read_at(size, begin))
+
+    def _ask(self, ask: Callable[[], Any]) -> Any:
+        try:
+            return patiently(lambda: self._with_new_credentials(ask), self.url, self.seconds)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise InputError(f"{self.url}: may not be read: {' '.join(str(error).split())}") from None
+
+    def _with_new_credentials(self, ask: Callable[[], Any]) -> Any:
+        """What `ask` gives; where it is refused, once more with the credentials that there are by now."""
+        try:
+            return ask()
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) or can_pass(error):
+                raise
+            if self.filesystem is arrow_filesystem(self.url)[0]:
+                _arrow_s3.cache_clear()
+            self._open()
+            return ask()
+
+
+class RemoteFile(io.RawIOBase):
+    """A place in a `RemoteObject`, as pyarrow reads a file of Python."""
+
+    def __init__(self, source: RemoteObject) -> None:
+        super().__init__()
+        self.source, self.position = source, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.source.size}[whence]
+        self.position = base + offset
+        return self.position
+
+    def read(self, size: int = -1) -> bytes:
+        size = self.source.size - self.position if size is None or size < 0 else size
+        data = self.source.read_at(size, self.position)
+        self.position += len(data)
+        return data
+
+
+def open_arrow(url: str) -> pa.NativeFile | RemoteFile:
+    """The file `url`, to be read by Arrow; a context manager."""
+    return (
+        RemoteFile(RemoteObject(url)) if is_remote(url) else pyarrow.fs.LocalFileSystem().open_input_file(absolute(url))
+    )
