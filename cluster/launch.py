@@ -20,6 +20,7 @@ from typing import Any
 from cluster.config import ClusterConfig
 from cluster.nodes import check_storage, missing, shortage_told
 from ingest.errors import InputError
+from ingest.patience import Outage
 from ingest.storage import join, read_text, remove, write_text
 
 Work = Callable[[dict[str, Any], Any], Any]
@@ -185,6 +186,7 @@ def _in_worker(work: str, config: dict[str, Any]) -> None:
             config["threads"] or max(int(ray.get_runtime_context().get_assigned_resources()["CPU"]), 1)
         )
     rank = context.get_world_rank()
+    Outage.tell = functools.partial(say, config["board"])
     worker = Worker(
         rank=rank,
         workers=context.get_world_size(),

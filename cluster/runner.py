@@ -6,6 +6,7 @@ so nothing of the log goes through Ray's object store. Why not Ray Data: docs/pr
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from cluster.config import ClusterConfig
 from cluster.launch import QUIET, input_error, ray_cluster
+from ingest.patience import Outage
 from ingest.prepare.tasks import Call, InThisProcess
 
 RETRIES = 5
@@ -50,11 +52,14 @@ class OnRay:
     def _run(self, calls: Sequence[Call], description: str) -> None:
         import ray
 
+        from cluster.remote_bar import drawn
+
         runtime_env = {"env_vars": QUIET | THREADS}
         remote = ray.remote(num_cpus=1, max_retries=RETRIES, retry_exceptions=[OSError], runtime_env=runtime_env)(_call)
-        numbers = {remote.remote(call): number for number, call in enumerate(calls)}
         failed: dict[int, BaseException] = {}
-        with tqdm(total=len(calls), desc=description, unit="", mininterval=0.5, file=sys.stderr) as bar:
+        bar = tqdm(total=len(calls), desc=description, unit="", mininterval=0.5, file=sys.stderr)
+        with drawn() as board, bar:
+            numbers = {remote.remote(call, board): number for number, call in enumerate(calls)}
             waiting: list[Any] = list(numbers)
             while waiting and not failed:
                 done, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=0.5)
@@ -71,5 +76,8 @@ class OnRay:
             raise input_error(first) or first
 
 
-def _call(call: Call) -> None:
+def _call(call: Call, board: Any) -> None:
+    from cluster.remote_bar import say
+
+    Outage.tell = functools.partial(say, board)
     call()

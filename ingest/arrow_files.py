@@ -50,35 +50,41 @@ class RemoteObject:
 
     def __init__(self, url: str, seconds: float | None = None) -> None:
         self.url, self.seconds = url, seconds
-        self.size: int = self._ask(lambda: self._open().size())
-
-    def _open(self) -> pa.NativeFile:
-        self.filesystem, path = arrow_filesystem(self.url)
-        self.handle = self.filesystem.open_input_file(path)
-        return self.handle
+        self.handle = self._ask(self._opened)
+        self.size: int = self.handle.size()
 
     def read_at(self, size: int, begin: int) -> bytes:
-        return self._ask(lambda: self.handle.read_at(size, begin))
+        return self._ask(lambda: self._read(size, begin))
 
     def _ask(self, ask: Callable[[], Any]) -> Any:
         try:
-            return patiently(lambda: self._with_new_credentials(ask), self.url, self.seconds)
+            return patiently(ask, self.url, self.seconds)
         except FileNotFoundError:
             raise
         except OSError as error:
             raise InputError(f"{self.url}: may not be read: {' '.join(str(error).split())}") from None
 
-    def _with_new_credentials(self, ask: Callable[[], Any]) -> Any:
-        """What `ask` gives; where it is refused, once more with the credentials that there are by now."""
+    def _opened(self) -> pa.NativeFile:
+        """With the credentials that there are by now, where those that the client has are refused."""
         try:
-            return ask()
+            return _open(self.url)
         except OSError as error:
             if isinstance(error, FileNotFoundError) or can_pass(error):
                 raise
-            if self.filesystem is arrow_filesystem(self.url)[0]:
-                _arrow_s3.cache_clear()
-            self._open()
-            return ask()
+            _arrow_s3.cache_clear()
+            return _open(self.url)
+
+    def _read(self, size: int, begin: int) -> bytes:
+        try:
+            return self.handle.read_at(size, begin)
+        except OSError:  # Arrow does not say here whether it was refused
+            self.handle = self._opened()
+            return self.handle.read_at(size, begin)
+
+
+def _open(url: str) -> pa.NativeFile:
+    filesystem, path = arrow_filesystem(url)
+    return filesystem.open_input_file(path)
 
 
 class RemoteFile(io.RawIOBase):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from botocore.exceptions import ConnectionError, HTTPClientError, SSLError  # type: ignore[import-untyped]
+from fsspec.asyn import sync_wrapper
 from s3fs import S3FileSystem
 
 from ingest.patience import Outage
@@ -41,6 +42,8 @@ class PatientS3(S3FileSystem):  # type: ignore[misc]
                 if await self._credentials() == used:
                     raise
             return await super()._call_s3(method, *arguments, **options)
+
+    call_s3 = sync_wrapper(_call_s3)
 
     async def _credentials(self) -> Any:
         found = await self.session.get_credentials()

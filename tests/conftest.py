@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
+from tests.disk import SmallDisk
 from tests.s3 import ObjectStore
 
 if TYPE_CHECKING:
@@ -33,6 +35,17 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
     for name in store.environment:
         os.environ.pop(name)
         os.environ.update({name: before[name]} if name in before else {})
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """A disk of 16 MiB; the test is skipped where this process may not mount one."""
+    try:
+        disk = SmallDisk(tmp_path / "disk", 16)
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"no small disk can be mounted: {error.stderr}")
+    yield disk
+    disk.close()
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,8 @@ class Gate:
 
     def __init__(self, error: OSError | None = None) -> None:
         self.open, self.reached = threading.Event(), threading.Event()
-        self.error = error
+        self.error, self.times = error, 10_000
+        """What pieces fail with, and how many of them."""
         self.log: list[str] = []
         """What was begun to be written, by the end of its path."""
 
@@ -27,7 +28,8 @@ class Gate:
         self.log.append("/".join(path.split("/")[-2:]))
         if path.endswith(".bin"):
             self.reached.set()
-            if self.error is not None:
+            if self.error is not None and self.times:
+                self.times -= 1
                 raise self.error
             if not self.open.wait(WAIT):
                 raise TimeoutError("nobody has opened the gate")

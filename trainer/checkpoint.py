@@ -16,6 +16,7 @@ import secrets
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
@@ -26,7 +27,8 @@ import torch
 
 from embeddings.plan import GIB, Planned
 from embeddings.workers import Worker, gather_objects, raise_together, total
-from ingest.errors import DamagedCheckpointError
+from ingest.errors import DamagedCheckpointError, InputError, StorageError
+from ingest.patience import at_most
 from ingest.storage import exists, join, list_folders, list_names, make_folder, remove
 from trainer.background import Background
 from trainer.checked_json import write_checked
@@ -49,6 +51,8 @@ class Saving:
     began: float
     task: Background
     """What this worker does of it."""
+    progress: Progress
+    """That of the run, which goes on."""
     is_whole: bool = False
     """Whether all workers' pieces are there, and the first worker's task is the marker."""
 
@@ -71,11 +75,13 @@ class Checkpoints(Markers):
         """What the last save took, for TensorBoard, until it is taken from here."""
         self.completed: float | None = None
         """When the last one was complete, as Unix time."""
+        self.best_written: tuple[float | None, int | None] = (None, None)
+        """The best one's metric and epoch."""
 
     def save(self, step: Step, progress: Progress, config: dict[str, Any], best: bool = False) -> None:
         """Copy a checkpoint and begin to write it; waits for the one before, where that is being written still."""
         name = f"step-{progress.step:010d}"
-        self._wait_for_the_one_before(name)
+        self.wait_for_the_one_before(progress.step)
         self.last_save = began = time.monotonic()
         if self.token is None:
             self.token = str(gather_objects(secrets.token_hex(4))[0])
@@ -96,11 +102,12 @@ class Checkpoints(Markers):
                 copied.put(filled)
         finally:
             copied.put(None)
-        self.saving, self.tasks = Saving(name, marker, best, began, task), self.tasks + 1
+        self.saving, self.tasks = Saving(name, marker, best, began, task, progress), self.tasks + 1
         self.figures["checkpoint/copy(s)"] = time.monotonic() - began
         self.figures["checkpoint/copy(GiB)"] = self.buffers.bytes / GIB
 
-    def _wait_for_the_one_before(self, name: str) -> None:
+    def wait_for_the_one_before(self, step: int) -> None:
+        """Wait until nothing is in flight, as the checkpoint of `step` does before it is begun."""
         before, began = self.saving, time.monotonic()
         waits = before is not None and not before.task.ended.is_set()
         self.wait()
@@ -108,6 +115,7 @@ class Checkpoints(Markers):
             seconds = time.monotonic() - began
             self.figures["checkpoint/waited(s)"] = seconds
             if self.worker.first:
+                name = f"step-{step:010d}"
                 self.worker.say(f"checkpoint {name} has waited {seconds:.1f} s until {before.name} was written")
 
     def _write(self, path: str, stem: str, buffers: Buffers, copied: SimpleQueue[Filled | None]) -> None:
@@ -146,14 +154,18 @@ class Checkpoints(Markers):
         return wanted > self.saves
 
     def count(self, ended: float, failed: float) -> None:
-        """Go on with the save in flight where all workers are through with their parts; raise where any has failed."""
-        if self.saving is None:
+        """Go on with the save in flight where all workers are through with their parts.
+
+        Where any has failed, raise, unless that can pass and training is not at its end.
+        """
+        if self.saving is None or ended < self.tasks * self.worker.workers:
             return
         if failed:
-            raise_together(self.saving.task.error)
-        if ended < self.tasks * self.worker.workers:
+            self._give_up(self.saving)
             return
         if self.saving.is_whole:
+            if self.saving.best:
+                self.best_written = self.saving.progress.best, self.saving.progress.best_epoch
             self.figures["checkpoint/complete(s)"] = time.monotonic() - self.saving.began
             self.completed = time.time()
             self.saving = None
@@ -161,6 +173,28 @@ class Checkpoints(Markers):
         finish = partial(self._finish, self.saving) if self.worker.first else lambda: None
         self.saving = replace(self.saving, is_whole=True, task=Background(finish, "checkpoint marker"))
         self.tasks += 1
+
+    def _give_up(self, saving: Saving) -> None:
+        """Leave out a checkpoint that can not be written; where it was the best one, another one may become that."""
+        error, self.saving = saving.task.error, None
+        if isinstance(error, OSError):
+            error = StorageError(f"{join(self.folder, saving.name)}: can not be written: {error}")
+        if not saving.is_whole:  # else its marker may be there
+            stem = join(self.folder, saving.name, saving.marker["pieces"][self.worker.rank])
+            with at_most(0), suppress(InputError, OSError):
+                for ending in ("bin", "json"):
+                    remove(f"{stem}.{ending}")
+        try:
+            raise_together(error)
+        except StorageError as found:
+            if saving.progress.finished:
+                raise
+            if self.worker.first:
+                self.worker.say(f"checkpoint {saving.name} is left out, training goes on: {found}")
+        if saving.best:
+            progress = saving.progress
+            progress.best, progress.best_epoch = self.best_written
+            progress.since_best = progress.epoch - (progress.best_epoch or 0)
 
     def ask(self) -> None:
         """`count` with an exchange of its own, where there is no step to do it."""
@@ -212,6 +246,7 @@ class Checkpoints(Markers):
         """
         while True:
             latest, progress = self._first_finds(ours)
+            self.best_written = progress.best, progress.best_epoch
             if latest is None or progress.finished:
                 return progress
             try:

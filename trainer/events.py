@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -30,22 +31,39 @@ class Events:
         self.folder, self.say = folder, say
         self.here = TemporaryDirectory(prefix="intentrec-tensorboard-") if is_remote(folder) else None
         self.local = Path(self.here.name if self.here else folder)
-        self.writer = SummaryWriter(str(self.local), purge_step=step + 1)
+        self.purge: int | None = step + 1
+        self.writer: SummaryWriter | None = None
         self.copied: dict[str, int] = {}
         self.copying: Background | None = None
         self.last_copy, self.told = -float("inf"), False
 
+    def add(self, write: Callable[[SummaryWriter], object]) -> None:
+        """Write something; where the disk is full that is left out, told once, and another file begun later."""
+        try:
+            if self.writer is None:
+                self.writer = SummaryWriter(str(self.local), purge_step=self.purge)
+                self.purge = None
+            write(self.writer)
+        except OSError as error:
+            self._end_file()
+            self._tell(error)
+
+    def _end_file(self) -> None:
+        writer, self.writer = self.writer, None
+        if writer is not None:
+            with suppress(OSError):
+                writer.close()
+
     def flush(self, now: bool = False) -> None:
         """Let others see what was written: in a folder at once, on an object store each minute or `now`."""
-        self.writer.flush()
+        self.add(SummaryWriter.flush)
         if self.here is None or (self.copying is not None and not self.copying.ended.is_set()):
             return
-        self._tell()
+        self._tell(self.copying.error if self.copying else None)
         if now or time.monotonic() - self.last_copy >= COPY_SECONDS:
             self.last_copy = time.monotonic()
-            if max(size for _, size in self._files()) > MOST_BYTES:
-                self.writer.close()
-                self.writer = SummaryWriter(str(self.local))
+            if max((size for _, size in self._files()), default=0) > MOST_BYTES:
+                self._end_file()
             self.copying = Background(self._copy, "tensorboard")
 
     def _files(self) -> list[tuple[str, int]]:
@@ -57,14 +75,14 @@ class Events:
                 copy(str(self.local / name), join(self.folder, name))
                 self.copied[name] = size
 
-    def _tell(self) -> None:
-        if self.copying is not None and self.copying.error is not None and not self.told:
+    def _tell(self, error: Exception | None) -> None:
+        if error is not None and not self.told:
             self.told = True
-            self.say(f"TensorBoard's file is not in {self.folder}, which is tried again: {self.copying.error}")
+            self.say(f"TensorBoard's file is not in {self.folder}, which is tried again: {error}")
 
     def close(self) -> None:
         """A storage that does not answer is left to its thread, which ends with the process."""
-        self.writer.close()
+        self._end_file()
         if self.here is None:
             return
         if self.copying is not None:
@@ -72,6 +90,6 @@ class Events:
         if self.copying is None or self.copying.ended.is_set():
             self.copying = Background(self._copy, "tensorboard")
             self.copying.join(CLOSE_SECONDS)
-        self._tell()
+        self._tell(self.copying.error)
         if self.copying.ended.is_set():
             self.here.cleanup()

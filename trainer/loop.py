@@ -277,6 +277,7 @@ class Trainer:
             )
         self.checkpoints.ask()
         validation = self.validate(self.step)
+        self.checkpoints.wait_for_the_one_before(self.progress.step)
         value = validation.metrics[self.config.metric]
         progress.seconds = time.perf_counter() - began
         progress.epoch, progress.position = progress.epoch + 1, None

@@ -13,9 +13,11 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import nn
+from torch.utils.tensorboard import SummaryWriter
 
 from embeddings.workers import Worker, gather_rows
 from trainer.events import Events
@@ -62,12 +64,12 @@ class Monitor:
 
     def text(self, name: str, content: str) -> None:
         if self.events:
-            self.events.writer.add_text(name, content)
+            self.events.add(lambda writer: writer.add_text(name, content))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         if self.events:
             for name, value in values.items():
-                self.events.writer.add_scalar(name, value, step)
+                self.events.add(partial(SummaryWriter.add_scalar, tag=name, scalar_value=value, global_step=step))
 
     def watch(self, **figures: float) -> None:
         """Give figures of this worker to who watches it."""

@@ -23,7 +23,7 @@ from typing import Any
 
 from ingest.data.manifest import Manifest, Shard, SplitName, load_manifest, save_manifest
 from ingest.data.schema import DataConfig
-from ingest.errors import InputError
+from ingest.errors import InputError, StorageError
 from ingest.features.feature import PreparedFeature, kind_of
 from ingest.features.number import Moments
 from ingest.prepare.encode import count_ages, encode_partition, is_counted, sum_labels
@@ -109,6 +109,8 @@ def prepare(
     pipeline = _Pipeline(config, destination, work, runner or InThisProcess(), log)
     try:
         manifest = pipeline.run(list(events), list(items), fingerprint, before)
+    except StorageError:
+        raise
     except InputError:
         remove(work)
         _remove_empty(root, destination)

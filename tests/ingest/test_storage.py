@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import mmap
 import random
+import re
+import secrets
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from ingest import patience
-from ingest.errors import InputError
+from ingest.arrow_files import RemoteObject
+from ingest.errors import InputError, StorageError
 from ingest.s3 import PatientS3
 from ingest.storage import (
     BLOCK,
@@ -24,6 +29,7 @@ from ingest.storage import (
     walk,
     write_text,
 )
+from tests.disk import SmallDisk
 from tests.s3 import ObjectStore
 
 
@@ -105,11 +111,82 @@ def test_blocks_of_memory_become_a_file(remote: bool, s3: ObjectStore, tmp_path:
         assert file.read() == bytes(blocks[:BLOCK]) + bytes(blocks[7 : 2 * BLOCK])
 
 
-def test_a_full_disk(tmp_path: Path) -> None:
-    target = tmp_path / "file"
-    with (
-        pytest.raises(InputError, match=f"^{target}: can not be written: .*No space left"),
-        open_file(str(target), "wb"),
-    ):
-        Path("/dev/full").write_text("more than fits")
-    assert list(tmp_path.iterdir()) == []
+def test_a_full_disk(small_disk: SmallDisk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is waited for, for so long; then nothing is left of what did not fit."""
+    target = str(small_disk.folder / "file")
+    write_text(target, "before")
+    small_disk.fill()
+    monkeypatch.setattr(patience, "RETRY_SECONDS", 0.5)
+    content = "more than fits" * 9999
+    with pytest.raises(StorageError, match=r"/.file.partial: has failed for 0.5 s, .*No space left"):
+        write_text(target, content)
+    assert sorted(path.name for path in small_disk.folder.iterdir()) == ["file", "filler"]
+    assert read_text(target) == "before"
+    monkeypatch.setattr(patience, "RETRY_SECONDS", 60.0)
+    threading.Timer(0.5, small_disk.make_room).start()
+    write_text(target, content)
+    assert read_text(target) == content
+
+
+def test_a_server_that_is_away_is_waited_for_and_told_once(
+    s3: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Also in the middle of a file, whose first part was sent already."""
+    s3.make_bucket("away")
+    told: list[str] = []
+    monkeypatch.setattr(patience.Outage, "tell", told.append)
+    monkeypatch.setattr(patience, "TOLD_SECONDS", 0.5)
+    content = random.Random(1).randbytes(60 * 2**20)  # s3fs sends 50 MiB at a time
+    with open_file("s3://away/file", "wb") as file:
+        file.write(content[: 55 * 2**20])
+        s3.stop(kill=True)
+        threading.Timer(3, s3.start).start()
+        file.write(content[55 * 2**20 :])
+    assert read_range("s3://away/file", 0, len(content)) == content
+    went, back = told
+    assert re.match(r"s3://away has failed for \d s \(Could not connect to .*\): it is asked again", went)
+    assert re.match(r"s3://away is back after \d+ s", back)
+
+
+def test_refused_is_refused_at_once(s3: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    s3.make_bucket("refused")
+    for name, value in s3.read_only.items():
+        monkeypatch.setenv(name, value)
+    began = time.monotonic()
+    with pytest.raises(InputError, match=r"^s3://refused/file: may not be written") as error:
+        write_text("s3://refused/file", "text")
+    assert not isinstance(error.value, StorageError)
+    assert time.monotonic() - began < 10
+
+
+def test_credentials_that_end_are_read_anew(s3: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Those of a file, which another process writes; the server takes the old ones no more."""
+    s3.make_bucket("renewed")
+    file, names = tmp_path / "credentials", ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+
+    def written(keys: dict[str, str]) -> None:
+        file.write_text("[default]\n" + "".join(f"{name.lower()} = {keys[name]}\n" for name in names))
+
+    written(s3.environment)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    for name in names:
+        monkeypatch.delenv(name)
+    write_text("s3://renewed/file", "text")
+    source = RemoteObject("s3://renewed/file")
+    assert source.read_at(2, 0) == b"te"
+    before = dict(s3.environment)
+    s3.stop()
+    s3.environment |= {name: secrets.token_hex(20) for name in names}
+    try:
+        s3.start()
+        for ask in (lambda: read_text("s3://renewed/file"), lambda: source.read_at(2, 2)):
+            with pytest.raises(InputError, match=r"^s3://renewed/file: may not be read"):
+                ask()
+        written(s3.environment)
+        assert source.read_at(2, 2) == b"xt"
+        write_text("s3://renewed/file", "other")
+        assert read_text("s3://renewed/file") == "other"
+    finally:
+        s3.stop()
+        s3.environment |= before
+        s3.start()

@@ -48,17 +48,27 @@ def set_aside(data: Data, folder: Path, worker: Worker) -> dict[str, Any]:
     return {"before": before, "after": weights(again), "step": progress.step, "said": said}
 
 
-def full(data: Data, folder: Path, worker: Worker) -> tuple[str]:
-    """What each worker says where the last one's disk is full."""
+def full(data: Data, folder: Path, worker: Worker) -> dict[str, Any]:
+    """An epoch in which the last worker's disk is full until its third checkpoint, and one in which it stays so."""
     last = worker.rank == worker.workers - 1
+    said: list[str] = []
+    worker = Worker(worker.rank, worker.workers, say=said.append)
+    found: dict[str, Any] = {"said": said}
     with gated(OSError(errno.ENOSPC, "No space left on device") if last else None) as gate:
         gate.open.set()
-        trainer = make_trainer(data.url, f"gated://{folder}/full-{worker.workers}", worker, checkpoint_steps=1)
-        try:
-            trainer.fit()
-        except InputError as error:
-            return (f"{error} {trainer.checkpoints.latest()}",)
-    raise AssertionError("training ended well")
+        for times in (2, 10_000):
+            gate.times = times
+            trainer = make_trainer(
+                data.url, f"gated://{folder}/full-{times}", worker, epochs=1, keep=99, checkpoint_steps=1
+            )
+            with watched() as taken:
+                try:
+                    trainer.fit()
+                except InputError as error:
+                    found["error"] = f"{type(error).__name__} {error}"
+            found[times] = trainer.checkpoints.complete(), len(taken), weights(trainer.step)
+        found["left"] = [str(path) for path in (folder / "full-10000").rglob("pieces-*")]
+    return found
 
 
 def by_clock(data: Data, folder: Path, worker: Worker) -> dict[str, Any]:

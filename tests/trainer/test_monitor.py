@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from embeddings.workers import Worker
+from tests.disk import SmallDisk
 from tests.s3 import ObjectStore
 from trainer import events, monitor, pace
 from trainer.events import Events
@@ -99,7 +100,7 @@ def test_a_killed_run_shows_its_last_point_or_on_an_object_store_its_last_copy(
 
 def write(file: Events, *steps: int) -> None:
     for step in steps:
-        file.writer.add_scalar("loss", step, step)
+        file.add(lambda writer, step=step: writer.add_scalar("loss", step, step))
 
 
 def test_an_object_is_copied_each_minute_and_in_parts(s3: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,6 +157,24 @@ def test_steps_that_are_taken_again_are_shown_once(tmp_path: Path) -> None:
     for begin, end, offset in ((0, 4, 0), (2, 6, 100)):
         file = Events(str(tmp_path), begin, print)
         for step in range(begin + 1, end + 1):
-            file.writer.add_scalar("loss", step + offset, step)
+            file.add(lambda writer, step=step, offset=offset: writer.add_scalar("loss", step + offset, step))
         file.close()
     assert values(tmp_path, "loss") == [(1, 1), (2, 2), *((step, step + 100) for step in (3, 4, 5, 6))]
+
+
+def test_a_full_disk_is_told_once_and_what_comes_when_there_is_room_is_shown(small_disk: SmallDisk) -> None:
+    said: list[str] = []
+    folder = str(small_disk.folder / "tensorboard")
+    file = Events(folder, 0, said.append)
+    write(file, 1)
+    file.flush()
+    with small_disk.full():
+        for _ in range(3):
+            file.add(lambda writer: writer.add_text("config", "long" * 9999))
+            file.flush()
+    write(file, 5)
+    file.close()
+    assert [line for line in said if "No space left" in line] == said
+    assert len(said) == 1
+    shown = values(folder, "loss")
+    assert (shown[0], shown[-1]) == ((1, 1.0), (5, 5.0))
