@@ -239,8 +239,8 @@ def report(kind: str, undisturbed: Soak, run: Soak, looks: Looks, left: list[str
     lines = [
         f"### {'An S3 server' if kind == 's3' else 'A disk'}",
         "",
-        f"- ended by itself after {lasted / 60:.1f} minutes and {len(run.faults)} faults; started {len(run.starts)} times,"
-        f" which ended with {', '.join(map(str, run.starts))}",
+        f"- ended by itself after {lasted / 60:.1f} minutes and {len(run.faults)} faults; its {len(run.starts)} starts "
+        f"ended with status {', '.join(map(str, run.starts))}",
         f"- against the undisturbed run: {'the same bits' if not found else 'DIFFERENT: ' + ', '.join(found)}",
         f"- sequences given once in {len(whole)} of {run.epochs} epochs, {sum(expected[0].values()):,} in each"
         f"{'' if once else ' (some are the same)'}; {again:,} batches were given again after a fault",

@@ -1,7 +1,7 @@
 """What `benchmarks.soak` sees of a worker: an extension of its config, which every worker imports.
 
 Below the folder of the variable SOAK each worker leaves <pid>.phase, in what it is just now, and <pid>.rows, a line of
-JSON for each batch of training that its reader gave: epoch, rank, what is left of the epoch, a number for each sequence.
+JSON for each batch of training that its reader gave: epoch, rank, what is left of the epoch, a number a sequence.
 """
 
 from __future__ import annotations
