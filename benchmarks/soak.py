@@ -324,6 +324,8 @@ def main() -> None:
         print(f"`{facts['command']}`, {facts['date']}, {facts['machine']}\n", flush=True)
         good = soak(options, folder, store, disk)
     finally:
+        for process in psutil.Process().children(recursive=True):
+            process.kill()
         store.stop()
         disk.close()
     if good:
