@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cluster.cli import main
 from ingest.storage import open_filesystem, read_text
 from tests.cluster.conftest import NODE, SMALL, real_data
+from tests.cluster.dies_once import MARK
 from tests.cluster.readme import ROOT
 
 if TYPE_CHECKING:
@@ -113,17 +114,23 @@ def test_train_goes_on_from_the_last_checkpoint_on_another_number_of_workers(
 def test_a_node_is_lost_and_training_ends_as_if_nothing_had_been(
     stages: str, ray_session: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """All processes of one of two nodes are killed after the first checkpoint, and another node comes in its place."""
+    """A worker is killed in its first validation; then all processes of one of two nodes are, while the second checkpoint
+    is written, and another node comes in its place."""
     filesystem, path = open_filesystem(stages)
     filesystem.get(path, str(tmp_path / "demo"), recursive=True)
     models = tmp_path / "demo" / "models"
     undisturbed = {name: _curves(models / name) for name in ("intentrec", "deep", "sasrec")}
     shutil.rmtree(models)
 
+    def is_writing() -> bool:
+        steps = list(models.glob("*/checkpoints/step-*"))
+        return len({(step / "complete.json").exists() for step in steps}) == 2
+
     with ThreadPoolExecutor(1) as pool:
-        training = pool.submit(main, ["train", DEMO, *SMALL, f"storage={tmp_path}", "--workers", "2"])
-        while not list(models.glob("*/checkpoints/*/complete.json")) and not training.done():
-            time.sleep(0.01)
+        words = ["train", DEMO, *SMALL, f"storage={tmp_path}", "--workers", "2", "extensions=[tests.cluster.dies_once]"]
+        training = pool.submit(main, words)
+        while not ((tmp_path / "demo" / MARK).exists() and is_writing()) and not training.done():
+            time.sleep(0.001)
         (lost,) = ray_session.worker_nodes
         raylet = psutil.Process(lost.all_processes["raylet"][0].process.pid)
         for process in [raylet, *raylet.children(recursive=True)]:
@@ -132,7 +139,9 @@ def test_a_node_is_lost_and_training_ends_as_if_nothing_had_been(
         ray_session.remove_node(lost, allow_graceful=False)
         ray_session.add_node(**NODE)
         assert training.result() == 0
-    assert "going on from the last checkpoint, try 2" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "going on from the last checkpoint, try 2" in printed
+    assert "going on from the last checkpoint, try 3" in printed
     assert {name: _curves(models / name) for name in undisturbed} == undisturbed
 
 
