@@ -114,8 +114,8 @@ def test_train_goes_on_from_the_last_checkpoint_on_another_number_of_workers(
 def test_a_node_is_lost_and_training_ends_as_if_nothing_had_been(
     stages: str, ray_session: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A worker is killed in its first validation; then all processes of one of two nodes are, while the second checkpoint
-    is written, and another node comes in its place."""
+    """A worker is killed in its first validation, then all processes of one of two nodes while the second checkpoint is
+    written, and another node comes in its place."""
     filesystem, path = open_filesystem(stages)
     filesystem.get(path, str(tmp_path / "demo"), recursive=True)
     models = tmp_path / "demo" / "models"
