@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 from urllib.parse import urlsplit
 
@@ -23,6 +24,8 @@ T = TypeVar("T")
 RETRY_SECONDS = 300.0
 """For how long a storage that fails is asked again."""
 TOLD_SECONDS = 3.0
+FORGOTTEN_SECONDS = 60.0
+"""Since the last failure: the next one is of another outage."""
 LONGEST_PAUSE = 5.0
 _limit: ContextVar[float | None] = ContextVar("limit", default=None)
 _PERMANENT = ("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE", "INVALID_CLIENT_TOKEN_ID", "NO_SUCH_BUCKET",
@@ -40,15 +43,24 @@ def at_most(seconds: float) -> Iterator[None]:
         _limit.reset(token)
 
 
+@dataclass
+class _Away:
+    """A storage that fails just now."""
+
+    since: float
+    last: float = 0.0
+    """When it has failed for the last time."""
+    told: bool = False
+
+
 class Outage:
     """The failures of one request to the storage of `url`, one after the other, until one ends well or time is over."""
 
     tell: ClassVar[Callable[[str], None]] = staticmethod(lambda line: print(line, flush=True))
     """Shows a person a line; the command line's workers have another one."""
     _lock = threading.Lock()
-    _began: ClassVar[dict[str, float]] = {}
-    """Since when each storage fails."""
-    _told: ClassVar[set[str]] = set()
+    _away: ClassVar[dict[str, _Away]] = {}
+    """By storage, over all of this process's requests."""
 
     def __init__(self, url: str, seconds: float | None = None) -> None:
         parts = urlsplit(url)
@@ -63,25 +75,25 @@ class Outage:
         which names its object."""
         now, pause = time.monotonic(), self.next * random.uniform(0.5, 1.0)
         reason = " ".join(str(error).split()) or type(error).__name__
+        with self._lock:
+            away = self._away.get(self.storage)
+            if away is None or now - away.last > FORGOTTEN_SECONDS:
+                away = self._away[self.storage] = _Away(self.began)
+            away.last, tell = now, not away.told and now - away.since >= TOLD_SECONDS
+            away.told |= tell
+        if tell:
+            Outage.tell(f"{self.storage} has failed for {now - away.since:.0f} s ({reason}): it is asked again")
         if now + pause > self.began + self.seconds:
             raise StorageError(f"{self.url}: has failed for {self.seconds:g} s, at last with: {reason}")
         self.next = min(2 * self.next, LONGEST_PAUSE)
-        with self._lock:
-            since = self._began.setdefault(self.storage, self.began)
-            tell = now - since >= TOLD_SECONDS and self.storage not in self._told
-            if tell:
-                self._told.add(self.storage)
-        if tell:
-            Outage.tell(f"{self.storage} has failed for {now - since:.0f} s ({reason}): it is asked again")
         return pause
 
     def over(self) -> None:
         """The request has ended well."""
         with self._lock:
-            since, told = self._began.pop(self.storage, None), self.storage in self._told
-            self._told.discard(self.storage)
-        if since is not None and told:
-            Outage.tell(f"{self.storage} is back after {time.monotonic() - since:.0f} s")
+            away = self._away.pop(self.storage, None)
+        if away is not None and away.told:
+            Outage.tell(f"{self.storage} is back after {time.monotonic() - away.since:.0f} s")
 
 
 def can_pass(error: Exception) -> bool:
