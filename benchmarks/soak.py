@@ -274,8 +274,8 @@ def soak(options: argparse.Namespace, folder: Path, store: ObjectStore, disk: Sm
         looks, run = Looks(), Soak(folder, storages[kind], "disturbed", epochs, environment)
         disturb(run, options, store, disk, kind)
         looks.close()
-        left = [f"process {kind_of(each)}" for each in _children(store)]
-        left += [f"{path.name}" for path in temporary.iterdir() if path.name != "ray"]
+        left = [f"process {kind_of(each)}" for each in left_behind()]
+        left += [path.name for path in temporary.iterdir() if path.name != "ray"]
         text, well = report(kind, undisturbed, run, looks, left)
         good = good and well
         print(text, end="\n\n", flush=True)
@@ -284,7 +284,7 @@ def soak(options: argparse.Namespace, folder: Path, store: ObjectStore, disk: Sm
     return good
 
 
-def _children(store: ObjectStore) -> list[psutil.Process]:
+def left_behind() -> list[psutil.Process]:
     """What is left of the runs some seconds after their end; also of those that have lost their parents."""
     time.sleep(15)
     found = []

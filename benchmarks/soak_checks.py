@@ -114,7 +114,8 @@ def differences(ours: str, theirs: str) -> list[str]:
     found = [f"tensors {left.keys() ^ right.keys()}"] if left.keys() != right.keys() else []
     found += [n for n in left.keys() & right.keys() if left[n].numpy().tobytes() != right[n].numpy().tobytes()]
     progress, expected = (vars(Markers(folder).progress(last)) for folder in (ours, theirs))
-    found += [key for key, value in expected.items() if key != "seconds" and progress[key] != value]
+    measured = ("seconds", "steps_seconds", "memory_gib")
+    found += [key for key, value in expected.items() if key not in measured and progress[key] != value]
     if Markers(ours).best() != Markers(theirs).best():
         found.append(f"the best checkpoint is {Markers(ours).best()}, and {Markers(theirs).best()} undisturbed")
     return found
