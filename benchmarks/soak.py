@@ -69,7 +69,8 @@ class Soak:
         content = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text())
         content["simulate"] |= {"users": 150, "items": 60, "days": 20}
         content["train"] |= {"epochs": self.epochs, "patience": self.epochs, "decay": 0.99, "checkpoint_steps": 7}
-        content["train"]["reader"] |= {"max_length": 30}
+        content["data"] |= {"row_group_interactions": 500, "shard_interactions": 2000}
+        content["train"]["reader"] |= {"max_length": 30, "shuffle_buffer": 2000}
         content["train"]["tables"] |= {"dimension": 16}
         content["models"] = {name: content["models"][name] for name in ("intentrec", "popularity")}
         content |= {"name": self.name, "storage": self.storage, "extensions": ["benchmarks.soak_worker"]}
