@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import re
 import shutil
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +14,8 @@ import torch
 
 from embeddings.workers import Worker
 from evaluation.model import Model
-from ingest import patience
-from ingest.errors import DamagedCheckpointError, InputError, StorageError
+from ingest.errors import DamagedCheckpointError, InputError
 from ingest.storage import BLOCK, list_names, open_file
-from tests.disk import SmallDisk
 from tests.gated import WAIT, gated
 from tests.malice import malicious
 from tests.s3 import ObjectStore
@@ -28,7 +24,6 @@ from tests.small import MODEL, PIECE_BYTES, Data, make_step, make_trainer, same,
 from tests.trainer.scenarios import flip
 from trainer.checked_json import read_checked, write_checked
 from trainer.checkpoint import Checkpoints
-from trainer.loop import Validation
 from trainer.progress import Progress, identity
 from trainer.step import Step
 
@@ -308,84 +303,6 @@ def test_a_crash_while_a_checkpoint_is_written_over_another_leaves_that_one(data
     dying.save(make_step(data.manifest, seed=2), Progress(step=1), OURS)
     dying.close()
     same(weights(resumed(data, tmp_path)[0]), weights(make_step(data.manifest, seed=1)))
-
-
-@pytest.mark.parametrize(
-    ("error", "told"),
-    [
-        (OSError(errno.ENOSPC, "No space left on device"), r"pieces-.*\.bin: can not be written: .*No space"),
-        (ConnectionResetError("reset by peer"), r"step-\d+: can not be written: reset by peer"),
-    ],
-)
-def test_the_last_checkpoint_that_can_not_be_written_is_one_error(
-    error: OSError, told: str, prepared: dict[str, str], tmp_path: Path
-) -> None:
-    with gated(error), pytest.raises(StorageError, match=told):
-        make_trainer(prepared["one group"], f"gated://{tmp_path}").fit()
-    assert not list(tmp_path.rglob("complete.json"))
-
-
-def test_a_storage_that_refuses_a_checkpoint_ends_the_training(prepared: dict[str, str], tmp_path: Path) -> None:
-    with (
-        gated(PermissionError("read-only")),
-        watched() as taken,
-        pytest.raises(InputError, match=r"pieces-.*\.bin: may not be written: read-only"),
-    ):
-        make_trainer(prepared["data"], f"gated://{tmp_path}", checkpoint_steps=1).fit()
-    assert len(taken) < 5
-
-
-def test_the_best_checkpoint_that_was_not_written_leaves_its_place_to_the_next(
-    prepared: dict[str, str], tmp_path: Path
-) -> None:
-    """The first epoch's is lost: what is best afterwards was written."""
-    said: list[str] = []
-    with gated(OSError(errno.ENOSPC, "No space left on device")) as gate:
-        gate.times = 1
-        gate.open.set()
-        trainer = make_trainer(prepared["data"], f"gated://{tmp_path}", Worker(say=said.append), epochs=2)
-        trainer.validate = lambda step: Validation({"MRR": 1 / (1 + trainer.progress.epoch)}, {}, {})  # ever worse
-        progress = trainer.fit()
-    assert (progress.best, progress.best_epoch, progress.since_best) == (0.5, 2, 0)
-    assert trainer.checkpoints.best() == trainer.checkpoints.latest()
-    assert trainer.checkpoints.progress(str(trainer.checkpoints.best())).best == 0.5
-    assert [line for line in said if "is left out, training goes on: " in line]
-
-
-def test_one_workers_full_disk_is_gone_on_from_by_all(two_workers: TwoWorkers, data: Data) -> None:
-    first, second = two_workers.result("full")
-    for found in (first, second):
-        complete, steps, trained = found[2]
-        assert steps > 4
-        assert complete == [f"step-{number:010d}" for number in range(3, steps + 1)]
-        same(found[10_000][2], trained)
-        assert found[10_000][0] == []
-        assert re.search(r"StorageError .*pieces-.*-1\.bin: can not be written: .*No space left", found["error"])
-    assert second["said"] == []
-    said = [line for line in first["said"] if line.startswith("checkpoint")]
-    assert re.match(r"checkpoint step-0000000001 is left out, training goes on: .*No space left", said[0])
-
-
-def test_a_disk_that_fills_up_is_waited_for(data: Data, small_disk: SmallDisk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What does not fit in time is left out, and the checkpoint before stays; what does is whole."""
-    folder, step = small_disk.folder / "run", make_step(data.manifest, seed=2)
-    save(data, folder, 1)
-    checkpoints, progress = Checkpoints(str(folder), train_config(), Worker()), Progress(step=2)
-    with small_disk.full():
-        monkeypatch.setattr(patience, "RETRY_SECONDS", 0.5)
-        checkpoints.save(step, progress, OURS)
-        checkpoints.wait()
-        assert checkpoints.latest() == "step-0000000001"
-        same(weights(resumed(data, folder)[0]), weights(make_step(data.manifest, seed=1)))
-        monkeypatch.setattr(patience, "RETRY_SECONDS", 60.0)
-        threading.Timer(1.0, small_disk.make_room).start()
-        checkpoints.save(step, Progress(step=3), OURS)
-        checkpoints.wait()
-        small_disk.fill()
-    step, progress, said = resumed(data, folder)
-    assert (progress.step, said) == (3, [])
-    same(weights(step), weights(make_step(data.manifest, seed=2)))
-    assert not list(folder.rglob("*.partial"))
 
 
 def test_the_first_workers_clock_makes_checkpoints_for_all(two_workers: TwoWorkers) -> None:
