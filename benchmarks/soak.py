@@ -314,6 +314,7 @@ def main() -> None:
         ["worker"] if options.kills else ["worker", "driver", "raylet", "ray", "s3", "disk"]
     )
     options.epochs = options.epochs or options.kills or None
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
     folder = Path(tempfile.mkdtemp(prefix="soak-", dir="/tmp"))
     store = ObjectStore(folder / "s3")
     disk = SmallDisk(folder / "disk", 64)
