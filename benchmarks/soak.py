@@ -206,7 +206,7 @@ def disturb(run: Soak, options: argparse.Namespace, store: ObjectStore, disk: Sm
     number = 0
     while not run.ended() and (not options.kills or number < options.kills):
         if options.kills:
-            fault = chance.choice(options.faults)
+            fault = chance.choice(possible)
             wanted = "evaluation" if number >= options.kills - in_evaluation else chance.choice(PHASES[:3])
         else:
             time.sleep(chance.uniform(0.5, 1.5) * options.every)
