@@ -131,7 +131,7 @@ def test_a_models_first_scores_are_those_without_the_parts(data: Data, alone: No
     batch, found = data.batch(range(9)), []
     for knows in (["history", "recent"], ["history", "recent", "age", "intents"]):
         step = make_step(data.manifest, model=with_parts(MODEL, knows), known=data.known)
-        found.append(step.losses(batch, 0).item)
+        found.append(step.losses(step.prepare(batch, 0)).item)
     torch.testing.assert_close(*found)
 
 
