@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +83,12 @@ def by_clock(data: Data, folder: Path, worker: Worker) -> dict[str, Any]:
 def drifting(data: Data, folder: Path, worker: Worker, what: str) -> dict[str, Any]:
     """Two epochs in which the second worker has to wait for each batch, or to compute longer for it."""
     said: list[str] = []
-    figures: dict[str, float] = {}
-    worker = Worker(worker.rank, worker.workers, say=said.append, watch=lambda _, found: figures.update(found))
+    own_seconds: list[float] = []
+
+    def watch(_: str, found: Mapping[str, float]) -> None:
+        own_seconds.extend(value for name, value in found.items() if name == "own_seconds")
+
+    worker = Worker(worker.rank, worker.workers, say=said.append, watch=watch)
     trainer = make_trainer(data.url, folder / f"drifting-{what}", worker, log_steps=1)
     epoch, losses = trainer.reader.epoch, Step.losses
 
@@ -108,4 +112,4 @@ def drifting(data: Data, folder: Path, worker: Worker, what: str) -> dict[str, A
             trainer.fit()
     finally:
         Step.losses = losses  # type: ignore[method-assign]
-    return {"said": said, "figures": figures, "targets": [len(batch.target_Q) for batch in taken]}
+    return {"said": said, "own_seconds": own_seconds, "targets": [len(batch.target_Q) for batch in taken]}
