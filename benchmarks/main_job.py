@@ -42,7 +42,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         settings = load_settings(Config, config, overrides)
         folder = Path(storage, settings.name)
         results = json.loads((folder / "results.json").read_text())
-        merged = together(results, str(folder / "targets"), settings.cluster.workers, settings.evaluate.resamples)
+        merged = together(results, str(folder / "targets"), settings.cluster.workers.max, settings.evaluate.resamples)
     return header("main_job") | {
         "seconds": {"all": found.seconds} | results["seconds"],
         "peak_memory_gib": round(found.gib, 2),

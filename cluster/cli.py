@@ -1,6 +1,6 @@
 """The command line: one verb for each stage, one YAML config with `key.sub=value` overrides.
 
-Bad input ends with one sentence and status 2.
+Bad input ends with one sentence and status 2, Ctrl-C with 130, and SIGTERM with 143 after a checkpoint.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cluster.config import Config, overrides_in
+from cluster.termination import STATUS, received, sigterm_handled
 from ingest.errors import InputError
 from ingest.settings import load_content, load_settings
 from ingest.storage import is_remote
@@ -71,14 +72,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = [word for word in unknown if word.startswith("-") or options.verb == "jobs"]
     if flags:
         parser().error(f"unrecognized arguments: {' '.join(flags)}")
-    try:
-        return _dispatch(options, overrides)
-    except InputError as error:
-        print(f"intentrec: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("intentrec: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+    with sigterm_handled():
+        try:
+            return _dispatch(options, overrides)
+        except InputError as error:
+            print(f"intentrec: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            why = "ended by SIGTERM" if received() else "interrupted"
+            print(f"intentrec: {why}; the same command goes on from the last checkpoint", file=sys.stderr)
+            return STATUS if received() else 130
 
 
 def _dispatch(options: argparse.Namespace, overrides: list[str]) -> int:

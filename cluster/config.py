@@ -30,10 +30,29 @@ NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 """Of runs and models: a folder is called so."""
 
 
+class WorkersConfig(Settings):
+    """How many workers there are at least and at most, by what the Ray cluster has; a number is both."""
+
+    min: int = Field(default=1, ge=1)
+    max: int
+
+    @model_validator(mode="before")
+    @classmethod
+    def _number(cls, content: Any) -> Any:
+        return {"min": content, "max": content} if isinstance(content, int) else content
+
+    @model_validator(mode="after")
+    def _check(self) -> WorkersConfig:
+        if self.min > self.max:
+            raise SettingError("max", f"takes at least min, {self.min}")
+        return self
+
+
 class ClusterConfig(Settings):
     """The `cluster` section: the workers that Ray starts."""
 
-    workers: int = Field(default=2, ge=1)
+    workers: WorkersConfig = WorkersConfig(min=2, max=2)
+    """With `{min: 1, max: 4}` training goes on with those that are left, and takes more when there is room."""
     gpus: bool | None = None
     """Whether each worker takes a GPU; by default they do where the cluster has enough of them."""
     cpus_per_worker: float = Field(default=1, gt=0)
@@ -43,6 +62,10 @@ class ClusterConfig(Settings):
     """A Ray cluster; by default RAY_ADDRESS, or one that is started on this machine for the run."""
     max_failures: int = Field(default=3, ge=0)
     """How often training starts again from the last checkpoint after a worker or a node was lost."""
+    grace: float = Field(default=30, gt=0)
+    """Seconds in which workers save a checkpoint and leave after SIGTERM."""
+    hang_seconds: float = Field(default=40, gt=0)
+    """How long a worker may give no sign of life, or a step take, before it is ended as one that hangs."""
 
 
 class Config(Settings):

@@ -1,31 +1,32 @@
 """Runs a function in every worker of a training group: Ray Train's workers, or this very process.
 
-With Ray, `TorchTrainer` places the workers and forms the process group (gloo on CPU, NCCL on GPU). A failure that the
-user has to mend (`InputError`) is shown as such at once; any other starts the group again, up to `max_failures` times,
-and the function goes on from its last checkpoint.
+With Ray, `TorchTrainer` places the workers and forms the process group (gloo on CPU, NCCL on GPU), once for each call
+of `fit`: starting again is done here and not by Ray Train, whose FailureConfig counts the user's mistakes as failures
+that may pass, and whose elastic groups (`num_workers=(min, max)`) are resized by killing workers in the middle of a
+step. A failure that the user has to mend (`InputError`) is shown as such at once; any other starts the group again, up
+to `max_failures` times, and the function goes on from its last checkpoint. docs/faults.md has each.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
+import itertools
 import json
 import logging
 import os
-import warnings
-from collections.abc import Callable, Iterator
+import signal
+import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from cluster.config import ClusterConfig
-from cluster.nodes import check_storage, missing, shortage_told
+from cluster.entry import imported, quiet
+from cluster.nodes import Room, check_storage, shortage_told
+from cluster.termination import received, time_to_leave
 from ingest.errors import InputError
-from ingest.patience import Outage
-from ingest.storage import join, read_text, remove, write_text
-
-Work = Callable[[dict[str, Any], Any], Any]
-"""Takes its arguments (JSON) and the `embeddings.workers.Worker`; what the first worker returns (JSON) comes back. It
-is named as "module:function" and imported by the workers: the driver does without TorchRec."""
+from ingest.storage import join, read_text, remove
 
 QUIET = {
     "PYTHONWARNINGS": "ignore",
@@ -35,6 +36,15 @@ QUIET = {
     "GRPC_VERBOSITY": "ERROR",
     "GLOG_minloglevel": "2",
 }
+TIMES = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "1800",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
+}
+"""How often Ray Train looks after its workers, and how long it waits for room and for the end of workers that hang.
+Nodes that are drained are cared for here (cluster/pulse.py)."""
 
 
 MOST_SOCKET_BYTES = 107
@@ -60,9 +70,12 @@ def ray_cluster(config: ClusterConfig, storage: str | None = None) -> Iterator[N
     print(f"connecting to the Ray cluster at {address}" if address else "starting Ray on this machine", flush=True)
     if not address:
         _check_socket_paths()
-        arguments["num_cpus"] = max(os.cpu_count() or 1, int(-(-config.workers * config.cpus_per_worker // 1)))
+        arguments["num_cpus"] = max(os.cpu_count() or 1, int(-(-config.workers.max * config.cpus_per_worker // 1)))
+    handler = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(logging_level=logging.ERROR, log_to_driver=False, runtime_env={"env_vars": QUIET}, **arguments)
+        ray.init(logging_level=logging.ERROR, log_to_driver=False, runtime_env={"env_vars": QUIET | TIMES}, **arguments)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray puts its own there
     except ConnectionError as error:
         raise InputError(f"cluster.address {address}: no Ray cluster answers there: {error}") from None
     try:
@@ -90,155 +103,113 @@ def run_here(work: str, arguments: dict[str, Any], config: ClusterConfig) -> Any
     import torch
     import tqdm
 
-    from embeddings.workers import Worker, single_process
+    from embeddings.workers import LeavingError, Worker, single_process
 
-    _quiet()
+    quiet()
     use_gpu = config.gpus if config.gpus is not None else torch.cuda.is_available()
     device = torch.device("cuda", 0) if use_gpu else torch.device("cpu")
     if config.threads:
         torch.set_num_threads(config.threads)
-    with single_process(device):
-        return _imported(work)(arguments, Worker(device=device, bar=functools.partial(tqdm.tqdm, mininterval=0.5)))
+    bar = functools.partial(tqdm.tqdm, mininterval=0.5)
+    worker = Worker(device=device, bar=bar, asked=lambda goes_on: "SIGTERM" if received() else "")
+    with single_process(device), time_to_leave(config.grace):
+        try:
+            return imported(work)(arguments, worker)
+        except LeavingError:
+            raise KeyboardInterrupt from None
 
 
 def run_on_workers(work: str, arguments: dict[str, Any], config: ClusterConfig, storage: str, name: str) -> Any:
-    """Run `work` in `config.workers` Ray Train workers; its files and Ray Train's own lie below `storage`/`name`."""
+    """Run `work` in the Ray Train workers of `config`; its files and Ray Train's own lie below `storage`/`name`."""
     with ray_cluster(config, storage):
         from cluster.remote_bar import drawn
 
-        with drawn() as board:
-            return _fit(work, arguments, config, storage, name, board)
+        room = Room(config)
+        with drawn() as board, time_to_leave(config.grace), shortage_told(room.wanted):
+            return _run(Group(work, arguments, config, storage, name, room, board))
 
 
-def _fit(work: str, arguments: dict[str, Any], config: ClusterConfig, storage: str, name: str, board: Any) -> Any:
-    import ray
-    from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+@dataclass(frozen=True)
+class Group:
+    """What is run, and where."""
 
-    available = ray.cluster_resources().get("GPU", 0)
-    use_gpu = config.gpus if config.gpus is not None else available >= config.workers
-    wanted = _wanted(config, use_gpu)
-    result = join(storage, name, f".result-{os.getpid()}.json")
-    device = "GPU" if use_gpu else "CPU"
-    print(f"starting the workers ({config.workers}, on {device}s): this takes Ray and TorchRec a moment", flush=True)
-    attempts = config.max_failures + 1
-    for attempt in range(1, attempts + 1):
-        trainer = TorchTrainer(
-            functools.partial(_in_worker, work),
-            train_loop_config={
-                "arguments": arguments,
-                "threads": config.threads,
-                "result": result,
-                "board": board,
-                "run": name,
-                "restarts": attempt - 1,
-            },
-            scaling_config=ScalingConfig(
-                num_workers=config.workers,
-                use_gpu=use_gpu,
-                resources_per_worker={"CPU": config.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
-            ),
-            run_config=RunConfig(name=f"{name}/ray", storage_path=storage),
-            torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-        )
+    work: str
+    arguments: dict[str, Any]
+    config: ClusterConfig
+    storage: str
+    name: str
+    room: Room
+    board: Any
+
+
+def _run(group: Group) -> Any:
+    """Start workers, and start them again until they come to the end or have failed too often."""
+    from cluster.failures import input_error, lacks_room, may_pass, summary
+    from cluster.pulse import Watchdog
+
+    failures, waits = 0, False
+    for attempt in itertools.count(1):
+        if received():
+            raise KeyboardInterrupt
+        size = group.room.size()
+        if not waits:
+            device = "GPU" if group.room.use_gpu else "CPU"
+            print(f"starting the workers ({size}, on {device}s): this takes Ray and TorchRec a moment", flush=True)
+        watchdog = Watchdog(group.board, attempt, group.config.hang_seconds)
         try:
-            with shortage_told(wanted):
-                trainer.fit()
-            return json.loads(read_text(result))
+            with group.room.watched(size, group.board), watchdog:
+                found = _fit(group, size, attempt, failures)
         except Exception as error:
             refused = input_error(error)
             if refused is not None:
                 raise refused from None
-            if attempt == attempts or not may_pass(error):
+            waits = lacks_room(error)
+            if waits:
+                continue
+            failures += 1
+            print(f"workers failed: {summary(error, watchdog)}", flush=True)
+            if failures > group.config.max_failures or not may_pass(error):
                 raise
-            print(f"workers failed ({_first_line(error)}); going on from the last checkpoint, try {attempt + 1}")
-        finally:
-            remove(result)
+            print(f"going on from the last checkpoint, try {failures + 1}", flush=True)
+            continue
+        if "value" in found:
+            return found["value"]
+        print(f"the workers have saved and left: {found['left']}", flush=True)
     raise AssertionError("unreachable")
 
 
-def _wanted(config: ClusterConfig, use_gpu: bool) -> dict[str, float]:
-    """The resources of all workers. Refused where the cluster has fewer and does not grow."""
-    wanted = {"CPU": config.workers * config.cpus_per_worker} | ({"GPU": config.workers} if use_gpu else {})
-    lack = missing(wanted)
-    if lack and os.environ.get("INTENTREC_AUTOSCALING") != "1":
-        raise InputError(
-            f"cluster.workers: {config.workers} workers need {lack}; on a cluster that grows on demand set "
-            "INTENTREC_AUTOSCALING=1"
-        )
-    return wanted
+def _fit(group: Group, size: int, attempt: int, failures: int) -> dict[str, Any]:
+    """What `size` workers come to: "value", or why they have "left" before."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
 
+    from cluster.worker_process import GroupConfig, in_worker
 
-def _in_worker(work: str, config: dict[str, Any]) -> None:
-    import ray.train
-    import ray.train.torch
-    import torch
-
-    from cluster.remote_bar import RemoteBar, say
-    from cluster.watching import Metrics
-    from embeddings.workers import Worker
-
-    _quiet()
-    context = ray.train.get_context()
-    device = ray.train.torch.get_device()
-    if device.type == "cpu":
-        torch.set_num_threads(
-            config["threads"] or max(int(ray.get_runtime_context().get_assigned_resources()["CPU"]), 1)
-        )
-    rank = context.get_world_rank()
-    Outage.tell = functools.partial(say, config["board"])
-    worker = Worker(
-        rank=rank,
-        workers=context.get_world_size(),
-        device=device,
-        report=ray.train.report,
-        bar=functools.partial(RemoteBar, config["board"]),
-        say=functools.partial(say, config["board"]),
-        watch=Metrics(config["run"], rank, config["restarts"]),
+    use_gpu, config = group.room.use_gpu, group.config
+    result = join(group.storage, group.name, f".result-{os.getpid()}.json")
+    trainer = TorchTrainer(
+        functools.partial(in_worker, group.work),
+        train_loop_config={
+            "arguments": group.arguments,
+            "threads": config.threads,
+            "result": result,
+            "board": group.board,
+            "run": group.name,
+            "attempt": attempt,
+            "most": config.workers.max,
+            "restarts": failures,
+        },
+        scaling_config=ScalingConfig(num_workers=size, use_gpu=use_gpu, resources_per_worker=group.room.of_one),
+        run_config=RunConfig(
+            name=f"{group.name}/ray",
+            storage_path=group.storage,
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+        ),
+        torch_config=GroupConfig(backend="nccl" if use_gpu else "gloo"),
     )
-    value = _imported(work)(config["arguments"], worker)
-    if worker.first:
-        write_text(config["result"], json.dumps(value))
-
-
-def _imported(work: str) -> Work:
-    module, _, function = work.partition(":")
-    found: Work = getattr(importlib.import_module(module), function)
-    return found
-
-
-def _quiet() -> None:
-    warnings.filterwarnings("ignore")
-    for name in ("torchrec", "fbgemm_gpu", "torch.distributed", "torch.fx"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def input_error(error: BaseException) -> InputError | None:
-    """The `InputError` of a worker, however Ray wrapped it."""
-    seen: list[BaseException | None] = [error]
-    while seen:
-        current = seen.pop()
-        if isinstance(current, InputError):
-            return InputError(str(getattr(current, "cause", current)))
-        if current is not None:
-            seen += [current.__cause__, getattr(current, "cause", None)]
-            seen += list(getattr(current, "worker_failures", {}).values())
-    return None
-
-
-def may_pass(error: BaseException) -> bool:
-    """Whether a failure can be one of a machine, a network or a storage, and not of the code alone."""
-    import ray
-
-    causes = list(getattr(error, "worker_failures", {}).values()) or [error]
-    if any(type(cause).__name__.startswith("WorkerHealthCheck") for cause in causes):  # a worker that is gone, or hangs
-        return True
-    causes = [getattr(cause, "cause", None) or cause for cause in causes]
-    return any(isinstance(cause, RuntimeError | OSError | TimeoutError | ray.exceptions.RayError) for cause in causes)
-
-
-def _first_line(error: BaseException) -> str:
-    failures = getattr(error, "worker_failures", {})
-    text = str(next(iter(failures.values()), error))
-    lines = [line for line in text.strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
+    try:
+        trainer.fit()
+        found: dict[str, Any] = json.loads(read_text(result))
+        return found
+    finally:
+        remove(result)

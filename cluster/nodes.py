@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from cluster.config import ClusterConfig
+from cluster.termination import received
 from ingest.errors import InputError
 from ingest.storage import is_remote, join, read_text, remove, write_text
 
 SECONDS = 300
 """How long a node may take to read a few bytes."""
+SETTLED = 15.0
+"""Seconds for which a number of workers has to have room before it is taken as what there is."""
 
 
 def check_storage(storage: str, seconds: float = SECONDS) -> None:
@@ -76,6 +82,77 @@ def _refusal(storage: str, address: str, problem: str) -> InputError:
     return InputError(
         f"storage {storage}: node {address} of the Ray cluster does not see what is written there ({problem}); {cure}"
     )
+
+
+class Room:
+    """What the Ray cluster has for the workers of `config`: for how many, and of what."""
+
+    def __init__(self, config: ClusterConfig) -> None:
+        """Refused where there is not room for the least, on a cluster that does not grow."""
+        import ray
+
+        self.least, self.most = config.workers.min, config.workers.max
+        gpus = ray.cluster_resources().get("GPU", 0)
+        self.use_gpu = config.gpus if config.gpus is not None else gpus >= self.least
+        self.of_one = {"CPU": config.cpus_per_worker} | ({"GPU": 1.0} if self.use_gpu else {})
+        self.wanted = {kind: self.least * number for kind, number in self.of_one.items()}
+        lack = missing(self.wanted)
+        if lack and os.environ.get("INTENTREC_AUTOSCALING") != "1":
+            raise InputError(
+                f"cluster.workers: {self.least} workers need {lack}; on a cluster that grows on demand set "
+                "INTENTREC_AUTOSCALING=1"
+            )
+
+    def size(self) -> int:
+        """How many workers start now: the most, or those for which there is room once that stays so for a while.
+
+        What ended workers held comes back in seconds, and a dead node takes some to be known as such.
+        """
+        found, since = -1, time.monotonic()
+        while self.least < self.most and not received():
+            now = min(self.free(), self.most)
+            if now != found:
+                found, since = now, time.monotonic()
+            if found == self.most or (found >= self.least and time.monotonic() - since > SETTLED):
+                return found
+            time.sleep(1)
+        return self.most
+
+    def free(self) -> int:
+        """For how many more workers there is room now."""
+        import ray
+
+        from cluster.pulse import draining_nodes
+
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]} - draining_nodes()
+        nodes = ray._private.state.available_resources_per_node()
+        return sum(
+            int(min((has.get(kind, 0) + 1e-6) / number for kind, number in self.of_one.items()))
+            for node, has in nodes.items()
+            if node in alive
+        )
+
+    @contextmanager
+    def watched(self, workers: int, board: Any) -> Iterator[None]:
+        """While the block runs with so many workers, ask them to leave once there is room for more."""
+        ended = threading.Event()
+
+        def watch() -> None:
+            since = time.monotonic()
+            while not ended.wait(2):
+                more = min(self.free(), self.most - workers)
+                if more <= 0:
+                    since = time.monotonic()
+                elif time.monotonic() - since > SETTLED:
+                    board.ask_to_leave.remote(f"there is room for {workers + more} workers", now=False)
+                    return
+
+        if workers < self.most:
+            threading.Thread(target=watch, name="room", daemon=True).start()
+        try:
+            yield
+        finally:
+            ended.set()
 
 
 def missing(wanted: dict[str, float]) -> str | None:

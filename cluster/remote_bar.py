@@ -10,21 +10,49 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import ray
 import tqdm
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cluster.pulse import Pulse
 
 _SECONDS = 0.5
 
 
 @ray.remote(num_cpus=0)
 class Board:
-    """Holds the states of bars, number -> (description, total, done, unit, closed), and lines to print."""
+    """Holds the states of bars, number -> (description, total, done, unit, closed), lines to print, and pulses."""
 
     def __init__(self) -> None:
         self.bars: dict[int, tuple[str, int, int, str, bool]] = {}
         self.lines: list[str] = []
+        self.begin(0)
+
+    def begin(self, attempt: int) -> None:
+        """The workers are started anew, for the time `attempt`."""
+        self.attempt, self.why, self.wish = attempt, "", ""
+        self.last: dict[int, tuple[Pulse, float]] = {}
+
+    def ask_to_leave(self, why: str, now: bool) -> None:
+        """All workers are asked to leave, `now` or where they can go on later."""
+        if now:
+            self.why = why
+        else:
+            self.wish = why
+
+    def pulse(self, attempt: int, pulse: Pulse) -> tuple[str, str]:
+        """Take a worker's sign of life; gives why it is to leave now, and where it can go on later."""
+        if attempt == self.attempt:
+            self.last[pulse.rank] = pulse, time.monotonic()
+        return self.why, self.wish
+
+    def pulses(self) -> dict[int, Pulse]:
+        """The last of every worker, by rank."""
+        now = time.monotonic()
+        return {rank: replace(pulse, age=now - came) for rank, (pulse, came) in self.last.items()}
 
     def post(self, number: int, state: tuple[str, int, int, str, bool]) -> None:
         self.bars[number] = state
@@ -74,7 +102,8 @@ class RemoteBar:
 @contextmanager
 def drawn() -> Iterator[Any]:
     """A board whose bars are drawn on this process's stderr while the block runs."""
-    board = Board.remote()  # type: ignore[attr-defined]
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     stopped = threading.Event()
     thread = threading.Thread(target=_draw, args=(board, stopped), name="progress", daemon=True)
     thread.start()

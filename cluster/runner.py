@@ -15,7 +15,8 @@ from typing import Any
 from tqdm import tqdm
 
 from cluster.config import ClusterConfig
-from cluster.launch import QUIET, input_error, ray_cluster
+from cluster.failures import input_error
+from cluster.launch import QUIET, ray_cluster
 from ingest.patience import Outage
 from ingest.prepare.tasks import Call, InThisProcess
 

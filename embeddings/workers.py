@@ -6,6 +6,8 @@ One process is a group of one: the same code runs with and without Ray.
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +22,13 @@ from ingest.errors import InputError
 
 B = TypeVar("B")
 
+SLOW = 600.0
+"""Seconds for what takes minutes at times: a storage is asked again, a first batch compiled."""
+
+
+class LeavingError(Exception):
+    """All workers leave what they do, because one of them was asked to; the message says which, and why."""
+
 
 @dataclass(frozen=True)
 class Worker:
@@ -27,6 +36,8 @@ class Worker:
 
     rank: int = 0
     workers: int = 1
+    share: float = 1.0
+    """The part of the most workers that there can be that `workers` are."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     report: Callable[[dict[str, Any]], None] = field(default=lambda metrics: None)
     """Called by all workers at the end of every epoch."""
@@ -36,6 +47,10 @@ class Worker:
     """Shows a person a line, from whichever worker."""
     watch: Callable[[str, Mapping[str, float]], None] = field(default=lambda model, figures: None)
     """Takes figures of this worker for `model` by name, for those who watch the run."""
+    at: Callable[[str, float], None] = field(default=lambda doing, seconds: None)
+    """Takes what this worker now does, and how many seconds more than a step it may take for it."""
+    asked: Callable[[bool], str] = field(default=lambda goes_on: "")
+    """Why all workers are to leave what they do, empty while they stay; takes whether they can go on there later."""
 
     @property
     def first(self) -> bool:
@@ -135,26 +150,41 @@ def own_rows(rows: int, rank: int, workers: int) -> tuple[int, int]:
 
 
 def lockstep_batches(
-    batches: Iterator[B], empty: B, worker: Worker, counts: Callable[[B], Tensor] = lambda _: torch.zeros(0)
+    batches: Iterator[B],
+    empty: B,
+    worker: Worker,
+    counts: Callable[[B], Tensor] = lambda _: torch.zeros(0),
+    doing: str = "",
+    first: int = 0,
+    goes_on: bool = False,
 ) -> Iterator[tuple[B, list[float]]]:
     """This worker's batches, then `empty` until every worker is through; with each the sums of `counts` over all.
 
     So workers with uneven data take the same number of steps. The next batch is read, and its `counts(batch)`, [n] on
-    the CPU, are on their way, while one is used: what they say of anything else is a step old.
+    the CPU, are on their way, while one is used: what they say of anything else is a step old. `doing` and the number
+    of the batch, from `first` on, tell those who watch where this worker is.
+
+    Raises `LeavingError` on all workers, before a batch is given, where any was asked to leave. `goes_on`: whether the
+    caller can go on at that batch another time.
     """
 
-    def read() -> tuple[B | None, Tensor, Any]:
-        batch = next(batches, None)
+    def read(number: int) -> tuple[B | None, str, Tensor, Any]:
+        worker.at(f"{doing} {number} is read", SLOW)
+        batch, why = next(batches, None), worker.asked(goes_on)
         own = counts(empty if batch is None else batch).double()
-        sums = torch.cat([own.new_tensor([batch is not None]), own])
-        return batch, sums, dist.all_reduce(sums, group=worker.host_group, async_op=True)
+        sums = torch.cat([own.new_tensor([batch is not None, bool(why)]), own])
+        worker.at(f"{doing} {number}", SLOW if number <= first + 2 else 0.0)
+        return batch, why, sums, dist.all_reduce(sums, group=worker.host_group, async_op=True)
 
-    batch, summed, summing = read()
-    while True:
+    batch, why, summed, summing = read(first + 1)
+    for number in itertools.count(first + 2):
         summing.wait()
-        active, *sums = summed.tolist()
+        active, asked, *sums = summed.tolist()
+        if asked:
+            raise LeavingError(next(filter(None, gather_objects(why))))
         if not active:
-            return
+            break
         now = empty if batch is None else batch
-        batch, summed, summing = read()
+        batch, why, summed, summing = read(number)
         yield now, sums
+    worker.at(f"{doing} {number}: all are through", math.inf)

@@ -91,10 +91,10 @@ def accuracy(counts: dict[str, IntentCounts]) -> dict[str, float]:
     return {name: found.accuracy for name, found in counts.items()}
 
 
-def batches_of(reader: Reader, worker: Worker) -> Iterator[Batch]:
+def batches_of(reader: Reader, worker: Worker, doing: str) -> Iterator[Batch]:
     """The reader's batches on the worker's device, and empty ones until every worker is through."""
     own = (batch for batch, _ in reader.epoch(0))
-    for batch, _ in lockstep_batches(own, reader.builder.empty(), worker):
+    for batch, _ in lockstep_batches(own, reader.builder.empty(), worker, doing=f"{doing}, batch"):
         yield batch.to(worker.device)
 
 
@@ -102,7 +102,7 @@ def with_progress(reader: Reader, worker: Worker, doing: str) -> Iterator[Batch]
     """`batches_of` the reader, while a progress bar counts the first worker's users; `doing`: what the bar says."""
     of = f", 1 of {worker.workers} workers" if worker.workers > 1 else ""
     with worker.progress(reader.own_rows(), doing + of) as bar:
-        for batch in batches_of(reader, worker):
+        for batch in batches_of(reader, worker, doing):
             yield batch
             if bar is not None:
                 bar.update(batch.rows)

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from cluster.config import ClusterConfig, Config
-from cluster.launch import QUIET, ray_cluster
+from cluster.launch import QUIET, TIMES, ray_cluster
 from evaluation.vocabulary import values
 from ingest.data.schema import DataConfig
 from ingest.errors import InputError
@@ -45,7 +45,7 @@ IMPORT_BY_NAME = {
     "ingest.registry": "the built-in kinds",
     "ingest.prepare.tasks": "the driver's extensions",
     "cluster.config": "the config's extensions",
-    "cluster.launch": "the driver's work",
+    "cluster.entry": "the driver's work",
 }
 """Modules that import others by name, and whose names those are: never of what is stored."""
 
@@ -252,7 +252,7 @@ def test_a_cluster_of_our_own_has_no_dashboard_and_asks_for_a_token(
     assert given["address"] == (address or "local")
     assert given.get("include_dashboard") is (None if address else False)
     assert "dashboard_host" not in given
-    assert given["runtime_env"] == {"env_vars": QUIET}
+    assert given["runtime_env"] == {"env_vars": QUIET | TIMES}
 
 
 @pytest.mark.parametrize("manifest", ["ray_job.yaml", "ray_job_cpu.yaml"])

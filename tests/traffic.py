@@ -12,7 +12,7 @@
                  bookkeeping    logged steps 8 W x 5
     all-reduce   gradients      4 x (the dense part's parameters + V D of each data_parallel table)
                  full softmax   (4 D + 12) A
-                 bookkeeping    8 x (10 + intents): counts before a step, losses after it; logged steps 8 x tables more
+                 bookkeeping    8 x (11 + intents): counts before a step, losses after it; logged steps 8 x tables more
 
 Bytes are those of the buffer that this worker gives (ids, gradients, all-reduce) or gets (rows, all-gather), its own
 part included.
@@ -101,7 +101,7 @@ def bytes_per_step(load: Load) -> dict[str, float]:
         found[SOFTMAX] = float(VALUE * (load.dimension + 3) * load.all_targets)
     if load.logged_tables:
         found[GATHERED] += load.workers * EXACT * FIGURES
-    found[BOOKKEEPING] = float(EXACT * (9 + 1 + load.intents + load.logged_tables))
+    found[BOOKKEEPING] = float(EXACT * (10 + 1 + load.intents + load.logged_tables))
     return found
 
 

@@ -5,6 +5,7 @@ All workers take the same number of steps: one that has run out of data goes on 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from embeddings.plan import describe_plan
-from embeddings.workers import Worker, gather_objects, lockstep_batches, total
+from embeddings.workers import LeavingError, Worker, gather_objects, lockstep_batches, total
 from ingest.data.batch import Batch
 from ingest.data.items import ItemTable, load_items
 from ingest.data.manifest import Manifest, load_manifest
@@ -94,10 +95,16 @@ class Trainer:
             features=run.model.needs_columns,
         )
         self.progress = Progress()
+        self.left: Remaining | None = None
+        """What this worker has left of the epoch after the last step, where none was taken in this epoch None."""
         self.identity = identity(run.model, run.train, self.manifest.fingerprint)
 
     def fit(self) -> Progress:
-        """Train to the last epoch or the early stop, from the newest sound checkpoint on if there is one."""
+        """Train to the last epoch or the early stop, from the newest sound checkpoint on if there is one.
+
+        Raises `LeavingError` on all workers where one was asked to leave, after a checkpoint of that very step.
+        """
+        self.worker.at(f"{self.run.name}: loads the last checkpoint", math.inf)
         self.progress = self.checkpoints.resume(self.step, self.identity)
         if self.progress.finished:
             return self.progress
@@ -112,6 +119,9 @@ class Trainer:
                 self._epoch()
             self.checkpoints.wait()
             self._show_checkpoint()
+        except LeavingError:
+            self._leave()
+            raise
         finally:
             self.checkpoints.close()
             self.monitor.close()
@@ -119,6 +129,7 @@ class Trainer:
 
     def _epoch(self) -> None:
         self.monitor.reset()
+        self.left = None
         begins, self.epoch_tokens, first_step = time.perf_counter(), 0, self.progress.step
         began, steps_began = begins - self.progress.seconds, begins - self.progress.steps_seconds
         users = sum(shard.rows for shard in self.manifest.shards["train"])
@@ -128,6 +139,7 @@ class Trainer:
                 *counts, written, failed, wanted = sums
                 self.checkpoints.count(written, failed)
                 self._train_step(batch, counts, prepared, bar)
+                self.left = left
                 now = time.perf_counter()
                 self.progress.seconds, self.progress.steps_seconds = now - began, now - steps_began
                 every = self.config.checkpoint_steps
@@ -145,7 +157,8 @@ class Trainer:
         with torch.cuda.stream(self.step.side):
             empty = nothing.to(device), (Remaining(), self.step.weights_of(nothing))
         batches = on_device(self._asked(), device, self.step.side)
-        steps = lockstep_batches(batches, empty, self.worker, self._counts)
+        doing, first = f"{self.run.name} epoch {self.progress.epoch + 1}, step", self.progress.step
+        steps = lockstep_batches(batches, empty, self.worker, self._counts, doing, first, goes_on=True)
         if not self.step.ahead:
             return ((found, sums, None) for found, sums in steps)
         numbered = enumerate(steps, self.progress.step)
@@ -176,11 +189,18 @@ class Trainer:
 
     def _checkpoint(self, left: Remaining) -> None:
         """One inside an epoch, of which this worker has `left` still to come."""
+        self.worker.at(f"{self.run.name}: saves step {self.progress.step}", math.inf)
         self._read_totals()
         self.progress.position = Position(self.progress.epoch, tuple(gather_objects(left.blocks()))).to_json()
         self._gather_skipped()
         self.checkpoints.save(self.step, self.progress, self.identity)
         self.monitor.reset()
+
+    def _leave(self) -> None:
+        """A checkpoint of the last step taken, where there is none yet; complete when this returns."""
+        if self.left is not None:
+            self._checkpoint(self.left)
+        self.checkpoints.wait()
 
     def _show_checkpoint(self) -> None:
         """What checkpoints took since the last call goes to TensorBoard and to who watches."""
@@ -197,8 +217,11 @@ class Trainer:
 
     def _train_step(self, batch: Batch, sums: list[float], prepared: Prepared | None, bar: Any) -> None:
         *weights, tokens, users, targets = sums
-        losses, norm = self.step.train(batch, self.progress.step, weights, self.progress.epoch, prepared)
+        losses, norm = self.step.train(
+            batch, self.progress.step, weights, self.progress.epoch, prepared, self.progress.warm
+        )
         self.progress.step += 1
+        self.progress.warm += self.worker.share
         self.progress.targets += int(targets)
         self.epoch_tokens += int(tokens)
         self.monitor.count(int(tokens), len(batch.target_Q), batch.rows > 0)

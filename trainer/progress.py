@@ -38,6 +38,8 @@ class Progress:
 
     step: int = 0
     """Steps taken."""
+    warm: float = -1.0
+    """Steps as the warm-up counts them, which is by their size: a step of half the workers is half a step."""
     epoch: int = 0
     """The epoch to go on with."""
     position: dict[str, Any] | None = None
@@ -63,6 +65,10 @@ class Progress:
     """Row groups of the training data that were set aside: shard, row group, rows, reason."""
     train_curve: list[tuple[int, float]] = field(default_factory=list)
     validation_curve: list[tuple[int, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.warm < 0:  # at the beginning, and in a checkpoint of before this was kept
+            self.warm = float(self.step)
 
     def is_finished(self, config: TrainConfig) -> bool:
         """Whether all epochs are done, or the early stop has come."""

@@ -191,13 +191,19 @@ class Step:
         )
 
     def train(
-        self, batch: Batch, number: int, weights: Sequence[float], epoch: int = 0, prepared: Prepared | None = None
+        self,
+        batch: Batch,
+        number: int,
+        weights: Sequence[float],
+        epoch: int = 0,
+        prepared: Prepared | None = None,
+        warm: float | None = None,
     ) -> tuple[Losses, Tensor]:
         """Take step `number` of all, in `epoch`, both from 0; the losses, detached, and the norm of the dense gradient
         before it is cut, on the device, which may be at work on them still.
 
         `batch`: what `asking` gave. `weights`: the sums of `weights_of` over all workers. `prepared`: what `prepare`
-        has given for the two, where it was called before.
+        has given for the two, where it was called before. `warm`: where the warm-up is, `number` by default.
         """
         self.parallel.train()
         if prepared is None:
@@ -209,7 +215,7 @@ class Step:
             torch.cuda.current_stream().wait_stream(self.side)
             used_on(torch.cuda.current_stream(), prepared)
         torch.manual_seed((self.config.seed * 1_000_003 + number) * self.worker.workers + self.worker.rank)
-        self._set_learning_rate(number, epoch)
+        self._set_learning_rate(number if warm is None else warm, epoch)
         self.optimizer.zero_grad(set_to_none=True)
         losses = self.losses(prepared)
         if self.following is not None:
@@ -245,9 +251,9 @@ class Step:
         item_weight, weight = (max(value, 1e-12) for value in weights)
         return item / item_weight + intents * (self.intent_weight / weight)
 
-    def _set_learning_rate(self, number: int, epoch: int) -> None:
+    def _set_learning_rate(self, warm: float, epoch: int) -> None:
         warmup, decay = self.config.warmup_steps, self.config.decay**epoch
-        factor = min(1.0, (number + 1) / warmup) if warmup else 1.0
+        factor = min(1.0, (warm + 1) / warmup) if warmup else 1.0
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * factor * decay
         if self.config.decay < 1:

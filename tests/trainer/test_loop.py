@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +12,13 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from embeddings.workers import Worker
+from embeddings.workers import LeavingError, Worker
 from ingest.errors import InputError
 from tests.scenarios import TwoWorkers, train
 from tests.small import Data, Stopped, inputs_of, make_trainer, one_process, same, watched, weights
 from trainer.loop import Trainer, Validation
 from trainer.models.intentrec import IntentRecConfig
-from trainer.progress import Progress
+from trainer.progress import Markers, Progress
 from trainer.state import State
 from trainer.step import Prepared, Step
 
@@ -60,6 +62,37 @@ def test_resumed_is_uninterrupted_bit_for_bit(
     assert facts(progress) == undisturbed["facts"]
     for name, state in State(trainer.step).dense.items():
         same(state, undisturbed["dense"][name])
+
+
+@pytest.mark.parametrize("moments", [[0, 4, 1, 5], ["validation", "validation"]])
+def test_asked_to_leave_no_step_is_taken_again(
+    moments: list[int | str], undisturbed: dict[str, Any], prepared: dict[str, str], tmp_path: Path
+) -> None:
+    """In the first step, in the middle of epochs, in validation: saved at that step, and bit for bit as without.
+
+    The step that is prepared while another one is computed is not taken, and comes again.
+    """
+    steps = 0
+    for moment in moments:
+        worker = Worker(asked=_at(moment))
+        with watched() as taken, pytest.raises(LeavingError, match="SIGTERM"):
+            make_trainer(prepared["data"], tmp_path, worker, **EXACT).fit()
+        steps += len(taken)
+        assert moment == "validation" or len(taken) == max(int(moment) - 1, 0)
+        latest = Markers(str(tmp_path / "checkpoints")).latest()
+        assert latest == (f"step-{steps:010d}" if steps else None)
+    trainer = make_trainer(prepared["data"], tmp_path, **EXACT)
+    with watched() as taken:
+        progress = trainer.fit()
+    assert steps + len(taken) == undisturbed["steps"]
+    same(weights(trainer.step), undisturbed["weights"])
+    assert facts(progress) == undisturbed["facts"]
+
+
+def _at(moment: int | str) -> Callable[[bool], str]:
+    """Asks to leave after so many batches, or at the first one that is of a validation."""
+    calls = itertools.count()
+    return lambda goes_on: "SIGTERM" if next(calls) == moment or (moment == "validation" and not goes_on) else ""
 
 
 def test_every_epoch_is_the_whole_data_and_none_repeats_the_order(data: Data, undisturbed: dict[str, Any]) -> None:

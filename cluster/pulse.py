@@ -1,0 +1,208 @@
+"""Workers' signs of life: each says every second what it does, and one that hangs is found, named and ended.
+
+A worker is silent that gives no sign, as where its process is stopped or its machine does not answer. All hang where
+each takes longer for what it does than it may, and none computes: one that waits for others in an exchange takes as
+long as they do, so as long as any is within its time nothing is wrong. The one to blame is then the one that is in no
+exchange. It is killed, which ends the others' exchanges, and the group is started again as after any lost worker.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import ray
+
+from cluster.termination import received
+
+SECONDS = 1.0
+LEAST = 0.1
+"""The part of the time between two signs that a thread is busy that computes."""
+EXCHANGES = ("/torch/distributed/", "/torch/autograd/", "/torchrec/distributed/", "/embeddings/workers.py")
+"""Where a worker is that waits for others: in a collective, or in the backward pass, whose collectives run in C++."""
+ROOT = str(Path(__file__).resolve().parents[1])
+
+terminated = threading.Event()
+"""Whether this worker's process got SIGTERM."""
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """A worker's sign of life."""
+
+    rank: int
+    pid: int
+    host: str
+    node: str
+    doing: str
+    """What the trainer has last said, such as "deep epoch 1, step 12"."""
+    since: float
+    """For how many seconds it does that."""
+    may_take: float
+    """How many of them are no reason to worry, beyond those of a step."""
+    line: str
+    """Where in our code its thread is."""
+    waits: bool
+    """Whether it is in an exchange with other workers."""
+    computes: bool
+    """Whether its thread has been on a processor or has waited for one since the last sign; unknown, False, on GPUs."""
+    age: float = 0.0
+    """How many seconds ago it came."""
+
+    def __str__(self) -> str:
+        return f"worker {self.rank} (process {self.pid} on {self.host})"
+
+    @property
+    def stands(self) -> str:
+        waiting = ", waiting for others" if self.waits else ""
+        return f"{self.doing}, {self.line}, for {self.since + self.age:.0f} s{waiting}"
+
+
+class Pulses:
+    """Sends the pulse of the thread that makes it to the board until the process ends, and hears whether to leave."""
+
+    def __init__(self, board: Any, attempt: int, rank: int, spins: bool) -> None:
+        """`spins`: whether a thread is busy that waits for others or a device, as with CUDA."""
+        self.board, self.attempt, self.rank, self.spins = board, attempt, rank, spins
+        self.native, self.busy = threading.get_native_id(), (time.monotonic(), 0.0)
+        self.thread, self.node = threading.get_ident(), ray.get_runtime_context().get_node_id()
+        self.why, self.wish = "", ""
+        self.at("starts", math.inf)
+        threading.Thread(target=self._beat, name="pulse", daemon=True).start()
+
+    def at(self, doing: str, seconds: float) -> None:
+        self.now = doing, seconds, time.monotonic()
+
+    def asked(self, goes_on: bool) -> str:
+        return self.why or (self.wish if goes_on else "")
+
+    def _beat(self) -> None:
+        while True:
+            time.sleep(SECONDS)
+            try:
+                asked, self.wish = ray.get(self.board.pulse.remote(self.attempt, self._pulse()), timeout=10)
+            except (ray.exceptions.RayError, TimeoutError):  # the driver's; where it is gone this process ends, too
+                asked = ""
+            own = f"worker {self.rank} on {socket.gethostname()} got SIGTERM" if terminated.is_set() else ""
+            self.why = self.why or own or asked
+
+    def _pulse(self) -> Pulse:
+        doing, seconds, begun = self.now
+        line, waits = place(sys._current_frames().get(self.thread))
+        (before, was_busy), self.busy = self.busy, (time.monotonic(), _busy_seconds(self.native))
+        now, busy = self.busy
+        computes = busy - was_busy > LEAST * (now - before) and not self.spins
+        return Pulse(
+            self.rank, os.getpid(), socket.gethostname(), self.node, doing, now - begun, seconds, line, waits, computes
+        )
+
+
+def _busy_seconds(thread: int) -> float:
+    """How long a thread has been on a processor or has waited for one; 0 where the system does not tell."""
+    try:
+        running, queued, _ = Path(f"/proc/self/task/{thread}/schedstat").read_text().split()
+    except (OSError, ValueError):
+        return 0.0
+    return (int(running) + int(queued)) * 1e-9
+
+
+def place(frame: FrameType | None) -> tuple[str, bool]:
+    """Where a thread is: the innermost line of our code, and whether it waits for other workers there."""
+    stack = [(each.f_code.co_filename, line, each.f_code.co_name) for each, line in traceback.walk_stack(frame)]
+    waits = bool(stack) and any(part in stack[0][0] for part in EXCHANGES)
+    for file, line, function in stack:
+        if file.startswith(ROOT) and "/.venv/" not in file:
+            return f"in {os.path.relpath(file, ROOT)}:{line} ({function})", waits
+    return "outside of our code", waits
+
+
+def hanging(pulses: Mapping[int, Pulse], seconds: float) -> dict[int, str]:
+    """The ranks that hang, and why, where silence and a step may take `seconds`."""
+    silent = {
+        rank: f"gives no sign of life for {pulse.age:.0f} s" for rank, pulse in pulses.items() if pulse.age > seconds
+    }
+    if silent or any(p.computes or p.since + p.age <= seconds + p.may_take for p in pulses.values()):
+        return silent
+    to_blame = [rank for rank, pulse in pulses.items() if not pulse.waits] or list(pulses)
+    return {rank: f"does not get on for {pulses[rank].since:.0f} s, and the others wait for it" for rank in to_blame}
+
+
+class Watchdog:
+    """Watches the pulses on `board` from the driver, kills workers that hang, and tells all where it got SIGTERM."""
+
+    def __init__(self, board: Any, attempt: int, seconds: float) -> None:
+        self.board, self.attempt, self.seconds = board, attempt, seconds
+        self.pulses: dict[int, Pulse] = {}
+        """The last ones seen, by rank."""
+        self.hung: dict[int, str] = {}
+        """Why each was killed, by rank."""
+        self.ended = threading.Event()
+        self.watching = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def __enter__(self) -> Watchdog:
+        ray.get(self.board.begin.remote(self.attempt))
+        self.watching.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        self.watching.join()
+
+    def stood(self, rank: int) -> str:
+        """Where the worker `rank` was when it was last heard of."""
+        pulse = self.pulses.get(rank)
+        return f"{pulse}, at: {pulse.stands}" if pulse else f"worker {rank}, which had not begun"
+
+    def _to_leave(self) -> str:
+        """Why all are to leave."""
+        if received():
+            return "the command got SIGTERM"
+        leaving = draining_nodes()
+        found = next((pulse for pulse in self.pulses.values() if pulse.node in leaving), None)
+        return f"the node of {found} is drained" if found else ""
+
+    def _watch(self) -> None:
+        while not self.ended.wait(SECONDS):
+            try:
+                self.pulses = ray.get(self.board.pulses.remote(), timeout=5)
+                if reason := self._to_leave():
+                    self.board.ask_to_leave.remote(reason, now=True)
+            except (ray.exceptions.RayError, TimeoutError):
+                continue
+            found = {rank: why for rank, why in hanging(self.pulses, self.seconds).items() if rank not in self.hung}
+            self.hung |= found
+            for rank, why in found.items():
+                print(f"{self.pulses[rank]} hangs: it {why}; it stands at: {self.pulses[rank].stands}", flush=True)
+                _kill(self.pulses[rank])
+            for rank in self.pulses.keys() - self.hung.keys() if found else ():
+                print(f"{self.pulses[rank]} stands at: {self.pulses[rank].stands}", flush=True)
+
+
+def draining_nodes() -> set[str]:
+    """The ids of nodes that Ray is about to lose, as where a spot machine is taken back."""
+    return set(ray._private.state.state.get_draining_nodes())
+
+
+def _kill(pulse: Pulse) -> None:
+    """SIGKILL from a process beside it, which ends a stopped one, too; Ray finds that the worker is gone."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    there = NodeAffinitySchedulingStrategy(pulse.node, soft=False)
+    ray.remote(num_cpus=0, max_retries=0)(_end).options(scheduling_strategy=there).remote(pulse.pid)
+
+
+def _end(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)

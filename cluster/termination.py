@@ -1,0 +1,63 @@
+"""SIGTERM, as a scheduler sends it before it takes a machine away: what runs is asked to save and to leave.
+
+The command line ends with status 143 then, 128 + SIGTERM as shells have it. A signal that nobody listens for, a second
+one, and the end of the grace period interrupt this process as Ctrl-C does.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+STATUS = 128 + signal.SIGTERM
+
+_received = threading.Event()
+_graces: list[float] = []
+
+
+def received() -> bool:
+    """Whether this process got SIGTERM."""
+    return _received.is_set()
+
+
+@contextmanager
+def sigterm_handled() -> Iterator[None]:
+    """SIGTERM is handled so while the block runs. Other threads than the main one can not handle signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _received.clear()
+    before = signal.signal(signal.SIGTERM, _handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def time_to_leave(grace: float) -> Iterator[None]:
+    """The block, which asks whether SIGTERM was `received`, has `grace` seconds to end by itself after it."""
+    _graces.append(grace)
+    try:
+        yield
+    finally:
+        _graces.pop()
+
+
+def _handle(*_: object) -> None:
+    again = _received.is_set()
+    _received.set()
+    if again or not _graces:
+        raise KeyboardInterrupt
+    threading.Thread(target=_wait, args=_graces[-1:], name="grace", daemon=True).start()
+
+
+def _wait(grace: float) -> None:
+    print(f"SIGTERM: what runs is saved and ends, within {grace:g} s", flush=True)
+    time.sleep(grace)
+    if _graces:
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,85 @@
+"""The process of a Ray Train worker: how it joins the others, and what it runs."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+import signal
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.torch import TorchConfig
+from ray.train.torch.config import _TorchBackend
+
+from cluster.entry import imported, interface_of, quiet
+from cluster.pulse import Pulses, terminated
+from embeddings.workers import LeavingError, Worker
+from ingest.patience import Outage
+from ingest.storage import write_text
+
+
+class GroupConfig(TorchConfig):  # type: ignore[misc]
+    """Torch's process group, for which each worker's process is prepared first."""
+
+    @property
+    def backend_cls(self) -> type[_TorchBackend]:
+        return GroupBackend
+
+
+class GroupBackend(_TorchBackend):  # type: ignore[misc]
+    """Ray calls it on all workers' main threads, which alone can handle signals."""
+
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        worker_group.execute(prepare_process)
+        super().on_start(worker_group, backend_config)
+
+
+def prepare_process() -> None:
+    """SIGTERM asks to leave, where Ray's workers end at once; gloo and NCCL talk where Ray does."""
+    signal.signal(signal.SIGTERM, lambda *_: terminated.set())
+    name = interface_of(ray.util.get_node_ip_address())
+    if name is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")
+
+
+def in_worker(work: str, config: dict[str, Any]) -> None:
+    """Run `work` in a Ray Train worker; the first one writes what it gives to the file `config["result"]`."""
+    import ray.train.torch
+    import torch
+
+    from cluster.remote_bar import RemoteBar, say
+    from cluster.watching import Metrics
+
+    quiet()
+    context = ray.train.get_context()
+    device = ray.train.torch.get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(
+            config["threads"] or max(int(ray.get_runtime_context().get_assigned_resources()["CPU"]), 1)
+        )
+    rank, board = context.get_world_rank(), config["board"]
+    pulses = Pulses(board, config["attempt"], rank, spins=device.type == "cuda")
+    Outage.tell = functools.partial(say, board)
+    worker = Worker(
+        rank=rank,
+        workers=context.get_world_size(),
+        share=context.get_world_size() / config["most"],
+        device=device,
+        report=ray.train.report,
+        bar=functools.partial(RemoteBar, board),
+        say=functools.partial(say, board),
+        watch=Metrics(config["run"], rank, config["restarts"]),
+        at=pulses.at,
+        asked=pulses.asked,
+    )
+    try:
+        found = {"value": imported(work)(config["arguments"], worker)}
+    except LeavingError as interruption:
+        found = {"left": str(interruption)}
+    pulses.at("is through", math.inf)
+    if worker.first:
+        write_text(config["result"], json.dumps(found))
