@@ -211,7 +211,7 @@ def test_the_job_asks_for_the_workers_that_the_cluster_has(manifest: dict[str, A
     [group] = manifest["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     [container] = group["template"]["spec"]["containers"]
     limits = container["resources"]["limits"]
-    assert cluster.workers == group["replicas"]
+    assert cluster.workers.max == group["replicas"]
     assert cluster.cpus_per_worker == float(limits["cpu"])
     assert cluster.gpus is ("nvidia.com/gpu" in limits)
 
