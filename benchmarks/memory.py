@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import psutil
 
-SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_BETWEEN_LOOKS = 3.0
 
 
 @dataclass(frozen=True)
