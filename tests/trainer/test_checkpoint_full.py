@@ -75,8 +75,8 @@ def test_one_workers_full_disk_is_gone_on_from_by_all(two_workers: TwoWorkers, d
         same(found[10_000][2], trained)
         assert found[10_000][0] == []
         assert re.search(r"StorageError .*pieces-.*-1\.bin: can not be written: .*No space left", found["error"])
-    assert second["said"] == []
-    said = [line for line in first["said"] if line.startswith("checkpoint")]
+    said, others = ([line for line in found["said"] if line.startswith("checkpoint")] for found in (first, second))
+    assert others == []
     assert re.match(r"checkpoint step-0000000001 is left out, training goes on: .*No space left", said[0])
 
 
