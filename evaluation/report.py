@@ -83,10 +83,10 @@ def format_table(results: Results) -> str:
     intents = _intents(results)
     if intents:
         speakers = [model for model in results.models.values() if model.intents]
-        rows = [["intent accuracy", "majority", *(model.label for model in speakers)]]
-        for intent, majority, best in intents:
-            cells = [_starred(model.intents.get(intent), best) for model in speakers]
-            rows.append([intent, "-" if majority is None else f"{majority:.4f} ", *cells])
+        rows = [["intent accuracy", "majority", "last", *(model.label for model in speakers)]]
+        for intent, majority, last, best in intents:
+            values = majority, last, *(model.intents.get(intent) for model in speakers)
+            rows.append([intent, *(_starred(value, best) for value in values)])
         blocks.append(_aligned(rows))
     return "\n\n".join(block for block in blocks if block)
 
@@ -273,14 +273,17 @@ def _comparison_sentence(results: Results, key: str, other: str, row: Comparison
     )
 
 
-def _intents(results: Results) -> list[tuple[str, float | None, float | None]]:
-    """Each intent with its majority baseline and the best model's accuracy, None where there is none."""
+def _intents(results: Results) -> list[tuple[str, float | None, float | None, float | None]]:
+    """Each intent with the accuracies of the majority label, of the user's last one, and the best of all, None where
+    there is none."""
     models = results.models.values()
     names = dict.fromkeys([*results.majority, *(name for model in models for name in model.intents)])
-    return [
-        (name, results.majority.get(name), max((m.intents[name] for m in models if name in m.intents), default=None))
-        for name in names
-    ]
+    last, found = results.simple.get("last label", {}), []
+    for name in names:
+        simple = results.majority.get(name), last[name].accuracy if name in last else None
+        known = [value for value in (*simple, *(m.intents.get(name) for m in models)) if value is not None]
+        found.append((name, *simple, max(known, default=None)))
+    return found
 
 
 def _qualities(results: Results) -> Iterable[tuple[str, str, IntentQuality]]:

@@ -381,7 +381,18 @@ def test_the_table_marks_the_best_and_tells_the_protocol(results: dict[str, Any]
     assert f"{best:.4f}*" in table
     assert "IntentRec against SASRec: NDCG@10 +" in table
     assert "nothing sampled" in table
-    assert re.search(r"genre +0\.3100 +0\.6421\*", table)
+    assert re.search(r"genre +0\.3100 +- +0\.6421\*", table)
+
+
+def test_the_users_last_label_may_be_the_best(results: dict[str, Any]) -> None:
+    results["simple"]["last label"]["action"]["accuracy"] = 0.99
+    table = format_table(Results.model_validate(results))
+    (line,) = [line for line in table.splitlines() if line.startswith("action ")]
+    assert re.fullmatch(r"action +0\.5200 +0\.9900\*( +0\.\d{4})+", line.rstrip())
+
+
+def test_a_line_of_the_table_fits(results: dict[str, Any]) -> None:
+    table = format_table(Results.model_validate(results))
     assert all(len(line) < 140 for line in table.splitlines())
 
 
