@@ -37,6 +37,7 @@ def marked(name: str, of: Callable[..., Any]) -> Callable[..., Any]:
 def note(folder: str, what: str, more: str = "") -> None:
     mark = {"at": time.time(), "pid": os.getpid(), "what": what, "more": more, "imported": IMPORTED}
     mark["created"] = psutil.Process().create_time()
+    Path(folder).mkdir(parents=True, exist_ok=True)
     with Path(folder, MARKS).open("a") as file:
         file.write(json.dumps(mark) + "\n")
 

@@ -64,13 +64,15 @@ def _killed(marks: Path, config: Path) -> dict[str, Any]:
     with output.open("w") as log:
         command = subprocess.Popen(_intentrec("train", config), stdout=log, stderr=log)
     try:
-        before = _wait(marks, lambda found: sum(mark["what"] == "step ends" for mark in found) >= STEPS)
+        before = _wait(marks, command, lambda found: sum(mark["what"] == "step ends" for mark in found) >= STEPS)
         pids = {mark["pid"] for mark in before}
         dead = before[-1]["pid"]
         killed = time.time()
         os.kill(dead, signal.SIGKILL)
         told = _told(output, "going on from the last checkpoint")
-        after = _wait(marks, lambda found: any(m["pid"] not in pids and m["what"] == "step ends" for m in found))
+        after = _wait(
+            marks, command, lambda found: any(m["pid"] not in pids and m["what"] == "step ends" for m in found)
+        )
     finally:
         command.send_signal(signal.SIGTERM)
         command.wait()
@@ -90,15 +92,15 @@ def _killed(marks: Path, config: Path) -> dict[str, Any]:
     return {"seconds_from_death": {what: round(at - killed, 1) for what, at in moments.items() if at is not None}}
 
 
-def _wait(marks: Path, reached: Any, seconds: float = 600) -> list[dict[str, Any]]:
+def _wait(marks: Path, command: subprocess.Popen, reached: Any, seconds: float = 600) -> list[dict[str, Any]]:
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and command.poll() is None:
         lines = marks.read_text().splitlines(keepends=True) if marks.exists() else []
         found = [json.loads(line) for line in lines if line.endswith("\n")]
         if reached(found):
             return found
         time.sleep(0.05)
-    raise SystemExit(f"nothing came of it in {seconds:g} s")
+    raise SystemExit(f"the command has ended, or nothing came of it in {seconds:g} s: {command.returncode}")
 
 
 def _told(output: Path, words: str, seconds: float = 600) -> float:
