@@ -306,13 +306,11 @@ def main() -> None:
         "--kills", type=int, default=0, help="so many faults, each once the one before is recovered from"
     )
     parser.add_argument("--epochs", type=int, help="by default as many as the minutes take")
-    parser.add_argument("--faults", type=lambda text: text.split(","), help="of worker,driver,raylet,ray,s3,disk")
+    parser.add_argument("--faults", type=lambda text: text.split(","), help=f"of {','.join(FAULTS)}")
     parser.add_argument("--storage", type=lambda text: text.split(","), default=["s3", "disk"], help="s3, disk or both")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    options.faults = options.faults or (
-        ["worker"] if options.kills else ["worker", "driver", "raylet", "ray", "s3", "disk"]
-    )
+    options.faults = options.faults or (["worker"] if options.kills else list(FAULTS))
     options.epochs = options.epochs or options.kills or None
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
     folder = Path(tempfile.mkdtemp(prefix="soak-", dir="/tmp"))

@@ -43,7 +43,12 @@ from trainer.train_config import TrainConfig
 def header(module: str) -> dict[str, Any]:
     """Command, commit, date, machine and versions, with which every result begins. Absolute paths are left out: they
     are of this machine alone."""
-    words = [word for word in sys.argv[1:] if not word.rpartition("=")[2].startswith("/")]
+    words: list[str] = []
+    for word in sys.argv[1:]:
+        if not word.rpartition("=")[2].startswith("/"):
+            words.append(word)
+        elif words and words[-1].startswith("--") and "=" not in word:
+            words.pop()  # the option whose value it is
     return {
         "command": " ".join([f"python -m benchmarks.{module}", *words]),
         "commit": _commit(),

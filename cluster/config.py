@@ -39,7 +39,11 @@ class WorkersConfig(Settings):
     @model_validator(mode="before")
     @classmethod
     def _number(cls, content: Any) -> Any:
-        return {"min": content, "max": content} if isinstance(content, int) else content
+        if isinstance(content, int) and not isinstance(content, bool):
+            return {"min": content, "max": content}
+        if not isinstance(content, dict | WorkersConfig):
+            raise ValueError("takes a number, or {min: 1, max: 4}")
+        return content
 
     @model_validator(mode="after")
     def _check(self) -> WorkersConfig:

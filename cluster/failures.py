@@ -61,5 +61,9 @@ def summary(error: BaseException, watchdog: Watchdog) -> str:
 
 
 def _reason(failure: BaseException) -> str:
-    lines = [line.strip() for line in str(failure).strip().splitlines() if line.strip()]
-    return lines[-1] if lines else type(failure).__name__
+    return last_line(str(failure)) or type(failure).__name__
+
+
+def last_line(text: str) -> str:
+    """What a traceback ends with; empty where there is nothing."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")

@@ -99,23 +99,16 @@ class Pulses:
             self.why = self.why or own or asked
 
     def _pulse(self) -> Pulse:
+        from trainer.pace import busy_seconds  # torch, which the driver does without
+
         doing, seconds, begun = self.now
         line, waits = place(sys._current_frames().get(self.thread))
-        (before, was_busy), self.busy = self.busy, (time.monotonic(), _busy_seconds(self.native))
+        (before, was_busy), self.busy = self.busy, (time.monotonic(), busy_seconds(self.native))
         now, busy = self.busy
         computes = busy - was_busy > LEAST * (now - before) and not self.spins
         return Pulse(
             self.rank, os.getpid(), socket.gethostname(), self.node, doing, now - begun, seconds, line, waits, computes
         )
-
-
-def _busy_seconds(thread: int) -> float:
-    """How long a thread has been on a processor or has waited for one; 0 where the system does not tell."""
-    try:
-        running, queued, _ = Path(f"/proc/self/task/{thread}/schedstat").read_text().split()
-    except (OSError, ValueError):
-        return 0.0
-    return (int(running) + int(queued)) * 1e-9
 
 
 def place(frame: FrameType | None) -> tuple[str, bool]:

@@ -101,7 +101,7 @@ class Kept:
         """Write best.yaml and print the best settings of each model."""
         best = [self._best(model) for model in self.config.tuned]
         target = join(self.config.tune_folder, BEST)
-        write_text(target, yaml.safe_dump(overrides(iter(best)), sort_keys=False))
+        write_text(target, yaml.safe_dump(overrides(best), sort_keys=False))
         for trial in best:
             own = self.outcomes[f"{trial.model}-0"]
             print(f"model {trial.model}: best validation {trial.metric} {trial.best:.4f}, in epoch {trial.best_epoch} "

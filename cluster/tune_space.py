@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from cluster.config import Config
 from cluster.tune_config import RangeConfig, TuneConfig
 from ingest.data.manifest import load_manifest
 from ingest.errors import InputError
-from ingest.settings import Record, build_settings
+from ingest.settings import Record, build_settings, set_key
 from trainer.progress import identity
 
 
@@ -96,13 +96,8 @@ def bounded(tune: TuneConfig, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def put(content: dict[str, Any], key: str, value: Any) -> None:
-    """Set `key.sub` in `content`, in place."""
-    *parents, last = key.split(".")
-    for parent in parents:
-        content = content.setdefault(parent, {})
-        if not isinstance(content, dict):
-            raise InputError(f"tune.space: {key}: {parent} is a {type(content).__name__} and has no keys")
-    content[last] = copy.deepcopy(value)
+    """Set `key.sub` in `content`, in place, to a copy of the value, which other trials have, too."""
+    set_key(content, key, copy.deepcopy(value), f"tune.space: {key}")
 
 
 def asked(config: Config) -> dict[str, Any]:
@@ -119,7 +114,7 @@ def asked(config: Config) -> dict[str, Any]:
     return dict(json.loads(json.dumps(content)))
 
 
-def overrides(trials: Iterator[Trial]) -> dict[str, Any]:
+def overrides(trials: Iterable[Trial]) -> dict[str, Any]:
     """What the trials set, as a config would have it."""
     content: dict[str, Any] = {}
     for trial in trials:

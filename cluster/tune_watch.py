@@ -11,6 +11,7 @@ from ray.tune import Callback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
 from cluster.config import Config
+from cluster.failures import last_line
 from cluster.tune_results import Kept, Outcome
 from cluster.tune_space import Trial, section
 from ingest.storage import join, remove
@@ -85,8 +86,7 @@ class Keeper(Callback):  # type: ignore[misc]
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         text = Path(trial.error_file).read_text() if trial.error_file else ""
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        self.lost.append(f"{given(trial).name} ({lines[-1] if lines else 'no reason given'})")
+        self.lost.append(f"{given(trial).name} ({last_line(text) or 'no reason given'})")
 
 
 def given(trial: Any) -> Trial:

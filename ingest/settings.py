@@ -173,27 +173,32 @@ def apply_override(content: dict[str, Any], override: str) -> None:
         value = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise InputError(f"override {override!r}: the value is not valid YAML: {_yaml_sentence(error)}") from None
+    set_key(content, key, value, f"override {override!r}")
+
+
+def set_key(content: dict[str, Any], key: str, value: Any, source: str) -> None:
+    """Set `key.sub` in `content` to `value`, in place; `source` is what an error says that it came from."""
     *parents, last = key.replace("[", ".").replace("]", "").split(".")
     node: Any = content
     for parent in parents:
         if isinstance(node, dict) and node.get(parent) is None:
             node[parent] = {}
-        node = _child(node, parent, override)
+        node = _child(node, parent, source)
     if isinstance(node, dict):
         node[last] = value
     elif isinstance(node, list):
-        _child(node, last, override)
+        _child(node, last, source)
         node[int(last)] = value
     else:
-        raise InputError(f"override {override!r}: {'.'.join(parents)} is a {type(node).__name__} and has no keys")
+        raise InputError(f"{source}: {'.'.join(parents)} is a {type(node).__name__} and has no keys")
 
 
-def _child(node: Any, key: str, override: str) -> Any:
+def _child(node: Any, key: str, source: str) -> Any:
     if isinstance(node, dict):
         return node[key]
     if isinstance(node, list) and key.isdigit() and int(key) < len(node):
         return node[int(key)]
-    raise InputError(f"override {override!r}: there is no key {key!r} here, in a {type(node).__name__}")
+    raise InputError(f"{source}: there is no key {key!r} here, in a {type(node).__name__}")
 
 
 def sentence(error: ValidationError, content: Any, source: str) -> str:

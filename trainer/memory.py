@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-GIB = 2**30
+from embeddings.plan import GIB
 
 
 def reset_peak(device: torch.device) -> None:

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
+from embeddings.plan import GIB
 from embeddings.workers import Worker, gather_rows
 from trainer.events import Events
 from trainer.pace import Computing, ComputingOnDevice, Drift, busy_seconds
@@ -136,7 +137,6 @@ def _memory(device: torch.device) -> dict[str, float]:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     values = {"memory/max_resident(GiB)": peak}
     if device.type == "cuda":
-        gib = 2**30
-        values["memory/max_active(GiB)"] = torch.cuda.memory_stats(device)["active_bytes.all.peak"] / gib
-        values["memory/max_reserved(GiB)"] = torch.cuda.max_memory_reserved(device) / gib
+        values["memory/max_active(GiB)"] = torch.cuda.memory_stats(device)["active_bytes.all.peak"] / GIB
+        values["memory/max_reserved(GiB)"] = torch.cuda.max_memory_reserved(device) / GIB
     return values

@@ -29,17 +29,19 @@ LEAST = 0.1
 """The part of a step by which a worker has to be slower, so that small numbers name nobody."""
 
 
-def busy_seconds() -> float:
-    """How long this thread has been on a processor or has waited for one. Only Linux knows the latter."""
+def busy_seconds(thread: int | None = None) -> float:
+    """How long this thread, or the one of this process with that native id, has been on a processor or has waited for
+    one. Only Linux knows the latter, and tells of others: elsewhere theirs is 0."""
+    place = "thread-self" if thread is None else f"self/task/{thread}"
     try:
-        file = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
+        file = os.open(f"/proc/{place}/schedstat", os.O_RDONLY)
         try:
             running, queued, _ = os.read(file, 100).split()
         finally:
             os.close(file)
         return (int(running) + int(queued)) * 1e-9
     except (OSError, ValueError):
-        return time.thread_time()
+        return time.thread_time() if thread is None else 0.0
 
 
 class Computing:

@@ -14,11 +14,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -48,6 +50,16 @@ SMALL = [
 """Laid over configs/demo.yaml: the same run in a minute."""
 NODE = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
 """Of the tests' Ray cluster."""
+
+
+def lose_node(nodes: Cluster) -> None:
+    """Kill all processes of the one node that is not the head, as where its machine is gone."""
+    (lost,) = nodes.worker_nodes
+    raylet = psutil.Process(lost.all_processes["raylet"][0].process.pid)
+    for process in [raylet, *raylet.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    nodes.remove_node(lost, allow_graceful=False)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ from ingest.data.items import load_items
 from ingest.data.manifest import load_manifest
 from ingest.data.reader import Reader
 from ingest.settings import load_settings
-from tests.cluster.conftest import NODE, SMALL
+from tests.cluster.conftest import NODE, SMALL, lose_node
 from tests.cluster.readme import ROOT
 
 if TYPE_CHECKING:
@@ -84,12 +83,7 @@ def test_workers_leave_hang_are_lost_and_come_and_every_row_of_an_epoch_is_taken
         until(lambda: told("got SIGTERM") and begun(model, 2), training)
         workers_of(ray_session)[0].suspend()
         until(lambda: told("hangs: it gives no sign of life") and begun(model, 3), training)
-        (lost,) = ray_session.worker_nodes
-        raylet = psutil.Process(lost.all_processes["raylet"][0].process.pid)
-        for process in [raylet, *raylet.children(recursive=True)]:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        ray_session.remove_node(lost, allow_graceful=False)
+        lose_node(ray_session)
         until(lambda: begun(model, 4), training)
         ray_session.add_node(**NODE)
         assert training.result() == 0

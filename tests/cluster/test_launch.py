@@ -80,6 +80,8 @@ def test_workers_are_a_number_or_a_range(workers: Any, least: int, most: int) ->
     ("workers", "words"),
     [
         (0, r"workers.*greater than or equal to 1"),
+        (True, r"workers: takes a number, or {min: 1, max: 4}, got True"),
+        ("two", r"workers: takes a number, or {min: 1, max: 4}, got 'two'"),
         ({"min": 3, "max": 2}, r"workers\.max: takes at least min, 3, got 2"),
         ({"least": 1}, r"unknown key 'workers\.least'; allowed: max, min"),
     ],

@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from cluster.pulse import Pulse, _busy_seconds, hanging, place
+from cluster.pulse import Pulse, hanging, place
+from trainer.pace import busy_seconds
 
 STEP = Pulse(
     0, 77, "node-7", "id", "deep epoch 1, step 12", 50.0, 0.0, "in trainer/step.py:9 (train)", True, False, 0.5
@@ -72,12 +73,12 @@ def _calls(function: Callable[[], None]) -> None:
 
 
 def test_a_thread_that_computes_is_busy_and_one_that_sleeps_is_not() -> None:
-    thread, before = threading.get_native_id(), _busy_seconds(threading.get_native_id())
+    thread, before = threading.get_native_id(), busy_seconds(threading.get_native_id())
     time.sleep(0.3)
-    slept = _busy_seconds(thread)
+    slept = busy_seconds(thread)
     until = time.monotonic() + 0.3
     while time.monotonic() < until:
         pass
     assert slept - before < 0.1
-    assert _busy_seconds(thread) - slept > 0.2
-    assert _busy_seconds(2**30) == 0
+    assert busy_seconds(thread) - slept > 0.2
+    assert busy_seconds(2**30) == 0

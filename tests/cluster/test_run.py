@@ -6,18 +6,16 @@ import json
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psutil
 import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cluster.cli import main
 from ingest.storage import open_filesystem, read_text
-from tests.cluster.conftest import NODE, SMALL, real_data
+from tests.cluster.conftest import NODE, SMALL, lose_node, real_data
 from tests.cluster.dies_once import MARK
 from tests.cluster.readme import ROOT
 
@@ -131,12 +129,7 @@ def test_a_node_is_lost_and_training_ends_as_if_nothing_had_been(
         training = pool.submit(main, words)
         while not ((tmp_path / "demo" / MARK).exists() and is_writing()) and not training.done():
             time.sleep(0.001)
-        (lost,) = ray_session.worker_nodes
-        raylet = psutil.Process(lost.all_processes["raylet"][0].process.pid)
-        for process in [raylet, *raylet.children(recursive=True)]:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        ray_session.remove_node(lost, allow_graceful=False)
+        lose_node(ray_session)
         ray_session.add_node(**NODE)
         assert training.result() == 0
     printed = capsys.readouterr().out
