@@ -124,23 +124,18 @@ class _SampledSoftmax(torch.autograd.Function):
         with torch.autocast(query_QX.device.type, enabled=False):
             for part in chunks:
                 query_CX, positive_CD, weight_C = query_QX[part].to(exact), positive_QD[part].to(exact), weight_Q[part]
-                query_CD, adds_C = query_CX[:, :dimension], None if adds_Q is None else adds_Q[part, None]
+                query_CD, adds_C = query_CX[:, :dimension], None if adds_Q is None else adds_Q[part]
+                positive_CX = _widened(positive_CD, adds_C, query_CX.shape[1])
                 scores_CN = _scores(query_CX, rows_ND, adds_N, shift_N)
                 probability_CN, log_sampled_C = _softmax(_mask(scores_CN, item_N, target_Q[part]))
-                score_C = (query_CD * positive_CD).sum(dim=1)
-                if adds_C is not None:
-                    score_C += query_CX[:, dimension:].gather(1, adds_C)[:, 0]
-                score_C.masked_fill_(target_Q[part] < FIRST_VALUE, -torch.inf)
+                score_C = (query_CX * positive_CX).sum(dim=1).masked_fill_(target_Q[part] < FIRST_VALUE, -torch.inf)
                 log_total_C = torch.logaddexp(torch.logaddexp(log_sampled_C, score_C), all_X[part])
                 log_own_C = torch.logaddexp(score_C, own_X[part])
                 loss += weight_C @ (log_total_C - log_own_C)
                 sampled_C1 = (weight_C * (log_sampled_C - log_total_C).exp_())[:, None]
                 moved_C1 = (weight_C * ((score_C - log_total_C).exp_() - (score_C - log_own_C).exp_()))[:, None]
-                grad_CX = _mean(probability_CN, rows_ND, adds_N, query_CX.shape[1]).mul_(sampled_C1)
-                grad_CX[:, :dimension].addcmul_(positive_CD, moved_C1)
-                if adds_C is not None:
-                    grad_CX[:, dimension:].scatter_add_(1, adds_C, moved_C1)
-                grad_query_QX[part] = grad_CX
+                mean_CX = _mean(probability_CN, rows_ND, adds_N, query_CX.shape[1])
+                torch.addcmul(mean_CX.mul_(sampled_C1), positive_CX, moved_C1, out=grad_query_QX[part])
                 torch.mul(query_CD, moved_C1, out=grad_positive_QD[part])
                 _add_product(grad_negative_ND, probability_CN.T, query_CD * sampled_C1, product)
                 torch.mul(weight_C, (all_X[part] - log_total_C).exp_(), out=grad_all_Q[part])
