@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from torch import distributed
+
 from cluster.config import Config
 from cluster.work import train_models
 from embeddings.workers import Worker
@@ -18,9 +20,8 @@ def train(arguments: dict[str, Any], worker: Worker) -> bool:
     """Fail once, then train and stay, because figures go with the worker, until there is a file at `stop`."""
     failed, stop = Path(arguments["failed"]), Path(arguments["stop"])
     if not failed.exists():
-        if worker.first:
-            time.sleep(1)  # the others have seen that it is not there
-            failed.touch()
+        distributed.barrier()  # all have seen that it is not there
+        failed.touch()
         raise RuntimeError("a worker that fails")
     train_models(Config.model_validate(arguments["config"]), ["sasrec"], worker)
     deadline = time.monotonic() + LIMIT
