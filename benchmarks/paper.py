@@ -34,7 +34,8 @@ from ingest.settings import load_content, load_settings
 
 KEPT = Path(__file__).resolve().parents[1] / "docs" / "results" / "paper"
 METRICS = ("HR@10", "NDCG@10", "MRR")
-FACTS = ("kind", "inputs", "parameters", "table_parameters", "training", "latency", "best_epoch", "seconds")
+TIMES = ("training", "latency", "seconds")
+FACTS = ("kind", "inputs", "parameters", "table_parameters", "best_epoch", *TIMES)
 
 
 def sections(config: Config, content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -99,7 +100,10 @@ class Paper:
         shutil.move(self.folder / "targets" / name, targets)
         shutil.rmtree(self.folder / "models" / name)
         results = self.folder / "results.json"
-        done.write_text(json.dumps(json.loads(results.read_text()) | {"row": self.rows[row], "ran": header("paper")}))
+        found = json.loads(results.read_text()) | {"row": self.rows[row], "ran": header("paper")}
+        if self.options.busy:
+            found["models"][name] |= dict.fromkeys(TIMES)
+        done.write_text(json.dumps(found))
         results.unlink()
 
     def summary(self) -> dict[str, Any]:
@@ -155,6 +159,7 @@ def main() -> None:
     parser.add_argument("--rows", type=lambda names: names.split(","), help="such as lstm,gru; by default all")
     parser.add_argument("--set", action="append", default=[], metavar="row.key=value", help="a key of one row's own")
     parser.add_argument("--no-ray", action="store_true", help="one process, as in `intentrec run`")
+    parser.add_argument("--busy", action="store_true", help="the machine has other work: keep no times of these rows")
     parser.add_argument(
         "--kept", type=Path, default=KEPT, help="the folder of what is kept; by default docs/results/paper"
     )

@@ -173,6 +173,8 @@ def _times(run: Mapping[str, Any]) -> str:
             cells = ["" if value is None else text.format(value) for text, value in zip(formats, values, strict=True)]
             cells += [f"{model['parameters']:,}", f"{model['table_parameters']:,}"]
         found.append(_row([NAMES[row], *cells]))
+    if any(model["training"] is None for model in run["models"].values()):
+        found += ["", "No times: of rows that were trained while the machine had other work."]
     return "\n".join(found)
 
 
