@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from torch.utils.tensorboard import SummaryWriter
 
 from ingest.storage import copy, is_remote, join
 from trainer.background import Background
+from trainer.scratch import Scratch
 
 COPY_SECONDS = 60
 CLOSE_SECONDS = 30
@@ -29,8 +29,8 @@ class Events:
 
     def __init__(self, folder: str, step: int, say: Callable[[str], None]) -> None:
         self.folder, self.say = folder, say
-        self.here = TemporaryDirectory(prefix="intentrec-tensorboard-") if is_remote(folder) else None
-        self.local = Path(self.here.name if self.here else folder)
+        self.here = Scratch("intentrec-tensorboard-") if is_remote(folder) else None
+        self.local = self.here.path if self.here else Path(folder)
         self.purge: int | None = step + 1
         self.writer: SummaryWriter | None = None
         self.copied: dict[str, int] = {}
@@ -92,4 +92,4 @@ class Events:
             self.copying.join(CLOSE_SECONDS)
         self._tell(self.copying.error)
         if self.copying.ended.is_set():
-            self.here.cleanup()
+            self.here.remove()

@@ -14,13 +14,11 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -28,6 +26,7 @@ import yaml
 
 from cluster.cli import main
 from tests.cluster.readme import ROOT, SHOP, STAGES
+from tests.cluster.two_nodes import two_nodes
 from tests.s3 import ObjectStore, free_ports
 
 if TYPE_CHECKING:
@@ -48,35 +47,16 @@ SMALL = [
     "train.tables.dimension=16",
 ]
 """Laid over configs/demo.yaml: the same run in a minute."""
-NODE = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
-"""Of the tests' Ray cluster."""
-
-
-def lose_node(nodes: Cluster) -> None:
-    """Kill all processes of the one node that is not the head, as where its machine is gone."""
-    (lost,) = nodes.worker_nodes
-    raylet = psutil.Process(lost.all_processes["raylet"][0].process.pid)
-    for process in [raylet, *raylet.children(recursive=True)]:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    nodes.remove_node(lost, allow_graceful=False)
 
 
 @pytest.fixture(scope="session")
 def ray_session(s3: ObjectStore) -> Iterator[Cluster]:
     """A Ray cluster of two nodes of one CPU each, for the whole session; its workers see the object store."""
-    from ray.cluster_utils import Cluster
-
     from cluster.config import ClusterConfig
     from cluster.launch import ray_cluster
 
-    nodes = Cluster(initialize_head=True, head_node_args=NODE | {"include_dashboard": False})
-    try:
-        nodes.add_node(**NODE)
-        with ray_cluster(ClusterConfig(workers=2, address=nodes.address)):
-            yield nodes
-    finally:
-        nodes.shutdown()
+    with two_nodes() as nodes, ray_cluster(ClusterConfig(workers=2, address=nodes.address)):
+        yield nodes
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ from ingest.data.items import load_items
 from ingest.data.manifest import load_manifest
 from ingest.data.reader import Reader
 from ingest.settings import load_settings
-from tests.cluster.conftest import NODE, SMALL, lose_node
+from tests.cluster.conftest import SMALL
 from tests.cluster.readme import ROOT
+from tests.cluster.two_nodes import NODE, lose_node
 from trainer.loop import Trainer
 
 if TYPE_CHECKING:

@@ -15,9 +15,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cluster.cli import main
 from ingest.storage import open_filesystem, read_text
-from tests.cluster.conftest import NODE, SMALL, lose_node, real_data
+from tests.cluster.conftest import SMALL, real_data
 from tests.cluster.dies_once import MARK
 from tests.cluster.readme import ROOT
+from tests.cluster.two_nodes import NODE, lose_node
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
