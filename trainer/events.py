@@ -33,20 +33,30 @@ class Events:
         self.local = self.here.path if self.here else Path(folder)
         self.purge: int | None = step + 1
         self.writer: SummaryWriter | None = None
+        self.not_before = 0
         self.copied: dict[str, int] = {}
         self.copying: Background | None = None
         self.last_copy, self.told = -float("inf"), False
 
     def add(self, write: Callable[[SummaryWriter], object]) -> None:
-        """Write something; where the disk is full that is left out, told once, and another file begun later."""
-        try:
-            if self.writer is None:
-                self.writer = SummaryWriter(str(self.local), purge_step=self.purge)
-                self.purge = None
-            write(self.writer)
-        except OSError as error:
-            self._end_file()
-            self._tell(error)
+        """Write something; where the disk is full that is left out, told once, and another file begun later.
+
+        It is tried twice: TensorBoard's thread may fail at something and tell only when it is given the next. Files
+        are read in the order of their names, which for those begun within one second is not that of their making.
+        """
+        for _ in range(2):
+            try:
+                if self.writer is None:
+                    if time.time() < self.not_before:
+                        return
+                    self.not_before = int(time.time()) + 1
+                    self.writer = SummaryWriter(str(self.local), purge_step=self.purge)
+                    self.purge = None
+                write(self.writer)
+                return
+            except OSError as error:
+                self._end_file()
+                self._tell(error)
 
     def _end_file(self) -> None:
         writer, self.writer = self.writer, None
@@ -64,6 +74,7 @@ class Events:
             self.last_copy = time.monotonic()
             if max((size for _, size in self._files()), default=0) > MOST_BYTES:
                 self._end_file()
+                self.not_before = 0
             self.copying = Background(self._copy, "tensorboard")
 
     def _files(self) -> list[tuple[str, int]]:

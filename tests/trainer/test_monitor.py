@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -172,6 +173,7 @@ def test_a_full_disk_is_told_once_and_what_comes_when_there_is_room_is_shown(sma
         for _ in range(3):
             file.add(lambda writer: writer.add_text("config", "long" * 9999))
             file.flush()
+    time.sleep(1.1)  # no two files are begun within a second
     write(file, 5)
     file.close()
     assert [line for line in said if "No space left" in line] == said
