@@ -14,9 +14,11 @@ from cluster.results import REPORT, RESULTS, results_of
 from cluster.runner import OnRay
 from evaluation.results import Evaluated, Recommended, Results
 from ingest.data.manifest import Manifest, load_manifest
+from ingest.data.requests import read_requests
 from ingest.errors import InputError
 from ingest.prepare.pipeline import prepare
 from ingest.prepare.tasks import InThisProcess, Runner
+from ingest.raw.files import find_files
 from ingest.storage import exists, join, read_text, remove, write_text
 from trainer.progress import Markers, Progress, identity
 from trainer.versions import check_installed_versions
@@ -67,6 +69,8 @@ class Stages:
 
     def run(self) -> None:
         """All stages, those that need workers in one group of them."""
+        if self.config.recommend is not None and self.config.recommend.requests is not None:
+            find_files(self.config.recommend.requests, lambda _: None)  # refused now, and not when all is trained
         self.make_log()
         with self._runner() as runner:  # a cluster that prepare has joined serves the other stages, too
             self._prepare(runner)
@@ -108,6 +112,7 @@ class Stages:
                 stages[verb] = None
         self._require_checkpoints(stages)
         if "recommend" in stages:
+            self._require_requests()
             remove(self.config.recommendations_folder)
         found = self._in_workers(stages) if stages else {}
         self.seconds |= found.pop("seconds", {})
@@ -146,6 +151,12 @@ class Stages:
         needed = list(self.config.neural) if "evaluate" in stages else []
         for name in [*needed, *([self._recommended] if "recommend" in stages else [])]:
             Markers(self.config.checkpoints(name)).require_best(name)
+
+    def _require_requests(self) -> None:
+        """Refuse requests that can not be read before the models are trained that are to answer them."""
+        config, settings = self.config, self.config.recommend
+        if settings is not None and settings.requests is not None:
+            read_requests(settings.requests, config.data, load_manifest(config.data_folder), config.data_folder)
 
     @property
     def _recommended(self) -> str:

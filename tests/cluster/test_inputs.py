@@ -67,6 +67,16 @@ def test_a_bad_config_is_refused_with_the_key(
     refused(capsys, *words)
 
 
+def test_requests_that_can_not_be_answered_are_refused_before_anything_is_trained(
+    shop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = shop.parent / "asked.parquet"
+    pq.write_table(pa.table({"customer": ["c001", "c001"], "at": [1, 2]}), asked)
+    assert main(["run", str(shop), f"recommend={{requests: {asked}}}", "--no-ray"]) == 2
+    refused(capsys, "asked.parquet", "'customer'", "'c001' in 2 rows", "takes one")
+    assert not (shop.parent / "runs" / "shop" / "models").exists()
+
+
 def test_a_missing_config_file_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "configs/nowhere.yaml"]) == 2
     refused(capsys, "configs/nowhere.yaml")

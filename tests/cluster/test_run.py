@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
 
 DEMO = str(ROOT / "configs" / "demo.yaml")
+UNTIL = {"globo": "2017-10-01T12:00", "retailrocket": "2015-05-20T00:00"}
+"""Of real logs, which are tried in parts."""
+USERS = {"ml-1m": 12, "ml-100k": 3, "kuairand": 6}
+"""Of each so many users one is taken."""
 
 
 def results_of(folder: str | Path) -> dict:
@@ -171,6 +177,17 @@ def test_a_refusal_inside_a_worker_is_one_sentence(
     assert "row group 0" in error
 
 
+def part_of(folder: Path, users: int, part: Path) -> Path:
+    """A copy of a real log with one of each so many `users`, and with all items."""
+    part.mkdir()
+    for path in folder.glob("*.parquet"):
+        rows = pq.read_table(path)
+        if path.stem in ("events", "interactions"):
+            rows = rows.filter(pa.array(rows["user_id"].to_numpy() % users == 0))
+        pq.write_table(rows, part / path.name)
+    return part
+
+
 @pytest.mark.parametrize(
     ("config", "files"),
     [
@@ -183,6 +200,8 @@ def test_a_refusal_inside_a_worker_is_one_sentence(
 )
 def test_shipped_configs_run_on_real_data(config: str, files: list[str], tmp_path: Path) -> None:
     folder = real_data(config)
+    if config in USERS:
+        folder = part_of(folder, USERS[config], tmp_path / "part")
     source = (
         [f"import.source={folder}"]
         if config.startswith("ml-")
@@ -196,9 +215,8 @@ def test_shipped_configs_run_on_real_data(config: str, files: list[str], tmp_pat
         f"storage={tmp_path}",
         "evaluate.resamples=200",
     ]
-    until = {"globo": "2017-10-01T16:00", "kuairand": "2022-04-28T12:00", "retailrocket": "2015-06-15T00:00"}  # a part
-    if config in until:
-        overrides.append(f"data.until={until[config]}")
+    if config in UNTIL:
+        overrides.append(f"data.until={UNTIL[config]}")
     if config == "globo":  # its whole test day is a hundred thousand targets
         overrides.append("data.split.test=30m")
     assert main(["run", str(ROOT / "configs" / f"{config}.yaml"), *overrides, "--no-ray"]) == 0
