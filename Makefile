@@ -41,8 +41,9 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Two processes: one has the tests that share a Ray cluster, the other all the rest.
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses=2 --dist=loadgroup
 
 results: setup
 	$(BIN)/python -m benchmarks.results

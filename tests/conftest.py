@@ -23,6 +23,13 @@ hypothesis.settings.register_profile("untimed", deadline=None)  # the first exam
 hypothesis.settings.load_profile("untimed")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests run in two processes, those that share a Ray cluster run in one, and all others in the other."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if item.get_closest_marker("ray") else "others"))
+
+
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
     """A real S3 server; this process and those that it starts find it by the usual AWS variables."""

@@ -159,7 +159,7 @@ def test_a_history_of_one_event_is_counted_and_left_out(tmp_path: Path) -> None:
 def test_duplicate_events_are_kept_or_dropped_and_counted(what: str, tmp_path: Path) -> None:
     config = shop_with(tmp_path, lambda rows: {name: [*values, values[0]] for name, values in rows.items()})
     before = len(pq.read_table(tmp_path / "clicks.parquet"))
-    assert main(["prepare", str(config), f"data.duplicates={what}"]) == 0
+    assert main(["prepare", str(config), f"data.duplicates={what}", "--no-ray"]) == 0
     assert counts(config)["duplicates"] == 1
     assert counts(config)["events"] == before - (what == "drop")
 
@@ -188,7 +188,7 @@ def test_training_without_prepared_data_says_what_to_run(shop: Path, capsys: pyt
 
 
 def test_evaluating_without_a_checkpoint_says_what_to_run(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["prepare", str(shop)]) == 0
+    assert main(["prepare", str(shop), "--no-ray"]) == 0
     assert main(["evaluate", str(shop), "--no-ray"]) == 2
     refused(capsys, "checkpoint", "intentrec train")
 
@@ -217,7 +217,7 @@ def test_submitting_paths_of_this_machine_is_refused(
 
 def damaged(config: Path) -> Path:
     """Prepare the config's log, and overwrite the middle of the last row group of its training shard."""
-    assert main(["prepare", str(config), "data.row_group_interactions=40"]) == 0
+    assert main(["prepare", str(config), "data.row_group_interactions=40", "--no-ray"]) == 0
     (path,) = (config.parent / "runs" / "shop" / "data" / "train").glob("*.parquet")
     metadata = pq.ParquetFile(path).metadata
     column = metadata.row_group(metadata.num_row_groups - 1).column(2)

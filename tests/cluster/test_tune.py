@@ -142,7 +142,7 @@ def test_a_trial_goes_on_from_its_checkpoint_and_reports_what_was_before_it_agai
     from tests.small import Stopped, one_process, watched
 
     overrides = ["train.epochs=5", *with_tune(trials=2)]
-    assert main(["prepare", str(shop), *overrides]) == 0
+    assert main(["prepare", str(shop), *overrides, "--no-ray"]) == 0
     config = load_settings(Config, shop, overrides)
     trial = trials_of(config)[2]
     assert trial.settings
