@@ -46,8 +46,8 @@ def test_the_make_targets_set_up_and_run_what_they_say(target: str) -> None:
     command = ["make", "--dry-run", "--always-make", target]
     done = subprocess.run(command, cwd=ROOT, env=outside, capture_output=True, text=True, check=True)
     assert "uv pip install" in done.stdout
-    last = {"demo": ".venv/bin/intentrec run configs/demo.yaml", "test": ".venv/bin/pytest --numprocesses=2 --dist=loadgroup"}
-    assert done.stdout.splitlines()[-1] == last[target]
+    last = {"demo": "intentrec run configs/demo.yaml", "test": "pytest --numprocesses=2 --dist=loadgroup"}
+    assert done.stdout.splitlines()[-1] == f".venv/bin/{last[target]}"
     for tool in ("ruff check .", "ruff format --check .", "mypy"):
         assert (tool in done.stdout) == (target == "test")
 
