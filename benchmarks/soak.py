@@ -4,6 +4,7 @@
     python -m benchmarks.soak --minutes 5 --storage s3
     python -m benchmarks.soak --kills 20 --storage disk    # workers in a step, checkpoint, validation, evaluation
     python -m benchmarks.soak --kills 20 --faults driver --storage disk
+    python -m benchmarks.soak --kills 20 --items 4000      # most checkpoints have the rows that have changed alone
 
 `intentrec run` of a small log with two workers, on Ray on this machine, is started again as a user would where a fault
 has ended it. Faults are chosen by `--seed`; the moments are the machine's. What is checked: the run ends well; the last
@@ -57,6 +58,8 @@ class Soak:
     name: str
     epochs: int
     environment: dict[str, str]
+    items: int = 0
+    """Of a catalogue of which a step trains a part; 0 for a small one of which each step trains all."""
     process: subprocess.Popen[bytes] | None = None
     starts: list[int | None] = field(default_factory=list)
     """The exit status of each start."""
@@ -72,6 +75,10 @@ class Soak:
         content["data"] |= {"row_group_interactions": 500, "shard_interactions": 2000}
         content["train"]["reader"] |= {"max_length": 30, "shuffle_buffer": 2000}
         content["train"]["tables"] |= {"dimension": 16}
+        if self.items:
+            content["simulate"]["items"] = self.items
+            content["train"]["loss"] = {"kind": "sampled", "negatives": 32, "sampling": "in_batch"}
+            content["train"] |= {"checkpoint_steps": 3}
         content["models"] = {name: content["models"][name] for name in ("intentrec", "popularity")}
         content |= {"name": self.name, "storage": self.storage, "extensions": ["benchmarks.soak_worker"]}
         content["cluster"] = {"workers": 2, "max_failures": 1000}
@@ -236,13 +243,15 @@ def report(kind: str, undisturbed: Soak, run: Soak, looks: Looks, left: list[str
     expected, _ = rows_of(undisturbed.watched)
     whole = [epoch for epoch in range(run.epochs) if epochs[epoch] == expected[epoch] == expected[0]]
     once = all(count == 1 for count in expected[0].values())
-    lasted = time.monotonic() - run.began
+    lasted, markers = time.monotonic() - run.began, Markers(run.checkpoints)
+    changed = [name for name in markers.complete() if "base" in markers.marker(name)]
     lines = [
         f"### {'An S3 server' if kind == 's3' else 'A disk'}",
         "",
         f"- ended by itself after {lasted / 60:.1f} minutes and {len(run.faults)} faults; its {len(run.starts)} starts "
         f"ended with status {', '.join(map(str, run.starts))}",
         f"- against the undisturbed run: {'the same bits' if not found else 'DIFFERENT: ' + ', '.join(found)}",
+        f"- of the {len(markers.complete())} last checkpoints {len(changed)} have the rows alone that had changed",
         f"- sequences given once in {len(whole)} of {run.epochs} epochs, {sum(expected[0].values()):,} in each"
         f"{'' if once else ' (some are the same)'}; {again:,} batches were given again after a fault",
         f"- left behind: {', '.join(left) or 'nothing'}",
@@ -266,13 +275,13 @@ def soak(options: argparse.Namespace, folder: Path, store: ObjectStore, disk: Sm
     for kind in options.storage:
         epochs = options.epochs
         if not epochs:
-            trial = Soak(folder, storages[kind], "trial", 4, environment)
+            trial = Soak(folder, storages[kind], "trial", 4, environment, options.items)
             trial.to_its_end()
             seconds = Markers(trial.checkpoints).progress("".join(Markers(trial.checkpoints).complete()[-1:])).seconds
             epochs = max(int(0.4 * 60 * options.minutes / len(options.storage) / (seconds / 4)), 4)
-        undisturbed = Soak(folder, storages[kind], "undisturbed", epochs, environment)
+        undisturbed = Soak(folder, storages[kind], "undisturbed", epochs, environment, options.items)
         undisturbed.to_its_end()
-        looks, run = Looks(), Soak(folder, storages[kind], "disturbed", epochs, environment)
+        looks, run = Looks(), Soak(folder, storages[kind], "disturbed", epochs, environment, options.items)
         disturb(run, options, store, disk, kind)
         looks.close()
         left = [f"process {kind_of(each)}" for each in left_behind()]
@@ -308,6 +317,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="by default as many as the minutes take")
     parser.add_argument("--faults", type=lambda text: text.split(","), help=f"of {','.join(FAULTS)}")
     parser.add_argument("--storage", type=lambda text: text.split(","), default=["s3", "disk"], help="s3, disk or both")
+    parser.add_argument("--items", type=int, default=0, help="of a catalogue of which each step trains a part")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     options.faults = options.faults or (["worker"] if options.kills else list(FAULTS))

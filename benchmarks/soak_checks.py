@@ -15,8 +15,7 @@ import numpy as np
 import psutil
 import torch
 
-from ingest.storage import join
-from trainer.pieces import Part, StoredPieces
+from trainer.pieces import Part, stored_pieces
 from trainer.progress import Markers
 
 SECONDS_BETWEEN_LOOKS = 5.0
@@ -99,7 +98,7 @@ def _slope(lives: list[Any]) -> tuple[float, float]:
 
 def weights(folder: str, name: str) -> dict[str, torch.Tensor]:
     """Every tensor of the checkpoint `name`, optimizers' state included."""
-    pieces = StoredPieces(join(folder, name), Markers(folder).marker(name)["pieces"], 60)
+    pieces = stored_pieces(folder, name, Markers(folder).marker(name), 60)
     found = {tensor: pieces.whole(tensor) for tensor in pieces.names("")}
     pieces.read(Part(name, tuple(value.shape), (0,) * value.dim(), value) for name, value in found.items())
     return found

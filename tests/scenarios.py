@@ -54,7 +54,7 @@ from tests.small import (
     weights,
 )
 from tests.traffic import bytes_per_step, counted_steps, load_of
-from tests.trainer.scenarios import by_clock, drifting, full, set_aside
+from tests.trainer.scenarios import INCREMENTAL, by_clock, drifting, full, incremental, set_aside
 from trainer.checkpoint import Checkpoints
 from trainer.models.deep import DeepConfig
 from trainer.models.registry import NeuralConfig
@@ -300,6 +300,7 @@ SCENARIOS: dict[str, tuple[Scenario, str, dict[str, Any]]] = {
     "load": (load, "data", {"made_by": 1, "sharding": "table_wise"}),
     "set aside": (set_aside, "data", {}),
     "full": (full, "data", {}),
+    **{f"incremental/{name}": (incremental, "data", changes) for name, changes in INCREMENTAL.items()},
     "by clock": (by_clock, "data", {}),
     **{f"drifting/{what}": (drifting, "data", {"what": what}) for what in ("data", "computing")},
     "train": (train, "data", {}),

@@ -4,10 +4,12 @@
                              complete.json    written last: step, epoch, metrics, data position, config
     <folder>/best.json           the name of the best complete checkpoint
 
-`save` copies what this worker holds, and a thread writes the copies. Threads exchange nothing: that all workers' pieces
-are there is agreed by two of the numbers that they sum up before each step anyway, and then the first one writes the
-marker. A folder without it is never loaded, so a run that dies in between goes on from the checkpoint before. Loading
-works on another number of workers and with another sharding: each reads the pieces that have values of its shards.
+`save` copies what this worker holds, and a thread writes the copies; where the rows that training has touched since the
+last whole checkpoint are less than half of that, only these are, and that one is the `base` of the new one. Threads
+exchange nothing: that all workers' pieces are there is agreed by two of the numbers that they sum up before each step
+anyway, and then the first one writes the marker. A folder without it is never loaded, so a run that dies in between
+goes on from the checkpoint before. Loading works on another number of workers and with another sharding: each reads the
+pieces that have values of its shards.
 """
 
 from __future__ import annotations
@@ -24,15 +26,17 @@ from queue import SimpleQueue
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from embeddings.plan import GIB, Planned
+from embeddings.touched import Touched
 from embeddings.workers import Worker, gather_objects, raise_together, total
 from ingest.errors import DamagedCheckpointError, InputError, StorageError
 from ingest.patience import at_most
 from ingest.storage import exists, join, list_folders, list_names, make_folder, remove
 from trainer.background import Background
 from trainer.checked_json import write_checked
-from trainer.pieces import Buffers, Filled, StoredPieces, copies, write_pieces
+from trainer.pieces import Buffers, Filled, copies, stored_pieces, write_pieces
 from trainer.progress import BEST, DAMAGED, MARKER, VERSION, Markers, Progress
 from trainer.state import State
 from trainer.step import Step
@@ -77,6 +81,10 @@ class Checkpoints(Markers):
         """When the last one was complete, as Unix time."""
         self.best_written: tuple[float | None, int | None] = (None, None)
         """The best one's metric and epoch."""
+        self.base: dict[str, Any] | None = None
+        """The last whole checkpoint, its name and pieces."""
+        self.since: Touched | None = None
+        """What knows which rows have changed since its copy."""
 
     def save(self, step: Step, progress: Progress, config: dict[str, Any], best: bool = False) -> None:
         """Copy a checkpoint and begin to write it; waits for the one before, where that is being written still."""
@@ -91,20 +99,33 @@ class Checkpoints(Markers):
         if self.buffers is None:
             most = _copy_bytes(self.settings, step.planned, self.worker)
             self.buffers = Buffers(most, pinned=self.worker.device.type == "cuda")
+        state, first, touched = State(step), self.worker.first, step.touched.rows()
+        if self._may_build_on(self.base, name, step) and self._is_less(state, touched):
+            marker["base"] = self.base
+        else:
+            self.base, self.since, touched = None, step.touched, {}
+            step.touched.clear()
         copied: SimpleQueue[Filled | None] = SimpleQueue()
         path = join(self.folder, name)
         task = Background(partial(self._write, path, stems[self.worker.rank], self.buffers, copied), "checkpoint")
         try:
-            state, first = State(step), self.worker.first
-            for filled in copies(
-                chain(state.parts(replicated=first), state.collisions() if first else ()), self.buffers
-            ):
+            mappings = state.collisions() if first else ()
+            for filled in copies(chain(state.parts(replicated=first, touched=touched), mappings), self.buffers):
                 copied.put(filled)
         finally:
             copied.put(None)
         self.saving, self.tasks = Saving(name, marker, best, began, task, progress), self.tasks + 1
         self.figures["checkpoint/copy(s)"] = time.monotonic() - began
         self.figures["checkpoint/copy(GiB)"] = self.buffers.bytes / GIB
+
+    def _may_build_on(self, base: dict[str, Any] | None, name: str, step: Step) -> bool:
+        return base is not None and base["checkpoint"] != name and self.since is step.touched
+
+    def _is_less(self, state: State, touched: dict[str, Tensor]) -> bool:
+        """Whether what is `touched` on all workers is less than half of what they hold."""
+        sizes = [sum(part.nbytes for part in state.parts(False, rows)) for rows in (touched, None)]
+        few, whole = total(torch.tensor(sizes, dtype=torch.float64, device=self.worker.device)).tolist()
+        return bool(2 * few < whole)
 
     def wait_for_the_one_before(self, step: int) -> None:
         """Wait until nothing is in flight, as the checkpoint of `step` does before it is begun."""
@@ -168,6 +189,8 @@ class Checkpoints(Markers):
                 self.best_written = self.saving.progress.best, self.saving.progress.best_epoch
             self.figures["checkpoint/complete(s)"] = time.monotonic() - self.saving.began
             self.completed = time.time()
+            if "base" not in self.saving.marker:
+                self.base = {"checkpoint": self.saving.name, "pieces": self.saving.marker["pieces"]}
             self.saving = None
             return
         finish = partial(self._finish, self.saving) if self.worker.first else lambda: None
@@ -230,14 +253,28 @@ class Checkpoints(Markers):
         self._remove_old(saving.name)
 
     def _remove_old(self, newest: str) -> None:
-        """All before `newest` but `keep`, the best and those that are damaged; also what was never completed."""
-        kept = {*self.complete()[-self.settings.keep :], self.best()}
+        """All before `newest` but `keep`, the best, their bases, and damaged ones; also what was never completed.
+
+        Where more than one are kept, so is the last before the base of the newest, should that be damaged.
+        """
+        complete, keep = self.complete(), self.settings.keep
+        kept = {*complete[-keep:], *filter(None, [self.best()])}
+        if keep > 1 and (base := self._base_of(newest)) is not None:
+            kept |= set([name for name in complete if name < base][-1:])
+        kept |= {base for name in kept if (base := self._base_of(name)) is not None}
         for name in list_folders(self.folder):
             if name.startswith("step-") and name < newest and name not in kept:
                 folder = join(self.folder, name)
                 if not exists(join(folder, DAMAGED)):
                     remove(join(folder, MARKER))
                     remove(folder)
+
+    def _base_of(self, name: str) -> str | None:
+        try:
+            base = self.marker(name).get("base")
+        except DamagedCheckpointError:
+            return None
+        return None if base is None else str(base["checkpoint"])
 
     def resume(self, step: Step, ours: dict[str, Any]) -> Progress:
         """Load the newest checkpoint that is sound; how far the run is with it. Damaged ones are set aside.
@@ -275,10 +312,9 @@ class Checkpoints(Markers):
         Raises, on every worker, `DamagedCheckpointError` where it is not what it was, and `InputError` where it is of
         another model than the config has. Other failures, such as a lost worker, are none of the user's.
         """
-        state, error = State(step), None
+        state, error, self.base = State(step), None, None
         try:
-            stems = self.marker(name)["pieces"]
-            state.read(StoredPieces(join(self.folder, name), stems, self.settings.reader.retry_seconds))
+            state.read(stored_pieces(self.folder, name, self.marker(name), self.settings.reader.retry_seconds))
         except Exception as failure:
             error = failure
         raise_together(error)

@@ -8,12 +8,14 @@ zch/<table>/...                 the mapping of a table of few rows
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 
+from embeddings.table_config import table_of
 from trainer.pieces import Part, StoredPieces
 from trainer.step import Step
 
@@ -34,14 +36,18 @@ class State:
                 "exp_avg_sq": state.get("exp_avg_sq", torch.zeros_like(parameter)),
             }
 
-    def parts(self, replicated: bool) -> Iterator[Part]:
-        """This worker's shards, and, where `replicated` are asked for, what is the same on all workers."""
-        for name, tensor in self._tensors():
+    def parts(self, replicated: bool, touched: Mapping[str, Tensor] | None = None) -> Iterator[Part]:
+        """This worker's shards, and, where `replicated` are asked for, what is the same on all workers.
+
+        `touched`: by table those of its rows that are asked for; a table of which half are is given whole.
+        """
+        for name, table, tensor in self._tensors():
             if isinstance(tensor, ShardedTensor):
-                shape = tuple(tensor.metadata().size)
+                shape, only = tuple(tensor.metadata().size), (touched or {}).get(table or "")
                 for shard in tensor.local_shards():
-                    begin = tuple(shard.metadata.shard_offsets)
-                    yield Part(name, shape, begin, shard.tensor.detach())
+                    whole = Part(name, shape, tuple(shard.metadata.shard_offsets), shard.tensor.detach())
+                    few = None if only is None else replace(whole, only=only)
+                    yield whole if few is None or 2 * few.nbytes > whole.nbytes else few
             elif replicated:
                 yield Part(name, tuple(tensor.shape), (0,) * tensor.dim(), tensor.detach())
 
@@ -50,11 +56,12 @@ class State:
         for name, tensor in self.step.recommender.tables.collisions.state().items():
             yield Part(f"zch/{name}", tuple(tensor.shape), (0,) * tensor.dim(), tensor)
 
-    def _tensors(self) -> Iterator[tuple[str, Tensor | ShardedTensor]]:
-        yield from ((f"model/{name}", tensor) for name, tensor in self.model.items())
+    def _tensors(self) -> Iterator[tuple[str, str | None, Tensor | ShardedTensor]]:
+        """Name, the table whose rows it is of, and the tensor."""
+        yield from ((f"model/{name}", table_of(name), tensor) for name, tensor in self.model.items())
         for kind, states in (("fused", self.fused), ("dense", self.dense)):
             for name, state in states.items():
-                yield from ((f"{kind}/{name}/{key}", tensor) for key, tensor in state.items())
+                yield from ((f"{kind}/{name}/{key}", table_of(name), tensor) for key, tensor in state.items())
 
     def read(self, stored: StoredPieces) -> None:
         """Put what is `stored` into the step. Nothing is exchanged with other workers."""

@@ -9,7 +9,6 @@ both average gradients over them: so the gradient is the same on any number of w
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -21,6 +20,7 @@ from torch import Tensor
 from embeddings.sharding import reset_rows, shard
 from embeddings.table_config import ITEM
 from embeddings.tables import expected_lookups
+from embeddings.touched import Touched
 from embeddings.workers import Worker, gather_rows, own_rows
 from ingest.data.batch import Batch
 from ingest.data.manifest import Manifest
@@ -90,7 +90,8 @@ class Step:
         self.parallel, self.planned = shard(
             recommender, tables.configs, config.tables, worker.device, config.seed, lookups
         )
-        tables.collisions.place(worker.device, functools.partial(reset_rows, self.parallel))
+        self.touched = Touched(self.parallel, tables)
+        tables.collisions.place(worker.device, self._reset_rows)
         fused = set(self.parallel.fused_optimizer.params)
         self.dense = {name: p for name, p in self.parallel.named_parameters() if name not in fused and p.numel()}
         matrices = [p for p in self.dense.values() if p.dim() > 1]
@@ -114,6 +115,10 @@ class Step:
         """The model inside, its tables in their sharded form."""
         module: Recommender = self.parallel.module
         return module
+
+    def _reset_rows(self, table: str, row_N: Tensor, values_ND: Tensor) -> None:
+        reset_rows(self.parallel, table, row_N, values_ND)
+        self.touched.mark(table, row_N)
 
     @property
     def ahead(self) -> bool:

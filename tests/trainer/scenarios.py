@@ -19,6 +19,13 @@ from trainer.checkpoint import Checkpoints
 from trainer.progress import Progress, identity
 from trainer.step import Step
 
+INCREMENTAL: dict[str, dict[str, Any]] = {
+    "row_wise": {"sharding": "row_wise"},
+    "one number a row": {"sharding": "row_wise", "optimizer": "rowwise_adagrad"},
+    "table_wise": {"sharding": "table_wise", "optimizer": "rowwise_adagrad"},
+    "column_wise": {"sharding": "column_wise", "dimension": 256},
+}
+
 
 def flip(path: Path, place: int) -> None:
     """Damage one bit of a file."""
@@ -113,3 +120,42 @@ def drifting(data: Data, folder: Path, worker: Worker, what: str) -> dict[str, A
     finally:
         Step.losses = losses  # type: ignore[method-assign]
     return {"said": said, "own_seconds": own_seconds, "targets": [len(batch.target_Q) for batch in taken]}
+
+
+def incremental(
+    data: Data, folder: Path, worker: Worker, sharding: str, dimension: int = 8, optimizer: str = "adagrad"
+) -> dict[str, Any]:
+    """A whole checkpoint and two of what has changed since, all tables' rows and those with a mapping among them; the
+    weights with the last one, which another step has loaded, and both after one more step."""
+    tables = ("item", "action", "tags", "device", "genres", "content_type", "release_age")
+    settings: dict[str, Any] = {"sharding": dict.fromkeys(tables, sharding), "dimension": dimension}
+    zch = {} if sharding == "column_wise" else {"genres": {"size": 5, "interval": 2}}
+    settings |= {"optimizer": optimizer, "zch": zch}
+    changes: dict[str, Any] = {"tables": settings, "loss": {"kind": "sampled", "negatives": 1}}
+    step = make_step(data.manifest, worker, **changes)
+    name = f"incremental-{worker.workers}-{sharding}-{optimizer}"
+    checkpoints = Checkpoints(str(folder / name), train_config(keep=9, **changes), worker)
+    original, Checkpoints._is_less = Checkpoints._is_less, lambda *_: True  # type: ignore[method-assign]
+    try:
+        for number in range(3):
+            _take(step, data, worker, number)
+            checkpoints.save(step, Progress(step=number + 1), {})
+            saved = weights(step)
+            checkpoints.wait()
+    finally:
+        Checkpoints._is_less = original  # type: ignore[method-assign]
+    again = make_step(data.manifest, worker, seed=9, **changes)
+    again.config, again.sampler, again.recommender.tables.collisions.seed = step.config, step.sampler, 0
+    checkpoints.load(again, "step-0000000003")
+    loaded = weights(again)
+    for each in (step, again):
+        _take(each, data, worker, 3)
+    bases = [checkpoints.marker(name).get("base", {}).get("checkpoint") for name in checkpoints.complete()]
+    return {"saved": saved, "loaded": loaded, "after": weights(step), "again": weights(again), "bases": bases}
+
+
+def _take(step: Step, data: Data, worker: Worker, number: int) -> None:
+    """A step on one row a worker, in the first step on another one than later."""
+    rows = [3 * min(number, 1) + rank for rank in range(worker.workers)]
+    weights_of_all = step.weights_of(step.asking(data.batch(rows), 0)).tolist()
+    step.train(step.asking(data.batch([rows[worker.rank]]), 0), number, weights_of_all)
