@@ -5,11 +5,12 @@
     python -m benchmarks.paper configs/ml-100k.yaml --set transact.mask=null
     make results                                                # docs/results.md of what is kept
 
-All rows have the same reader, loss, epochs and other keys of `train`; dropout, window and a `train` of its own are of
-the config's model `paper`, or of its first IntentRec. Every row with every seed is an `intentrec run` of its own on
-the same prepared data, in `storage`/<name>-paper: what is there is not done again, so the same command goes on where it
-was stopped, and with more rows or seeds it adds them. After each, docs/results/paper/<name>.json is written anew: it is
-small, and to be committed. `storage` has to be a folder of this machine.
+All trained rows have the same reader, loss, epochs and other keys of `train`; dropout, window and a `train` of its own
+are of the config's model `paper`, or of its first IntentRec. What the config has that is not trained is a row, too,
+with one seed. Every row with every seed is an `intentrec run` of its own on the same prepared data, in
+`storage`/<name>-paper: what is there is not done again, so the same command goes on where it was stopped, and with more
+rows or seeds it adds them. After each, docs/results/paper/<name>.json is written anew: it is small, and to be
+committed. `storage` has to be a folder of this machine.
 """
 
 from __future__ import annotations
@@ -59,6 +60,12 @@ def sections(config: Config, content: Mapping[str, Any], changes: Mapping[str, A
     return found
 
 
+def baselines(config: Config, content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What the config has that is not trained and does not know the rule of a made log: rows that have one seed."""
+    names = (name for name in config.models if name not in config.neural and config.models[name].kind != "rule")
+    return {name: content["models"][name] for name in names}
+
+
 class Paper:
     """The rows of one config: what is run and what is kept."""
 
@@ -73,7 +80,8 @@ class Paper:
         for word in options.set:
             (row, _, key), value = word.partition("=")[0].partition("."), word.partition("=")[2]
             changes.setdefault(row, {})[key] = yaml.safe_load(value)
-        self.rows = sections(self.config, self.content, changes)
+        self.baselines = baselines(self.config, self.content)
+        self.rows = sections(self.config, self.content, changes) | self.baselines
         self.folder = Path(self.config.storage, f"{self.name}-paper")
         self.kept = self.folder / "kept"
 
@@ -83,8 +91,10 @@ class Paper:
         done = self.kept / f"{name}.json"
         if done.exists():
             return
-        train = {**self.rows[row].get("train", {}), "seed": self.config.train.seed + seed}
-        models = {name: {**self.rows[row], "train": train}}
+        models = {name: self.rows[row]}
+        if row not in self.baselines:
+            train = {**self.rows[row].get("train", {}), "seed": self.config.train.seed + seed}
+            models = {name: {**self.rows[row], "train": train}}
         content = {key: value for key, value in self.content.items() if key != "recommend"}
         content |= {"name": f"{self.name}-paper", "models": models, "storage": self.config.storage}
         self.kept.mkdir(parents=True, exist_ok=True)
@@ -98,7 +108,8 @@ class Paper:
         shutil.rmtree(targets, ignore_errors=True)
         targets.parent.mkdir(exist_ok=True)
         shutil.move(self.folder / "targets" / name, targets)
-        shutil.rmtree(self.folder / "models" / name)
+        if row not in self.baselines:
+            shutil.rmtree(self.folder / "models" / name)
         results = self.folder / "results.json"
         found = json.loads(results.read_text()) | {"row": self.rows[row], "ran": header("paper")}
         if self.options.busy:
@@ -137,6 +148,7 @@ class Paper:
             "data": {name: results["data"][name] for name in ("users", "items", "events")},
             "epochs": self.rows[FIRST].get("train", {}).get("epochs", self.config.train.epochs),
             "intents": [feature.name for feature in self.config.data.intents],
+            "baselines": list(self.baselines),
             "majority": rounded(results["majority"]),
             "rows": self.rows,
             "models": {row: rounded(_facts(model) | ran[row]) for row, model in merged["models"].items()},
@@ -177,7 +189,9 @@ def _run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         parser.error(f"--rows takes {', '.join(paper.rows)}; got {', '.join(others)}")
     options.kept.mkdir(parents=True, exist_ok=True)
     for seed in range(options.seeds):
-        for row in sorted(rows, key=lambda row: row != FIRST):
+        for row in sorted(rows, key=lambda row: (row != FIRST, row not in paper.baselines)):
+            if seed and row in paper.baselines:
+                continue
             paper.run(row, seed)
             (options.kept / f"{paper.name}.json").write_text(json.dumps(paper.summary(), indent=1) + "\n")
             print(f"{row}, seed {seed}: {options.kept / paper.name}.json", file=sys.stderr)

@@ -82,7 +82,7 @@ def tables(run: Mapping[str, Any]) -> str:
         [
             f"### {run['config']}",
             _introduction(run),
-            _items(run, "model", MODELS, "transact", "TransAct", AGAINST_TRANSACT),
+            _items(run, "model", [*run["baselines"], *MODELS], "transact", "TransAct", AGAINST_TRANSACT),
             _intents(run),
             _items(run, "ablation", ABLATIONS, "v1", "V1", AGAINST_V1),
             _alone(run),
@@ -96,13 +96,29 @@ def _introduction(run: Mapping[str, Any]) -> str:
     commits = ", ".join(dict.fromkeys(commit for model in models for commit in model["commits"]))
     command = f"{run['command']} --seeds {max(len(model['seeds']) for model in models)}"
     several = " ± the standard deviation of a seed" if any(model["deviation"] for model in models) else ""
-    counts = f"{data['events']:,} events of {data['users']:,} users and {data['items']:,} items"
+    counts = _below_the_best_baseline(run)
+    counts += f"{data['events']:,} events of {data['users']:,} users and {data['items']:,} items"
     split, seen = protocol["split"].replace("_", " "), "out" if protocol["filter_seen"] else "in"
     return (
         f"{counts}; {protocol['targets']:,} targets (split: {split}), seen items {seen}; at most {run['epochs']} "
         f"epochs, of which the best on validation is taken. Means over the seeds{several}; p against IntentRec in "
         f"{protocol['metric']}, paired over users.\n\n`{command}`, {run['date'][:10]}, commit {commits}, "
         f"{run['machine']}, torch {run['versions']['torch']}."
+    )
+
+
+def _below_the_best_baseline(run: Mapping[str, Any]) -> str:
+    """A sentence, where a trained row is."""
+    metric = run["protocol"]["metric"]
+    values = {row: model["metrics"][metric] for row, model in run["models"].items()}
+    simple = {row: value for row, value in values.items() if row in run["baselines"]}
+    if not simple:
+        return ""
+    best = max(simple, key=lambda row: simple[row])
+    trained = values.keys() - simple.keys()
+    below = sum(values[row] < simple[best] for row in trained)
+    return (
+        f"{below} of the {len(trained)} trained rows are below {best}, the best that is not trained. " if below else ""
     )
 
 
@@ -117,7 +133,9 @@ def _items(
         model = models.get(row)
         cells = [_mean(model, "metrics", name) for name in names]
         relative = _relative(models, row, base, lambda model: model["metrics"][metric])
-        found.append(_row([NAMES[row], _seeds(model), *cells, relative, _percent(paper.get(row)), _p(run, row)]))
+        seeds = "no training" if row in run["baselines"] else _seeds(model)
+        name = NAMES.get(row, row)
+        found.append(_row([name, seeds, *cells, relative, _percent(paper.get(row)), _p(run, row)]))
     return "\n".join(found)
 
 
@@ -173,7 +191,7 @@ def _times(run: Mapping[str, Any]) -> str:
             cells = ["" if value is None else text.format(value) for text, value in zip(formats, values, strict=True)]
             cells += [f"{model['parameters']:,}", f"{model['table_parameters']:,}"]
         found.append(_row([NAMES[row], *cells]))
-    if any(model["training"] is None for model in run["models"].values()):
+    if any(model["training"] is None for row, model in run["models"].items() if row not in run["baselines"]):
         found += ["", "No times: of rows that were trained while the machine had other work."]
     return "\n".join(found)
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from benchmarks.paper import sections
-from benchmarks.paper_tables import AGAINST_TRANSACT, AGAINST_V1, NAMES, PAPER_ROWS, tables
+from benchmarks.paper_tables import AGAINST_TRANSACT, AGAINST_V1, NAMES, PAPER_ROWS, p_of, tables
 from benchmarks.results import PAGE, made
 from cluster.config import Config
 from ingest.errors import InputError
@@ -29,6 +29,7 @@ LOG: dict[str, Any] = {
     "models": {
         "intentrec": {"kind": "intentrec", "window": "1d", "knows": ["request"]},
         "paper": {"kind": "intentrec", "window": "2d", "dropout": 0.2, "train": {"epochs": 1}},
+        "popular": {"kind": "popularity"},
     },
     "evaluate": {"filter_seen": False, "resamples": 200},
     "cluster": {"workers": 1},
@@ -84,6 +85,23 @@ def test_what_is_there_is_not_run_again_and_seeds_are_one_row(tiny: Tiny) -> Non
     assert "| content_type alone | not run | not run | not run | +6.52 % | not run |" in text
     models = run["models"] | {"transact": ours | {"metrics": {"MRR": ours["metrics"]["MRR"] / 2}}}
     assert f" | {mrr} ± 0.0000 | +100.00 % | +7.40 % |  |" in tables(run | {"models": models})
+
+
+def test_what_is_not_trained_is_a_row_with_one_seed(tiny: Tiny) -> None:
+    run = tiny("--rows", "intentrec,popular", "--seeds", "2")
+    assert run["baselines"] == ["popular"]
+    popular, ours = run["models"]["popular"], run["models"]["intentrec"]
+    assert (popular["seeds"], popular["deviation"]) == ([0], None)
+    text = tables(run)
+    values = " | ".join(f"{popular['metrics'][name]:.4f}" for name in ("HR@10", "NDCG@10", "MRR"))
+    assert f"\n| popular | no training | {values} | not run |  | {p_of(run['versus']['popular']['p'])} |\n" in text
+    for mrr, below in ((1.0, 2), (0.0, 0)):
+        changed = run | {
+            "models": run["models"] | {"popular": popular | {"metrics": popular["metrics"] | {"MRR": mrr}}}
+        }
+        told = f"{below} of the {len(run['models']) - 1} trained rows are below popular" in tables(changed)
+        assert told == (below > 0)
+    assert 0 < ours["metrics"]["MRR"] < 1
 
 
 def test_a_section_is_replaced_alone_and_a_new_one_stands_before_the_words(tiny: Tiny) -> None:
