@@ -1,9 +1,9 @@
 """Two workers, one, and two again, by nodes that are lost and added, against undisturbed seeds. Prints Markdown.
 
-    python -m benchmarks.elastic [--seeds 4] [--disturbed 2]
+    python -m benchmarks.elastic [--seeds 3] [--disturbed 1]
 
 IntentRec is trained on a made log by two workers on a Ray cluster of two nodes, with several seeds. Then with the first
-ones again: once a third of the steps is taken all processes of one node are killed; the worker of the other goes on
+ones again: once a quarter of the steps is taken all processes of one node are killed; the worker of the other goes on
 alone, and after as many rows again a node is added. The last epoch's mean training loss and the last validation are
 compared with what the seeds differ by.
 """
@@ -98,12 +98,12 @@ class Run:
         return {"loss": fmean(loss for step, loss in progress.train_curve if step > before), "validation": metric}
 
     def disturbed(self, steps: int) -> dict[str, float]:
-        """Lose a node after a third of `steps`, add one after two thirds of the rows; seconds to the next step."""
+        """Lose a node after a quarter of `steps`, add one after half of the rows; seconds to the next step."""
         with self.begun() as nodes:
-            before = self.wait(lambda found: len(found) == 2 and min(map(len, found.values())) > steps // 3)
+            before = self.wait(lambda found: len(found) == 2 and min(map(len, found.values())) > steps // 4)
             lost = time.time()
             lose_node(nodes)
-            alone = self.wait(lambda found: any(len(found[pid]) > 2 * steps // 3 for pid in found.keys() - before))
+            alone = self.wait(lambda found: any(len(found[pid]) > steps // 2 for pid in found.keys() - before))
             added = time.time()
             nodes.add_node(**NODE)
             both = self.wait(lambda found: len(found.keys() - alone) == 2)
@@ -146,9 +146,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.elastic", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", type=int, default=4, help="trained undisturbed, at least two")
-    parser.add_argument("--disturbed", type=int, default=2, help="of them once more, with a node lost and added")
-    parser.add_argument("--users", type=int, default=600)
+    parser.add_argument("--seeds", type=int, default=3, help="trained undisturbed, at least two")
+    parser.add_argument("--disturbed", type=int, default=1, help="of them once more, with a node lost and added")
+    parser.add_argument("--users", type=int, default=2500)
     options = parser.parse_args()
     facts: dict[str, Any] = header("elastic")
     print(f"`{facts['command']}`, {facts['date']}, {facts['machine']}\n", flush=True)

@@ -68,6 +68,7 @@ class Soak:
 
     def __post_init__(self) -> None:
         self.watched = self.folder / f"watched-{self.name}"
+        shutil.rmtree(self.watched, ignore_errors=True)  # of the storage before
         self.watched.mkdir()
         content = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text())
         content["simulate"] |= {"users": 150, "items": 60, "days": 20}
