@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # the first example compiles
 hypothesis.settings.load_profile("untimed")
+os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves its workers beside the other process of tests
 
 
 @pytest.hookimpl(tryfirst=True)

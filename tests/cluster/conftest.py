@@ -70,7 +70,8 @@ class Head:
 
 def without_ray(added: dict[str, str]) -> dict[str, str]:
     """This process's environment without Ray's variables, and with those of `added`."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | added
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return kept | {"RAY_worker_niceness": os.environ["RAY_worker_niceness"]} | added
 
 
 @pytest.fixture(scope="session")
