@@ -18,7 +18,7 @@ from threading import Timer
 import pytest
 import yaml
 
-from tests.cluster.conftest import AUTHENTICATION, without_ray
+from tests.cluster.conftest import AUTHENTICATION, NICENESS, without_ray
 from tests.nodes import Network, Node, finished, why_not, words
 from tests.s3 import ObjectStore
 
@@ -108,7 +108,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         store.make_bucket("nodes")
         head, *workers = network.nodes.values()
         for node in network.nodes.values():
-            node.environment |= AUTHENTICATION | store.environment | {"OMP_NUM_THREADS": "1"}
+            node.environment |= AUTHENTICATION | store.environment | {"OMP_NUM_THREADS": "1", NICENESS: "0"}
         ray_started(head, "--head --num-cpus=0 --dashboard-host=0.0.0.0")
         with ThreadPoolExecutor(2) as threads:
             list(threads.map(lambda node: ray_started(node, "--address=head:6379 --num-cpus=1"), workers))
