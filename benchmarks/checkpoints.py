@@ -99,17 +99,18 @@ def _train(worker: Worker, folder: str, items: int, dimension: int, draw: str) -
         dist.barrier()
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
         checkpoints.wait()
-        latest = checkpoints.latest() or ""
-        pieces = checkpoints.marker(latest)["pieces"][worker.rank] if latest else ""
+        written, latest = 0, str(checkpoints.latest())
         if saves:
-            assert ("base" in checkpoints.marker(latest)) == (saves == CHANGED), "half of the rows have changed"
+            marker = checkpoints.marker(latest)
+            assert ("base" in marker) == (saves == CHANGED), "half of the rows have changed"
+            written = size_of(join(folder, latest, f"{marker['pieces'][worker.rank]}.bin"))
         return {
             "seconds": seconds,
             "cpu": cpu,
             "copy": checkpoints.figures.get("checkpoint/copy(s)", 0.0),
             "complete": checkpoints.figures.get("checkpoint/complete(s)", 0.0),
             "copy_gib": checkpoints.figures.get("checkpoint/copy(GiB)", 0.0),
-            "written": size_of(join(folder, latest, f"{pieces}.bin")) if saves else 0,
+            "written": written,
             "peak": peak_memory(),
         }
 

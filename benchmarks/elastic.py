@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from benchmarks.fault_marks import MARKS
+from benchmarks.fault_marks import MARKS, read_marks
 from benchmarks.training import header
 from tests.cluster.two_nodes import NODE, lose_node, two_nodes
 from trainer.progress import Markers, Progress
@@ -73,9 +73,8 @@ class Run:
 
     def steps(self) -> dict[int, list[float]]:
         """When the steps of each worker ended, by its process."""
-        lines = (self.model / MARKS).read_text().splitlines(keepends=True) if (self.model / MARKS).exists() else []
         found: dict[int, list[float]] = {}
-        for mark in (json.loads(line) for line in lines if line.endswith("\n")):
+        for mark in read_marks(self.model / MARKS):
             if mark["what"] == "step ends":
                 found.setdefault(mark["pid"], []).append(mark["at"])
         return found

@@ -42,6 +42,12 @@ def note(folder: str, what: str, more: str = "") -> None:
         file.write(json.dumps(mark) + "\n")
 
 
+def read_marks(file: Path) -> list[dict[str, Any]]:
+    """What is noted so far in `file`, which others are writing and which may not be there yet."""
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
 def install() -> None:
     from trainer.checkpoint import Checkpoints
     from trainer.loop import Trainer

@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.fault_marks import MARKS
+from benchmarks.fault_marks import MARKS, read_marks
 from benchmarks.training import header
 
 STEPS = 30
@@ -95,8 +95,7 @@ def _killed(marks: Path, config: Path) -> dict[str, Any]:
 def _wait(marks: Path, command: subprocess.Popen, reached: Any, seconds: float = 600) -> list[dict[str, Any]]:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and command.poll() is None:
-        lines = marks.read_text().splitlines(keepends=True) if marks.exists() else []
-        found = [json.loads(line) for line in lines if line.endswith("\n")]
+        found = read_marks(marks)
         if reached(found):
             return found
         time.sleep(0.05)

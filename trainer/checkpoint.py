@@ -99,11 +99,12 @@ class Checkpoints(Markers):
         if self.buffers is None:
             most = _copy_bytes(self.settings, step.planned, self.worker)
             self.buffers = Buffers(most, pinned=self.worker.device.type == "cuda")
-        state, first, touched = State(step), self.worker.first, step.touched.rows()
-        if self._may_build_on(self.base, name, step) and self._is_less(state, touched):
+        state, first = State(step), self.worker.first
+        touched = self._touched(state, name)
+        if touched is not None:
             marker["base"] = self.base
         else:
-            self.base, self.since, touched = None, step.touched, {}
+            self.base, self.since = None, step.touched
             step.touched.clear()
         copied: SimpleQueue[Filled | None] = SimpleQueue()
         path = join(self.folder, name)
@@ -118,8 +119,12 @@ class Checkpoints(Markers):
         self.figures["checkpoint/copy(s)"] = time.monotonic() - began
         self.figures["checkpoint/copy(GiB)"] = self.buffers.bytes / GIB
 
-    def _may_build_on(self, base: dict[str, Any] | None, name: str, step: Step) -> bool:
-        return base is not None and base["checkpoint"] != name and self.since is step.touched
+    def _touched(self, state: State, name: str) -> dict[str, Tensor] | None:
+        """By table the rows that checkpoint `name` has of it, where it builds on `base`; None where it is whole."""
+        if self.base is None or self.base["checkpoint"] == name or self.since is not state.step.touched:
+            return None
+        touched = state.step.touched.rows()
+        return touched if self._is_less(state, touched) else None
 
     def _is_less(self, state: State, touched: dict[str, Tensor]) -> bool:
         """Whether what is `touched` on all workers is less than half of what they hold."""
@@ -260,8 +265,8 @@ class Checkpoints(Markers):
         complete, keep = self.complete(), self.settings.keep
         kept = {*complete[-keep:], *filter(None, [self.best()])}
         if keep > 1 and (base := self._base_of(newest)) is not None:
-            kept |= set([name for name in complete if name < base][-1:])
-        kept |= {base for name in kept if (base := self._base_of(name)) is not None}
+            kept.update([name for name in complete if name < base][-1:])
+        kept.update([base for name in kept if (base := self._base_of(name)) is not None])
         for name in list_folders(self.folder):
             if name.startswith("step-") and name < newest and name not in kept:
                 folder = join(self.folder, name)
@@ -270,6 +275,7 @@ class Checkpoints(Markers):
                     remove(folder)
 
     def _base_of(self, name: str) -> str | None:
+        """The name of what checkpoint `name` builds on; None of a whole one, and of one whose marker is damaged."""
         try:
             base = self.marker(name).get("base")
         except DamagedCheckpointError:

@@ -34,6 +34,7 @@ class Events:
         self.purge: int | None = step + 1
         self.writer: SummaryWriter | None = None
         self.not_before = 0
+        """The Unix time before which no other file is begun after one that has failed."""
         self.copied: dict[str, int] = {}
         self.copying: Background | None = None
         self.last_copy, self.told = -float("inf"), False
