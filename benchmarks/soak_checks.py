@@ -99,7 +99,8 @@ def _slope(lives: list[Any]) -> tuple[float, float]:
 def weights(folder: str, name: str) -> dict[str, torch.Tensor]:
     """Every tensor of the checkpoint `name`, optimizers' state included."""
     pieces = stored_pieces(folder, name, Markers(folder).marker(name), 60)
-    found = {tensor: pieces.whole(tensor) for tensor in pieces.names("")}
+    levels = [pieces] if pieces.base is None else [pieces.base, pieces]
+    found = {tensor: level.whole(tensor) for level in levels for tensor in level.names("")}
     pieces.read(Part(name, tuple(value.shape), (0,) * value.dim(), value) for name, value in found.items())
     return found
 

@@ -232,14 +232,11 @@ class StoredPieces:
         return InputError(f"{self.folder}: does not fit this model's config: {difference}")
 
     def names(self, prefix: str) -> list[str]:
-        """The tensors whose names begin so."""
-        below = self.base.pieces if self.base is not None else {}
-        return [name for name in {**self.pieces, **below} if name.startswith(prefix)]
+        """The tensors whose names begin so, and of which these have values themselves."""
+        return [name for name in self.pieces if name.startswith(prefix)]
 
     def whole(self, name: str) -> Tensor:
-        """A new tensor for the values of `name`."""
-        if name not in self.pieces and self.base is not None:
-            return self.base.whole(name)
+        """A new tensor for the values of `name`, of which these have some themselves."""
         _, piece = self.pieces[name][0]
         return torch.empty(piece.shape, dtype=_DTYPES[piece.dtype])
 

@@ -135,6 +135,7 @@ def incremental(
     step = make_step(data.manifest, worker, **changes)
     name = f"incremental-{worker.workers}-{sharding}-{optimizer}"
     checkpoints = Checkpoints(str(folder / name), train_config(keep=9, **changes), worker)
+    mappings: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
     original, Checkpoints._is_less = Checkpoints._is_less, lambda *_: True  # type: ignore[method-assign]
     try:
         for number in range(3):
@@ -142,6 +143,9 @@ def incremental(
             checkpoints.save(step, Progress(step=number + 1), {})
             saved = weights(step)
             checkpoints.wait()
+            again = make_step(data.manifest, worker, seed=9, **changes)
+            Checkpoints(checkpoints.folder, checkpoints.settings, worker).load(again, str(checkpoints.latest()))
+            mappings.append((_mappings(step), _mappings(again)))
     finally:
         Checkpoints._is_less = original  # type: ignore[method-assign]
     again = make_step(data.manifest, worker, seed=9, **changes)
@@ -151,7 +155,13 @@ def incremental(
     for each in (step, again):
         _take(each, data, worker, 3)
     bases = [checkpoints.marker(name).get("base", {}).get("checkpoint") for name in checkpoints.complete()]
-    return {"saved": saved, "loaded": loaded, "after": weights(step), "again": weights(again), "bases": bases}
+    return {"saved": saved, "loaded": loaded, "after": weights(step), "again": weights(again), "bases": bases,
+            "mappings": mappings}  # fmt: skip
+
+
+def _mappings(step: Step) -> dict[str, Tensor]:
+    """Which values have a row of a table that they share, and what was seen since they competed: it may be nothing."""
+    return {name: values.clone() for name, values in step.recommender.tables.collisions.state().items()}
 
 
 def _take(step: Step, data: Data, worker: Worker, number: int) -> None:

@@ -39,6 +39,8 @@ def test_a_base_and_what_has_changed_since_are_the_weights_and_the_optimizers_st
         assert each["bases"] == [None, "step-0000000001", "step-0000000001"]
         same(each["loaded"], each["saved"])
         same(each["again"], each["after"])
+        for saved, loaded in each["mappings"]:
+            same(saved, loaded)
 
 
 @pytest.mark.parametrize("name", ["row_wise", "table_wise"])
