@@ -4,13 +4,15 @@
 
 IntentRec is trained on a made log by two workers on a Ray cluster of two nodes, with several seeds. Then with the first
 ones again: once a quarter of the steps is taken all processes of one node are killed; the worker of the other goes on
-alone, and after as many rows again a node is added. The last epoch's mean training loss and the last validation are
-compared with what the seeds differ by.
+alone, and after as many rows again a node is added: once with batches of a worker that stay as they are, and once
+with twice the tokens while it is alone (`train.reader.most_tokens`). The last epoch's mean training loss and the last
+validation are compared with what the seeds differ by.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -28,6 +30,7 @@ from benchmarks.fault_marks import MARKS, read_marks
 from benchmarks.training import header
 from tests.cluster.two_nodes import NODE, lose_node, two_nodes
 from trainer.progress import Markers, Progress
+from trainer.train_config import TrainConfig
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
@@ -51,11 +54,13 @@ def config_of(folder: Path, users: int) -> Path:
 class Run:
     """A training with one seed on a cluster of its own."""
 
-    def __init__(self, config: Path, name: str, seed: int) -> None:
+    def __init__(self, config: Path, name: str, seed: int, most_tokens: int | None = None) -> None:
+        self.most_tokens = most_tokens
         self.model = config.parent / "run" / "models" / name
         self.log = config.parent / f"{name}.log"
         section = yaml.safe_load(config.read_text())["models"]["intentrec"]
-        models = json.dumps({name: {**section, "train": {"seed": seed}}})
+        train = {"seed": seed, "reader": {"most_tokens": most_tokens}}
+        models = json.dumps({name: {**section, "train": train}})
         self.command = [sys.executable, "-m", "cluster.cli", "train", str(config), f"models={models}"]
 
     @contextmanager
@@ -100,9 +105,10 @@ class Run:
         """Lose a node after a quarter of `steps`, add one after half of the rows; seconds to the next step."""
         with self.begun() as nodes:
             before = self.wait(lambda found: len(found) == 2 and min(map(len, found.values())) > steps // 4)
+            alone_for = steps // 4 if self.most_tokens else steps // 2
             lost = time.time()
             lose_node(nodes)
-            alone = self.wait(lambda found: any(len(found[pid]) > steps // 2 for pid in found.keys() - before))
+            alone = self.wait(lambda found: any(len(found[pid]) > alone_for for pid in found.keys() - before))
             added = time.time()
             nodes.add_node(**NODE)
             both = self.wait(lambda found: len(found.keys() - alone) == 2)
@@ -126,11 +132,14 @@ def measure(options: argparse.Namespace, folder: Path) -> Iterator[str]:
         steps = run.progress().step
         yield f"| {seed} | 2 | {steps:,} | {seeds[-1]['loss']:.4f} | {seeds[-1]['validation']:.4f} | | |"
     off: dict[str, list[float]] = {}
-    for seed in range(options.disturbed):
-        run = Run(config, f"disturbed-{seed}", seed)
+    tokens = TrainConfig.model_validate(yaml.safe_load(config.read_text())["train"]).reader.tokens
+    for seed, (kind, most) in itertools.product(
+        range(options.disturbed), {"": None, ", more tokens": 2 * tokens}.items()
+    ):
+        run = Run(config, f"disturbed-{seed}-{most}", seed, most)
         seconds, ends = run.disturbed(steps), run.ends()
         yield (
-            f"| {seed} | 2, 1, 2 | {run.progress().step:,} | {ends['loss']:.4f} | {ends['validation']:.4f} | "
+            f"| {seed} | 2, 1{kind}, 2 | {run.progress().step:,} | {ends['loss']:.4f} | {ends['validation']:.4f} | "
             f"{seconds['lost']:.0f} s | {seconds['added']:.0f} s |"
         )
         for figure, value in ends.items():
@@ -146,7 +155,7 @@ def main() -> None:
         prog="python -m benchmarks.elastic", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, default=3, help="trained undisturbed, at least two")
-    parser.add_argument("--disturbed", type=int, default=1, help="of them once more, with a node lost and added")
+    parser.add_argument("--disturbed", type=int, default=1, help="of them twice more, with a node lost and added")
     parser.add_argument("--users", type=int, default=2500)
     options = parser.parse_args()
     facts: dict[str, Any] = header("elastic")

@@ -81,14 +81,16 @@ class Trainer:
         needs_counts = run.train.loss.needs_counts
         self.items = load_items(run.data, self.manifest, needs_counts) if items is None else items
         counts, known = self.items.counts if needs_counts else None, Known(run.data, self.items)
-        self.step = Step(run.model, run.train, self.manifest, worker, counts, known)
+        reader, self.part = run.train.reader.of_share(worker.share)
+        train = run.train.model_copy(update={"reader": reader})
+        self.step = Step(run.model, train, self.manifest, worker, counts, known, self.part)
         self.checkpoints = Checkpoints(run.checkpoints, run.train, worker)
         self.reader = Reader(
             run.data,
             self.manifest,
             self.items,
             "train",
-            run.train.reader,
+            reader,
             rank=worker.rank,
             workers=worker.workers,
             seed=run.train.seed,
@@ -221,7 +223,7 @@ class Trainer:
             batch, self.progress.step, weights, self.progress.epoch, prepared, self.progress.warm
         )
         self.progress.step += 1
-        self.progress.warm += self.worker.share
+        self.progress.warm += self.part
         self.progress.targets += int(targets)
         self.epoch_tokens += int(tokens)
         self.monitor.count(int(tokens), len(batch.target_Q), batch.rows > 0)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from embeddings.sharding import reset_rows, shard
-from embeddings.table_config import ITEM
+from embeddings.table_config import ITEM, Optimizer
 from embeddings.tables import expected_lookups
 from embeddings.touched import Touched
 from embeddings.workers import Worker, gather_rows, own_rows
@@ -38,6 +38,15 @@ from trainer.train_config import TrainConfig
 from trainer.unknown import with_unknowns
 
 L = TypeVar("L", Tensor, float)
+PART_POWERS: dict[Optimizer, float] = {
+    "sgd": 1.0,
+    "adam": 0.5,
+    "rowwise_adam": 0.5,
+    "adagrad": 0.0,
+    "rowwise_adagrad": 0.0,
+}
+"""The power of the global batch's part by which each optimizer's learning rate goes down with it. Adagrad's steps get
+shorter with the sum of all squared gradients, in which those of smaller batches are more and larger."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,8 @@ class Step:
     """A sharded model with its optimizers.
 
     `counts`: how often the training data have each item, [V], without which in-batch negatives can not be drawn.
-    `known`: the data set, of which scores that know attributes or what is recent read more.
+    `known`: the data set, of which scores that know attributes or what is recent read more. `part`: of the global batch
+    that the learning rates are for, what the workers take together.
     """
 
     def __init__(
@@ -73,8 +83,9 @@ class Step:
         worker: Worker,
         counts: NDArray | None = None,
         known: Known | None = None,
+        part: float = 1.0,
     ) -> None:
-        self.config, self.manifest, self.worker = config, manifest, worker
+        self.config, self.manifest, self.worker, self.part = config, manifest, worker, part
         recommender = build(model, config, manifest)
         recommender.network.to(worker.device)
         recommender.scores.to(worker.device)
@@ -258,13 +269,14 @@ class Step:
 
     def _set_learning_rate(self, warm: float, epoch: int) -> None:
         warmup, decay = self.config.warmup_steps, self.config.decay**epoch
-        factor = min(1.0, (warm + 1) / warmup) if warmup else 1.0
+        factor = min(1.0, (warm + self.part) / warmup) if warmup else 1.0
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * factor * decay
-        if self.config.decay < 1:
+            group["lr"] = self.config.learning_rate * factor * decay * self.part**0.5
+        if self.config.decay < 1 or self.part < 1:
             tables = self.parallel.fused_optimizer
+            scale = self.part ** PART_POWERS[self.config.tables.optimizer]
             for group, rate in zip(tables.param_groups, self.table_rates, strict=True):
-                group["lr"] = rate * decay
+                group["lr"] = rate * decay * scale
             tables.zero_grad()  # which hands the rates to the kernels
 
     @torch.no_grad()

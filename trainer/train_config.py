@@ -37,7 +37,9 @@ class TrainConfig(Settings):
 
     epochs: int = Field(default=10, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
-    """Of AdamW for the dense part; the tables have their own."""
+    """Of AdamW for the dense part; the tables have their own. For the batch of all workers that there can be: one of a
+    part of it has this times the part's square root, and so have tables whose optimizer is an Adam (the square root
+    rule, Malladi et al., arXiv 2205.10287)."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Of AdamW, for matrices alone: not for biases and the scales of norms. Tables have none."""
     warmup_steps: int = Field(default=0, ge=0)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from ingest.settings import Settings
+from ingest.settings import SettingError, Settings
 
 
 class ReaderConfig(Settings):
@@ -14,6 +14,9 @@ class ReaderConfig(Settings):
 
     tokens: int = Field(default=8192, ge=1)
     """Tokens in a worker's batch, about: a row is never cut."""
+    most_tokens: int | None = Field(default=None, ge=1)
+    """What a worker's batch grows to where there are fewer workers than `cluster.workers.max`, so that the global batch
+    stays the same; by default it does not grow. A training batch, not one that is evaluated."""
     shuffle_buffer: int = Field(default=2_000_000, ge=1)
     """Interactions of the row groups whose rows are shuffled together: bounds the memory."""
     max_length: int = Field(default=200, ge=1)
@@ -26,3 +29,15 @@ class ReaderConfig(Settings):
     """How long an object store that fails or does not answer is asked again, with growing pauses."""
     on_bad_shard: Literal["error", "skip"] = "error"
     """Whether a damaged row group ends the run, or is set aside, counted in TensorBoard and named in the report."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ReaderConfig:
+        if self.most_tokens is not None and self.most_tokens < self.tokens:
+            raise SettingError("most_tokens", f"takes at least tokens, {self.tokens}, got {self.most_tokens}")
+        return self
+
+    def of_share(self, share: float) -> tuple[ReaderConfig, float]:
+        """How each reads where there are `share` of the workers that there can be, and the part of the whole global
+        batch that they take together."""
+        tokens = min(round(self.tokens / share), self.most_tokens or self.tokens)
+        return self.model_copy(update={"tokens": tokens}), min(share * tokens / self.tokens, 1.0)
