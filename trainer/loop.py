@@ -81,19 +81,21 @@ class Trainer:
         needs_counts = run.train.loss.needs_counts
         self.items = load_items(run.data, self.manifest, needs_counts) if items is None else items
         counts, known = self.items.counts if needs_counts else None, Known(run.data, self.items)
-        reader, self.part = run.train.reader.of_share(worker.share)
-        train = run.train.model_copy(update={"reader": reader})
-        self.step = Step(run.model, train, self.manifest, worker, counts, known, self.part)
+        merged = run.train.reader.merged(worker.share)
+        self.part = min(worker.share * merged, 1.0)
+        """Of the global batch of all workers that there can be, what there is in a step."""
+        self.step = Step(run.model, run.train, self.manifest, worker, counts, known, self.part)
         self.checkpoints = Checkpoints(run.checkpoints, run.train, worker)
         self.reader = Reader(
             run.data,
             self.manifest,
             self.items,
             "train",
-            reader,
+            run.train.reader,
             rank=worker.rank,
             workers=worker.workers,
             seed=run.train.seed,
+            merged=merged,
             features=run.model.needs_columns,
         )
         self.progress = Progress()

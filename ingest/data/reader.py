@@ -55,20 +55,23 @@ class Reader:
         rank: int = 0,
         workers: int = 1,
         seed: int = 0,
+        merged: int = 1,
         evaluate: bool = False,
         after_last: bool = False,
         features: bool = True,
         moment: int | None = None,
         requests: Requests | None = None,
     ) -> None:
-        """`evaluate`: in the stored order, all targets of long rows, with users and seen items.
+        """`merged`: a batch holds so many of those that it would be cut into.
+
+        `evaluate`: in the stored order, all targets of long rows, with users and seen items.
 
         `after_last`: likewise, but with what comes after each row's last interaction as its one target, asked for at
         `moment`, or by one of `requests`, and then of their users alone. `features`: whether batches hold features and
         intents; without, their columns are not read.
         """
         self.manifest, self.config, self.split = manifest, config, split
-        self.rank, self.workers = rank, workers
+        self.rank, self.workers, self.merged = rank, workers, merged
         self.shards: list[Shard] = manifest.shards[split]
         self.evaluate = evaluate = evaluate or after_last
         self.builder = BatchBuilder(
@@ -121,8 +124,8 @@ class Reader:
                     order = order[requests.places([rows.users[row] for row in order]) >= 0]
                     if not len(order):
                         continue
-                cuts = pairwise(self._cuts(rows, order))
-                batches = [(begin, end) for begin, end in cuts if begin >= blocks[number].consumed]
+                cuts = [cut for cut in self._cuts(rows, order) if cut >= blocks[number].consumed]
+                batches = list(pairwise([*cuts[: -1 : self.merged], *cuts[-1:]]))
                 for first in range(0, len(batches), self._together):
                     chosen = batches[first : first + self._together]
                     remaining = [Remaining(blocks, number, end if end < len(rows) else None) for _, end in chosen]
@@ -132,7 +135,7 @@ class Reader:
     @property
     def _together(self) -> int:
         """Batches that are built at once; one when evaluating, where seen items, not tokens, are what takes memory."""
-        return 1 if self.evaluate else max(1, BUILT_TOGETHER // self.config.tokens)
+        return 1 if self.evaluate else max(1, BUILT_TOGETHER // (self.config.tokens * self.merged))
 
     def _cuts(self, rows: StoredRows, order: Integers) -> list[int]:
         """Places in `order` at which the block is cut into batches of about the same number of tokens."""

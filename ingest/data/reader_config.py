@@ -15,8 +15,8 @@ class ReaderConfig(Settings):
     tokens: int = Field(default=8192, ge=1)
     """Tokens in a worker's batch, about: a row is never cut."""
     most_tokens: int | None = Field(default=None, ge=1)
-    """What a worker's batch grows to where there are fewer workers than `cluster.workers.max`, so that the global batch
-    stays the same; by default it does not grow. A training batch, not one that is evaluated."""
+    """What a worker's batch grows to at most, by whole batches, where there are so few workers of `cluster.workers.max`
+    that the global batch stays the same; by default it does not grow. Not when evaluating."""
     shuffle_buffer: int = Field(default=2_000_000, ge=1)
     """Interactions of the row groups whose rows are shuffled together: bounds the memory."""
     max_length: int = Field(default=200, ge=1)
@@ -36,8 +36,6 @@ class ReaderConfig(Settings):
             raise SettingError("most_tokens", f"takes at least tokens, {self.tokens}, got {self.most_tokens}")
         return self
 
-    def of_share(self, share: float) -> tuple[ReaderConfig, float]:
-        """How each reads where there are `share` of the workers that there can be, and the part of the whole global
-        batch that they take together."""
-        tokens = min(round(self.tokens / share), self.most_tokens or self.tokens)
-        return self.model_copy(update={"tokens": tokens}), min(share * tokens / self.tokens, 1.0)
+    def merged(self, share: float) -> int:
+        """How many batches' worth a worker takes at once where there are `share` of the workers that there can be."""
+        return max(min((self.most_tokens or self.tokens) // self.tokens, int(1 / share + 1e-9)), 1)

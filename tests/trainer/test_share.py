@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 from torch import Tensor
 
 from embeddings.workers import Worker
 from ingest.data.reader_config import ReaderConfig
-from tests.small import make_trainer, same, weights
+from tests.small import inputs_of, make_trainer, same, watched, weights
 
 pytestmark = pytest.mark.usefixtures("alone")
 RATE, WARM = 1e-2, 8
@@ -47,26 +48,33 @@ def test_a_quarter_of_the_workers_train_as_one_with_lower_rates(
         same(quarter, whole, 1e-3)
 
 
-@pytest.mark.parametrize(("most", "tokens", "rate"), [(240, 240, RATE), (500, 240, RATE), (120, 120, RATE / 2**0.5)])
+@pytest.mark.parametrize(
+    ("most", "merged", "rate"), [(240, 4, RATE), (500, 4, RATE), (179, 2, RATE / 2**0.5), (60, 1, RATE / 2)]
+)
 def test_those_that_are_left_take_more_up_to_most_tokens(
-    most: int, tokens: int, rate: float, prepared: dict[str, str], tmp_path: Path
+    most: int, merged: int, rate: float, prepared: dict[str, str], tmp_path: Path
 ) -> None:
     """The global batch of four workers with 60 tokens, or what of it the most tokens allow."""
-    reader = {"tokens": 60, "max_length": 20, "shuffle_buffer": 1000}
-    left = trained(prepared["data"], tmp_path / "a", 0.25, learning_rate=RATE, reader=reader | {"most_tokens": most})
-    alone = trained(prepared["data"], tmp_path / "b", 1, learning_rate=rate, reader=reader | {"tokens": tokens})
-    same(left, alone, 1e-6)
+    reader = {"tokens": 60, "most_tokens": most, "shuffle_buffer": 2000}
+    with watched() as taken:
+        left = trained(prepared["data"], tmp_path / "a", 0.25, learning_rate=RATE, reader=reader)
+    trainer = make_trainer(prepared["data"], tmp_path / "b", learning_rate=rate, reader=reader)
+    trainer.reader.merged = merged
+    with watched() as expected:
+        trainer.fit()
+    assert list(map(inputs_of, ([batch] for batch in taken))) == list(map(inputs_of, ([batch] for batch in expected)))
+    assert np.mean([batch.tokens for batch in taken]) == pytest.approx(50 * merged, rel=0.25)
+    same(left, weights(trainer.step), 1e-6)
 
 
-@pytest.mark.parametrize("workers", range(1, 8))
-def test_all_workers_take_what_the_config_says(workers: int) -> None:
-    reader = ReaderConfig(tokens=100, most_tokens=250)
-    ours, part = reader.of_share(workers / 7)
-    assert ours.tokens == min(round(700 / workers), 250)
-    assert part == pytest.approx(min(1.0, workers * ours.tokens / 700), abs=1e-12)
-    assert reader.of_share(1.0) == (reader, 1.0)
+@pytest.mark.parametrize("most", range(1, 9))
+def test_no_more_is_taken_than_by_all_workers(most: int) -> None:
+    reader = ReaderConfig(tokens=100, most_tokens=350)
+    for workers in range(1, most + 1):
+        merged = reader.merged(workers / most)
+        assert merged == max(times for times in (1, 2, 3) if times == 1 or times * workers <= most)
 
 
 def test_most_tokens_are_at_least_the_tokens() -> None:
-    with pytest.raises(ValidationError, match=r"most_tokens takes at least tokens, 100, got 99|takes at least tokens"):
+    with pytest.raises(ValidationError, match="takes at least tokens, 100, got 99"):
         ReaderConfig(tokens=100, most_tokens=99)

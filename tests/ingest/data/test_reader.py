@@ -111,11 +111,13 @@ def test_every_row_comes_once_on_any_number_of_workers(
 def test_every_row_comes_once_through_changes_of_the_number_of_workers(
     urls: dict[int, str], row_group: int, tokens: int, buffer: int, workers: list[int], data: st.DataObject
 ) -> None:
-    """Stopped somewhere and gone on with on another number of workers, several times, by way of JSON."""
+    """Stopped somewhere and gone on with on another number of workers, with batches of another size, several times, by
+    way of JSON."""
     url, position = urls[row_group], None
     taken: list[Batch] = []
     for count in workers[:-1]:
-        read = epoch(url, count, 1, position, tokens=tokens, buffer=buffer)
+        merged = data.draw(st.integers(1, 3), label="merged")
+        read = epoch(url, count, 1, position, tokens=tokens, buffer=buffer, merged=merged)
         steps = data.draw(st.integers(0, max(map(len, read))), label=f"steps on {count}")
         left: list[tuple[ShuffleBlock, ...]] = []
         for rank, mine in enumerate(read):
@@ -128,15 +130,15 @@ def test_every_row_comes_once_through_changes_of_the_number_of_workers(
 
 
 @settings(max_examples=25, deadline=None)
-@given(workers=st.integers(1, 3), stop=st.integers(1, 30), **SHAPES)
+@given(workers=st.integers(1, 3), stop=st.integers(1, 30), merged=st.integers(1, 3), **SHAPES)
 def test_resumed_is_uninterrupted_on_the_same_number_of_workers(
-    urls: dict[int, str], row_group: int, tokens: int, buffer: int, workers: int, stop: int
+    urls: dict[int, str], row_group: int, tokens: int, buffer: int, workers: int, stop: int, merged: int
 ) -> None:
     url = urls[row_group]
-    whole = epoch(url, workers, 2, None, tokens=tokens, buffer=buffer)
+    whole = epoch(url, workers, 2, None, tokens=tokens, buffer=buffer, merged=merged)
     left = tuple(steps[min(stop, len(steps)) - 1][1] if steps else () for steps in whole)
     position = Position.from_json(Position(2, left).to_json())
-    resumed = epoch(url, workers, 2, position, tokens=tokens, buffer=buffer)
+    resumed = epoch(url, workers, 2, position, tokens=tokens, buffer=buffer, merged=merged)
     for before, after in zip(whole, resumed, strict=True):
         assert [batch.time_T.tolist() for batch, _ in before[stop:]] == [b.time_T.tolist() for b, _ in after]
         assert [blocks for _, blocks in before[stop:]] == [blocks for _, blocks in after]
@@ -150,6 +152,20 @@ def test_the_order_depends_on_seed_and_epoch_alone(urls: dict[int, str]) -> None
 
     assert order(0, 0) == order(0, 0)
     assert len({str(order(number, seed)) for number, seed in itertools.product((0, 1), (0, 1))}) == 4
+
+
+@pytest.mark.parametrize("merged", [2, 3])
+def test_merged_batches_hold_those_that_there_would_be_otherwise(urls: dict[int, str], merged: int) -> None:
+    """Block by block: the last one of a block may hold fewer."""
+    url = urls[70]
+    single = [(batch.time_T.tolist(), left) for batch, left in reader(url, tokens=40).epoch(0)]
+    expected: list[list[int]] = []
+    for _, block in itertools.groupby(single, lambda found: found[1].number):
+        times = [time for time, _ in block]
+        groups = (times[first : first + merged] for first in range(0, len(times), merged))
+        expected += [sorted(itertools.chain.from_iterable(group)) for group in groups]
+    assert [sorted(batch.time_T.tolist()) for batch, _ in reader(url, tokens=40, merged=merged).epoch(0)] == expected
+    assert len(expected) < len(single) / (merged - 0.5)
 
 
 def test_an_epoch_that_is_left_early_leaves_no_thread(urls: dict[int, str]) -> None:
