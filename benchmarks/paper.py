@@ -95,7 +95,7 @@ class Paper:
         if row not in self.baselines:
             train = {**self.rows[row].get("train", {}), "seed": self.config.train.seed + seed}
             models = {name: {**self.rows[row], "train": train}}
-        content = {key: value for key, value in self.content.items() if key != "recommend"}
+        content = {key: value for key, value in self.content.items() if key not in ("recommend", "tune")}
         content |= {"name": f"{self.name}-paper", "models": models, "storage": self.config.storage}
         self.kept.mkdir(parents=True, exist_ok=True)
         path = self.folder / "config.yaml"
