@@ -21,10 +21,12 @@ from embeddings.workers import Worker, single_process
 from ingest.data.batch import Batch
 from ingest.data.manifest import load_manifest
 from trainer.attention import Attention, Layout, Window
+from trainer.layers import Inputs
 from trainer.models.hstu import HSTUConfig
 from trainer.models.intentrec import IntentRecConfig
 from trainer.models.registry import NeuralConfig
 from trainer.models.sasrec import SASRecConfig
+from trainer.recommender import build
 from trainer.train_config import TrainConfig
 
 CPU = torch.device("cpu")
@@ -137,6 +139,7 @@ def attention(bench: Bench) -> dict[str, Any]:
     found = Comparison()
     for dimension in bench.sizes.dimensions:
         _compare_attention(found, bench, dimension)
+        _compare_pointwise(found, bench, dimension)
     return found.result()
 
 
@@ -169,6 +172,35 @@ def _compare_attention(found: Comparison, bench: Bench, dimension: int) -> None:
             kind = f"{seen} {str(dtype).removeprefix('torch.')} D={dimension}"
             for name, value in attended(seen, bench.device, dtype).items():
                 found.add(f"{kind} {name}", value, reference[name], tolerance)
+
+
+def _compare_pointwise(found: Comparison, bench: Bench, dimension: int) -> None:
+    """HSTU's encoder, with times: in half precision its attention is jagged."""
+    generator = torch.Generator().manual_seed(dimension)
+    lengths_B = torch.randint(1, bench.sizes.longest + 1, (64,), generator=generator).sort().values
+    x_TD, gradient_TD = (torch.randn(int(lengths_B.sum()), dimension, generator=generator) for _ in range(2))
+    time_T = torch.cat([torch.randint(10**8, (int(n),), generator=generator).cumsum(0) for n in lengths_B])
+    place_T = torch.cat([torch.arange(int(length)) for length in lengths_B])
+    config = TrainConfig.model_validate(
+        {"reader": {"max_length": bench.sizes.longest}, "tables": {"dimension": dimension}}
+    )
+    torch.manual_seed(0)
+    manifest = load_manifest(bench.data)
+    module = build(HSTUConfig(heads=4, dropout=0.0), config, manifest).network.encoder
+
+    def encoded(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+        encoder, given_TD = copy.deepcopy(module).to(device), x_TD.to(device, copy=True).requires_grad_()
+        inputs = Inputs({}, given_TD[:, :0], time_T.to(device), place_T.to(device), Layout(lengths_B, device))
+        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            out_TD = encoder(given_TD, inputs)
+        out_TD.float().backward(gradient_TD.to(device))
+        return {"output": out_TD, "input": given_TD.grad} | {n: p.grad for n, p in encoder.named_parameters()}
+
+    reference = encoded(CPU, torch.float32)
+    for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 5e-2)):
+        for name, value in encoded(bench.device, dtype).items():
+            kind = f"hstu {str(dtype).removeprefix('torch.')} D={dimension}"
+            found.add(f"{kind} {name}", value, reference[name], tolerance)
 
 
 def precision(bench: Bench) -> dict[str, Any]:

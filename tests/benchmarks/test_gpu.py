@@ -42,7 +42,7 @@ def test_all_checks_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on
     assert "RuntimeError: no such kernel" in checks["precision"]["traceback"]
     statuses = {name: check["status"] for name, check in checks.items()}
     assert statuses == dict.fromkeys(gpu.PARTS, "passed") | {"precision": "failed"}, checks
-    assert checks["attention"]["compared"] == 36
+    assert checks["attention"]["compared"] == 36 + 2 * (2 + 2 * 9 + 2)  # HSTU: two dtypes, two layers
     assert all(case["step_ms"] > 0 for case in checks["memory"]["cases"])
     assert {case["model"] for case in checks["throughput"]["cases"]} == {"sasrec", "hstu", "intentrec"}
     assert all(case["targets_per_second"] > 0 for case in checks["throughput"]["cases"])
