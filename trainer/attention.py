@@ -280,8 +280,8 @@ class Window:
         return BlockMask.from_kv_blocks(*parts, BLOCK_SIZE=BLOCK, mask_mod=sees, seq_lengths=(tokens, tokens))
 
     def attend(self, qkv_TX: Tensor, heads: int) -> Tensor:
-        """Attention of all tokens, [T, 3 D] -> [T, D]. On a CPU it is for tests: it has no gradient, and the
-        scores of all pairs of tokens are in memory."""
+        """Attention of all tokens, [T, 3 D] -> [T, D]. On a CPU it is for tests: it is not compiled, so
+        the scores of all pairs of tokens are in memory."""
         from torch.nn.attention.flex_attention import flex_attention
 
         q_hTk, k_hTk, v_hTk = qkv_TX.unflatten(1, (3, heads, -1)).permute(1, 2, 0, 3)

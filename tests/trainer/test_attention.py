@@ -63,22 +63,30 @@ def test_a_batch_equals_each_sequence_alone(
 
 
 def test_a_window_over_jagged_tokens_equals_that_over_padded_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forward, which is all that flex_attention has on a CPU; and each block of which a token sees another is worked
-    on."""
+    """Output and gradients, which flex_attention has in eager mode on a CPU where it is let; and each block of which a
+    token sees another is worked on, in the forward pass and in the backward pass, which goes by columns."""
     monkeypatch.setattr(trainer.attention, "BLOCK", 16)
+    monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *tensors: None)
     torch.manual_seed(0)
     attention, layout = Attention(D, HEADS), Layout(torch.tensor(LENGTHS))
     time_T = torch.cat([torch.randint(0, 4, (length,)).cumsum(0) for length in LENGTHS])
-    window, x_TD = Window(layout, time_T, 20), torch.randn(sum(LENGTHS), D)
-    with torch.no_grad():
-        jagged_TD = attention.out(window.attend(attention.qkv(x_TD), HEADS))
-        torch.testing.assert_close(jagged_TD, attention(x_TD, layout, window), rtol=1e-4, atol=1e-5)
+    window, x_TD = Window(layout, time_T, 20), torch.randn(sum(LENGTHS), D, requires_grad=True)
+    jagged_TD, padded_TD = attention.out(window.attend(attention.qkv(x_TD), HEADS)), attention(x_TD, layout, window)
+    torch.testing.assert_close(jagged_TD, padded_TD, rtol=1e-4, atol=1e-5)
+    weight_TD, wanted = torch.randn_like(x_TD), [x_TD, *attention.parameters()]
+    jagged, padded = (torch.autograd.grad((out * weight_TD).sum(), wanted) for out in (jagged_TD, padded_TD))
+    torch.testing.assert_close(jagged, padded, rtol=1e-4, atol=1e-4)
     sequence_T = torch.repeat_interleave(torch.tensor(LENGTHS))
     near_TT = (sequence_T[:, None] == sequence_T) & (time_T[:, None] - time_T <= 20)
     needed_nn = F.max_pool2d(near_TT.tril().float()[None], 16)[0] > 0
     worked_nn = window.blocks.to_dense()[0, 0].bool()
     assert needed_nn.shape == worked_nn.shape
     assert bool((worked_nn | ~needed_nn).all())
+    blocks = window.blocks
+    assert blocks.q_num_blocks is not None
+    assert blocks.q_indices is not None
+    for column, (count, rows) in enumerate(zip(blocks.q_num_blocks[0, 0], blocks.q_indices[0, 0], strict=True)):
+        assert set(rows[: int(count)].tolist()) == set(worked_nn[:, column].nonzero().flatten().tolist())
     assert not bool(worked_nn.triu(1).any())
     assert not bool(worked_nn[-1, 0])
 
