@@ -279,7 +279,7 @@ def soak(options: argparse.Namespace, folder: Path, store: ObjectStore, disk: Sm
             trial = Soak(folder, storages[kind], "trial", 4, environment, options.items)
             trial.to_its_end()
             seconds = Markers(trial.checkpoints).progress("".join(Markers(trial.checkpoints).complete()[-1:])).seconds
-            epochs = max(int(0.4 * 60 * options.minutes / len(options.storage) / (seconds / 4)), 4)
+            epochs = max(int(0.65 * 60 * options.minutes / len(options.storage) / (seconds / 4)), 4)
         undisturbed = Soak(folder, storages[kind], "undisturbed", epochs, environment, options.items)
         undisturbed.to_its_end()
         looks, run = Looks(), Soak(folder, storages[kind], "disturbed", epochs, environment, options.items)
