@@ -26,7 +26,7 @@ from ingest.storage import join
 from trainer.candidates import Known
 from trainer.checkpoint import Checkpoints
 from trainer.device import on_device
-from trainer.memory import peak_gib, reset_peak
+from trainer.memory import give_back_free, peak_gib, reset_peak
 from trainer.models.registry import NeuralConfig
 from trainer.monitor import Monitor
 from trainer.progress import Progress, identity
@@ -121,6 +121,7 @@ class Trainer:
         try:
             while not self.progress.finished:
                 self._epoch()
+                give_back_free()
             self.checkpoints.wait()
             self._show_checkpoint()
         except LeavingError:

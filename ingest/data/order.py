@@ -6,13 +6,14 @@ to the workers so that each has about the same number of interactions, and put t
 
 The position is the list of the shuffle blocks not yet consumed, with the number of rows consumed of the first: a
 compact form of the row intervals that are left. Restored on the same number of workers each goes on exactly where it
-was; on another number the blocks that are left are dealt anew, and each row still comes once.
+was; on another number what is left is dealt anew, blocks that are begun in parts of their rows where there are more
+workers than such blocks, and each row still comes once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, groupby
 from typing import Any
 
@@ -28,10 +29,14 @@ RUNS_A_WORKER = 16
 
 @dataclass(frozen=True)
 class ShuffleBlock:
-    """Row groups (shard, row group) whose rows are shuffled together, and how many rows of them are consumed."""
+    """Row groups (shard, row group) whose rows are shuffled together, and how many rows of them are consumed.
+
+    `until`: the rows from that one on are another worker's; None where there are none.
+    """
 
     row_groups: tuple[tuple[int, int], ...]
     consumed: int = 0
+    until: int | None = None
 
     def runs(self) -> list[tuple[int, list[int]]]:
         """Its runs of consecutive row groups of one shard: the shard, and the row groups."""
@@ -47,24 +52,55 @@ class Position:
     workers: tuple[tuple[ShuffleBlock, ...], ...]
 
     def to_json(self) -> dict[str, Any]:
-        workers = [[[list(map(list, block.row_groups)), block.consumed] for block in blocks] for blocks in self.workers]
-        return {"epoch": self.epoch, "workers": workers}
+        def value(block: ShuffleBlock) -> list[Any]:
+            return [list(map(list, block.row_groups)), block.consumed, block.until]
+
+        return {"epoch": self.epoch, "workers": [list(map(value, blocks)) for blocks in self.workers]}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Position:
         def block(value: Any) -> ShuffleBlock:
-            return ShuffleBlock(tuple((int(shard), int(group)) for shard, group in value[0]), int(value[1]))
+            groups, consumed, *until = value  # without, in a checkpoint of before blocks were parted
+            return ShuffleBlock(tuple((int(shard), int(group)) for shard, group in groups), int(consumed), *until)
 
         return cls(int(content["epoch"]), tuple(tuple(map(block, blocks)) for blocks in content["workers"]))
 
-    def dealt(self, workers: int) -> tuple[tuple[ShuffleBlock, ...], ...]:
-        """The blocks that are left, for each of `workers` workers: as they were if the number is the same."""
+    def dealt(self, workers: int, shards: Sequence[Shard]) -> tuple[tuple[ShuffleBlock, ...], ...]:
+        """What is left, for each of `workers` workers: as it was if the number is the same, or else about as much each.
+
+        Where a block that is begun goes to several workers each of them reads all of it, so it is parted only as often
+        as it takes to give each worker one.
+        """
         if len(self.workers) == workers:
             return self.workers
-        pieces: list[ShuffleBlock] = []
+        begun = sum(bool(block.consumed) for block in chain(*self.workers))
+        pieces: list[tuple[ShuffleBlock, float]] = []
         for block in chain(*self.workers):
-            pieces += [block] if block.consumed else [ShuffleBlock((group,)) for group in block.row_groups]
-        return tuple(tuple(pieces[worker::workers]) for worker in range(workers))
+            pieces += _parts(block, -(-workers // begun), shards) if block.consumed else _groups(block, shards)
+        loads, dealt = [0.0] * workers, [list[int]() for _ in range(workers)]
+        for number in sorted(range(len(pieces)), key=lambda number: -pieces[number][1]):
+            least = loads.index(min(loads))
+            loads[least] += pieces[number][1]
+            dealt[least].append(number)
+        return tuple(tuple(pieces[number][0] for number in sorted(own)) for own in dealt)
+
+
+def _groups(block: ShuffleBlock, shards: Sequence[Shard]) -> list[tuple[ShuffleBlock, float]]:
+    """Each row group as a block of its own, with its interactions."""
+    return [(ShuffleBlock((place,)), shards[place[0]].row_groups[place[1]][1]) for place in block.row_groups]
+
+
+def _parts(block: ShuffleBlock, number: int, shards: Sequence[Shard]) -> list[tuple[ShuffleBlock, float]]:
+    """What is left of a block in `number` parts, with about how many interactions each has."""
+    rows, size = (sum(counts) for counts in zip(*(shards[s].row_groups[g] for s, g in block.row_groups), strict=True))
+    end = rows if block.until is None else block.until
+    bounds = [block.consumed + (end - block.consumed) * part // number for part in range(number)]
+    untils = [*bounds[1:], block.until]
+    ends = [*bounds[1:], end]
+    return [
+        (ShuffleBlock(block.row_groups, begin, until), (stop - begin) * size / rows)
+        for begin, until, stop in zip(bounds, untils, ends, strict=True)
+    ]
 
 
 class ShuffleBlocks(Sequence[ShuffleBlock]):
@@ -98,9 +134,7 @@ class Remaining:
 
     def blocks(self) -> tuple[ShuffleBlock, ...]:
         after = tuple(self.of[number] for number in range(self.number + 1, len(self.of)))
-        return (
-            after if self.consumed is None else (ShuffleBlock(self.of[self.number].row_groups, self.consumed), *after)
-        )
+        return after if self.consumed is None else (replace(self.of[self.number], consumed=self.consumed), *after)
 
 
 class EpochOrder:

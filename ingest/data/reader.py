@@ -102,7 +102,7 @@ class Reader:
 
     def blocks(self, epoch: int, position: Position | None = None) -> Sequence[ShuffleBlock]:
         """This worker's shuffle blocks of `epoch`, or of what `position` says is left of it."""
-        return self.order.blocks(epoch) if position is None else position.dealt(self.workers)[self.rank]
+        return self.order.blocks(epoch) if position is None else position.dealt(self.workers, self.shards)[self.rank]
 
     def own_rows(self, epoch: int = 0) -> int:
         """How many rows this worker reads in `epoch`."""
@@ -124,11 +124,12 @@ class Reader:
                     order = order[requests.places([rows.users[row] for row in order]) >= 0]
                     if not len(order):
                         continue
-                cuts = [cut for cut in self._cuts(rows, order) if cut >= blocks[number].consumed]
-                batches = list(pairwise([*cuts[: -1 : self.merged], *cuts[-1:]]))
+                begun, last = blocks[number].consumed, min(blocks[number].until or len(order), len(order))
+                cuts = [begun, *(cut for cut in self._cuts(rows, order) if begun < cut < last)]
+                batches = list(pairwise([*cuts[:: self.merged], last])) if begun < last else []
                 for first in range(0, len(batches), self._together):
                     chosen = batches[first : first + self._together]
-                    remaining = [Remaining(blocks, number, end if end < len(rows) else None) for _, end in chosen]
+                    remaining = [Remaining(blocks, number, end if end < last else None) for _, end in chosen]
                     indices = [order[begin:end] for begin, end in chosen]
                     yield pool.submit(self.builder.build_all, rows, indices), remaining
 

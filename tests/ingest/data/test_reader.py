@@ -129,6 +129,18 @@ def test_every_row_comes_once_through_changes_of_the_number_of_workers(
     assert tokens_of([*taken, *(batch for steps in read for batch, _ in steps)]) == every_token(url)
 
 
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (1, 3), (2, 3), (3, 2), (2, 1)])
+def test_what_is_left_of_a_block_is_divided_among_more_workers(urls: dict[int, str], before: int, after: int) -> None:
+    """Of a data set that is one block for each worker: none has much more to do than the others, but where there are
+    fewer workers than blocks that are begun."""
+    left = tuple(steps[1][1] for steps in epoch(urls[20], before, 1, None, tokens=40, buffer=10_000))
+    position = Position.from_json(Position(1, left).to_json())
+    read = epoch(urls[20], after, 1, position, tokens=40, buffer=10_000)
+    tokens = [sum(batch.tokens for batch, _ in steps) for steps in read]
+    assert min(tokens) > 0
+    assert max(tokens) < (1.5 if after % before == 0 or after == 1 else 2.5) * min(tokens)
+
+
 @settings(max_examples=25, deadline=None)
 @given(workers=st.integers(1, 3), stop=st.integers(1, 30), merged=st.integers(1, 3), **SHAPES)
 def test_resumed_is_uninterrupted_on_the_same_number_of_workers(
