@@ -65,19 +65,19 @@ def _product(left, right):
 
 
 @triton.jit
-def _buckets(now, time, token_i, token_j, here_i, here_j, unit, log_step, buckets):
-    now_i = tl.load(now + token_i, mask=here_i, other=0)
-    time_j = tl.load(time + token_j, mask=here_j, other=0)
-    seconds = tl.maximum(tl.abs(now_i[:, None] - time_j[None, :]) // unit, 1).to(tl.float32)
-    return tl.minimum((tl.log(seconds) / log_step).to(tl.int32), buckets - 1)
-
-
-@triton.jit
-def _biases(back, seen, place, gap, bucket, timed: tl.constexpr):
-    found = tl.load(place + back, mask=seen, other=0.0).to(tl.float32)
+def _biases(i, j, begin, length, place, gap, now, time, unit, log_step, buckets, timed: tl.constexpr):
+    """Of a tile, [i, j]: the places back, the buckets of the times, which keys are seen, and their biases."""
+    back = i[:, None] - j[None, :]
+    seen = (back >= 0) & (i < length)[:, None]
+    bias = tl.load(place + back, mask=seen, other=0.0).to(tl.float32)
+    bucket = back
     if timed:
-        found += tl.load(gap + bucket, mask=seen, other=0.0).to(tl.float32)
-    return found
+        now_i = tl.load(now + begin + i, mask=i < length, other=0)
+        time_j = tl.load(time + begin + j, mask=j < length, other=0)
+        seconds = tl.maximum(tl.abs(now_i[:, None] - time_j[None, :]) // unit, 1).to(tl.float32)
+        bucket = tl.minimum((tl.log(seconds) / log_step).to(tl.int32), buckets - 1)
+        bias += tl.load(gap + bucket, mask=seen, other=0.0).to(tl.float32)
+    return back, bucket, seen, bias
 
 
 @triton.jit
@@ -104,12 +104,8 @@ def _forward(
             j = start + tl.arange(0, tile)
             k = _load(vqk + 2 * heads * size, begin + j, j < length, stride, head, size, width)
             v = _load(vqk, begin + j, j < length, stride, head, size, width)
-            back = i[:, None] - j[None, :]
-            seen = (back >= 0) & (i < length)[:, None]
-            bucket = back
-            if timed:
-                bucket = _buckets(now, time, begin + i, begin + j, i < length, j < length, unit, log_step, buckets)
-            score = _product(q, k) + _biases(back, seen, place, gap, bucket, timed)
+            _, _, seen, bias = _biases(i, j, begin, length, place, gap, now, time, unit, log_step, buckets, timed)
+            score = _product(q, k) + bias
             weight = tl.where(seen, score * tl.sigmoid(score) * scale, 0.0)
             total += tl.dot(weight.to(v.dtype), v, input_precision="ieee")
         _store(total, out, begin + i, i < length, heads * size, head, size, width)
@@ -133,12 +129,8 @@ def _backward_rows(
             j = start + tl.arange(0, tile)
             k = _load(vqk + 2 * heads * size, begin + j, j < length, stride, head, size, width)
             v = _load(vqk, begin + j, j < length, stride, head, size, width)
-            back = i[:, None] - j[None, :]
-            seen = (back >= 0) & (i < length)[:, None]
-            bucket = back
-            if timed:
-                bucket = _buckets(now, time, begin + i, begin + j, i < length, j < length, unit, log_step, buckets)
-            score = _product(q, k) + _biases(back, seen, place, gap, bucket, timed)
+            _, _, seen, bias = _biases(i, j, begin, length, place, gap, now, time, unit, log_step, buckets, timed)
+            score = _product(q, k) + bias
             grad_score = tl.where(seen, _product(grad_i, v) * _slope(score) * scale, 0.0)
             total += tl.dot(grad_score.to(k.dtype), k, input_precision="ieee")
         _store(total, found + heads * size, begin + i, i < length, stride, head, size, width)
@@ -163,12 +155,8 @@ def _backward_columns(
             i = start + tl.arange(0, tile)
             q = _load(vqk + heads * size, begin + i, i < length, stride, head, size, width)
             grad_i = _load(grad, begin + i, i < length, heads * size, head, size, width)
-            back = i[:, None] - j[None, :]
-            seen = (back >= 0) & (i < length)[:, None]
-            bucket = back
-            if timed:
-                bucket = _buckets(now, time, begin + i, begin + j, i < length, j < length, unit, log_step, buckets)
-            score = _product(q, k) + _biases(back, seen, place, gap, bucket, timed)
+            _, _, seen, bias = _biases(i, j, begin, length, place, gap, now, time, unit, log_step, buckets, timed)
+            score = _product(q, k) + bias
             weight = tl.where(seen, score * tl.sigmoid(score) * scale, 0.0)
             total_v += tl.dot(tl.trans(weight.to(v.dtype)), grad_i, input_precision="ieee")
             grad_score = tl.where(seen, _product(grad_i, v) * _slope(score) * scale, 0.0)
@@ -191,12 +179,9 @@ def _backward_biases(
         i = first + tl.arange(0, tile)
         for start in range(0, tl.minimum(first + tile, length), tile):
             j = start + tl.arange(0, tile)
-            back = i[:, None] - j[None, :]
-            seen = (back >= 0) & (i < length)[:, None]
-            bucket = back
-            if timed:
-                bucket = _buckets(now, time, begin + i, begin + j, i < length, j < length, unit, log_step, buckets)
-            bias = _biases(back, seen, place, gap, bucket, timed)
+            back, bucket, seen, bias = _biases(
+                i, j, begin, length, place, gap, now, time, unit, log_step, buckets, timed
+            )
             total = tl.zeros((tile, tile), tl.float32)
             for head in range(heads):
                 q = _load(vqk + heads * size, begin + i, i < length, stride, head, size, width)
@@ -226,11 +211,8 @@ class _Pointwise(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None, None]:
         vqk_TX, place_N, gap_M = ctx.saved_tensors
         layout, heads, _ = ctx.rest
-        grad_TD, found_TX, shared = (
-            gradients[0].contiguous(),
-            torch.empty_like(vqk_TX),
-            _shared(*ctx.saved_tensors, *ctx.rest),
-        )
+        grad_TD, found_TX = gradients[0].contiguous(), torch.empty_like(vqk_TX)
+        shared = _shared(*ctx.saved_tensors, *ctx.rest)
         blocks, sequences = triton.cdiv(layout.longest, TILE), len(layout.lengths_B)
         _backward_rows[sequences, heads, blocks](vqk_TX, grad_TD, found_TX, *shared)
         _backward_columns[sequences, heads, blocks](vqk_TX, grad_TD, found_TX, *shared)
