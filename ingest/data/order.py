@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, groupby
+from heapq import heapreplace
+from itertools import chain, groupby, pairwise
 from typing import Any
 
 import numpy as np
@@ -77,10 +78,10 @@ class Position:
         pieces: list[tuple[ShuffleBlock, float]] = []
         for block in chain(*self.workers):
             pieces += _parts(block, -(-workers // begun), shards) if block.consumed else _groups(block, shards)
-        loads, dealt = [0.0] * workers, [list[int]() for _ in range(workers)]
+        loads, dealt = [(0.0, worker) for worker in range(workers)], [list[int]() for _ in range(workers)]
         for number in sorted(range(len(pieces)), key=lambda number: -pieces[number][1]):
-            least = loads.index(min(loads))
-            loads[least] += pieces[number][1]
+            load, least = loads[0]
+            heapreplace(loads, (load + pieces[number][1], least))
             dealt[least].append(number)
         return tuple(tuple(pieces[number][0] for number in sorted(own)) for own in dealt)
 
@@ -94,12 +95,10 @@ def _parts(block: ShuffleBlock, number: int, shards: Sequence[Shard]) -> list[tu
     """What is left of a block in `number` parts, with about how many interactions each has."""
     rows, size = (sum(counts) for counts in zip(*(shards[s].row_groups[g] for s, g in block.row_groups), strict=True))
     end = rows if block.until is None else block.until
-    bounds = [block.consumed + (end - block.consumed) * part // number for part in range(number)]
-    untils = [*bounds[1:], block.until]
-    ends = [*bounds[1:], end]
+    bounds = [block.consumed + (end - block.consumed) * part // number for part in range(number + 1)]
     return [
-        (ShuffleBlock(block.row_groups, begin, until), (stop - begin) * size / rows)
-        for begin, until, stop in zip(bounds, untils, ends, strict=True)
+        (replace(block, consumed=begin, until=block.until if stop == end else stop), (stop - begin) * size / rows)
+        for begin, stop in pairwise(bounds)
     ]
 
 
