@@ -81,10 +81,7 @@ class Trainer:
         needs_counts = run.train.loss.needs_counts
         self.items = load_items(run.data, self.manifest, needs_counts) if items is None else items
         counts, known = self.items.counts if needs_counts else None, Known(run.data, self.items)
-        merged = run.train.reader.merged(worker.share)
-        self.part = min(worker.share * merged, 1.0)
-        """Of the global batch of all workers that there can be, what there is in a step."""
-        self.step = Step(run.model, run.train, self.manifest, worker, counts, known, self.part)
+        self.step = Step(run.model, run.train, self.manifest, worker, counts, known)
         self.checkpoints = Checkpoints(run.checkpoints, run.train, worker)
         self.reader = Reader(
             run.data,
@@ -95,7 +92,7 @@ class Trainer:
             rank=worker.rank,
             workers=worker.workers,
             seed=run.train.seed,
-            merged=merged,
+            merged=self.step.merged,
             features=run.model.needs_columns,
         )
         self.progress = Progress()
@@ -226,7 +223,7 @@ class Trainer:
             batch, self.progress.step, weights, self.progress.epoch, prepared, self.progress.warm
         )
         self.progress.step += 1
-        self.progress.warm += self.part
+        self.progress.warm += self.step.part
         self.progress.targets += int(targets)
         self.epoch_tokens += int(tokens)
         self.monitor.count(int(tokens), len(batch.target_Q), batch.rows > 0)

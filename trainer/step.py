@@ -71,8 +71,7 @@ class Step:
     """A sharded model with its optimizers.
 
     `counts`: how often the training data have each item, [V], without which in-batch negatives can not be drawn.
-    `known`: the data set, of which scores that know attributes or what is recent read more. `part`: of the global batch
-    that the learning rates are for, what the workers take together.
+    `known`: the data set, of which scores that know attributes or what is recent read more.
     """
 
     def __init__(
@@ -83,9 +82,12 @@ class Step:
         worker: Worker,
         counts: NDArray | None = None,
         known: Known | None = None,
-        part: float = 1.0,
     ) -> None:
-        self.config, self.manifest, self.worker, self.part = config, manifest, worker, part
+        self.config, self.manifest, self.worker = config, manifest, worker
+        self.merged = config.reader.merged(worker.share)
+        """How many of the reader's batches one of this worker holds."""
+        self.part = min(worker.share * self.merged, 1.0)
+        """Of the global batch that the learning rates are for, that of all workers there can be: what is in a step."""
         recommender = build(model, config, manifest)
         recommender.network.to(worker.device)
         recommender.scores.to(worker.device)
@@ -96,8 +98,9 @@ class Step:
         begin, end = own_rows(manifest.items, worker.rank, worker.workers)
         self.first = min(max(begin, FIRST_VALUE), end)
         tables, full = recommender.tables, config.loss.kind == "full"
-        candidates = -(-manifest.items // worker.workers) if full else config.reader.tokens + config.loss.negatives
-        lookups = expected_lookups(tables.configs, config.reader.tokens, candidates)
+        tokens = config.reader.tokens * self.merged
+        candidates = -(-manifest.items // worker.workers) if full else tokens + config.loss.negatives
+        lookups = expected_lookups(tables.configs, tokens, candidates)
         self.parallel, self.planned = shard(
             recommender, tables.configs, config.tables, worker.device, config.seed, lookups
         )
