@@ -143,10 +143,16 @@ def attention(bench: Bench) -> dict[str, Any]:
     return found.result()
 
 
-def _compare_attention(found: Comparison, bench: Bench, dimension: int) -> None:
+def _drawn(bench: Bench, dimension: int) -> tuple[torch.Generator, Tensor, Tensor, Tensor]:
+    """Lengths of sequences, their tokens and the gradients of what comes out, and the generator to go on with."""
     generator = torch.Generator().manual_seed(dimension)
     lengths_B = torch.randint(1, bench.sizes.longest + 1, (64,), generator=generator).sort().values
     x_TD, gradient_TD = (torch.randn(int(lengths_B.sum()), dimension, generator=generator) for _ in range(2))
+    return generator, lengths_B, x_TD, gradient_TD
+
+
+def _compare_attention(found: Comparison, bench: Bench, dimension: int) -> None:
+    _, lengths_B, x_TD, gradient_TD = _drawn(bench, dimension)
     time_T = torch.cat([torch.arange(int(length)) * 1000 for length in lengths_B])
     torch.manual_seed(0)
     modules = {
@@ -176,9 +182,7 @@ def _compare_attention(found: Comparison, bench: Bench, dimension: int) -> None:
 
 def _compare_pointwise(found: Comparison, bench: Bench, dimension: int) -> None:
     """HSTU's encoder, with times: in half precision its attention is jagged."""
-    generator = torch.Generator().manual_seed(dimension)
-    lengths_B = torch.randint(1, bench.sizes.longest + 1, (64,), generator=generator).sort().values
-    x_TD, gradient_TD = (torch.randn(int(lengths_B.sum()), dimension, generator=generator) for _ in range(2))
+    generator, lengths_B, x_TD, gradient_TD = _drawn(bench, dimension)
     time_T = torch.cat([torch.randint(10**8, (int(n),), generator=generator).cumsum(0) for n in lengths_B])
     place_T = torch.cat([torch.arange(int(length)) for length in lengths_B])
     config = TrainConfig.model_validate(

@@ -45,6 +45,7 @@ def in_use_mib() -> float:
 
 
 def own_mib() -> float:
+    """What this process has of memory that is no file's."""
     return int(Path("/proc/self/status").read_text().partition("RssAnon:")[2].split()[0]) / 2**10
 
 

@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import platform
-from pathlib import Path
 
 import pytest
 
+from benchmarks.growth import own_mib
 from trainer.memory import give_back_free
-
-MIB = 2**20
-
-
-def own_mib() -> float:
-    """What this process has of memory that is no file's."""
-    return int(Path("/proc/self/status").read_text().partition("RssAnon:")[2].split()[0]) / 1024
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc")
