@@ -33,7 +33,7 @@ class ReaderConfig(Settings):
     @model_validator(mode="after")
     def _check(self) -> ReaderConfig:
         if self.most_tokens is not None and self.most_tokens < self.tokens:
-            raise SettingError("most_tokens", f"takes at least tokens, {self.tokens}, got {self.most_tokens}")
+            raise SettingError("most_tokens", f"takes at least tokens, {self.tokens}")
         return self
 
     def merged(self, share: float) -> int:

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 from torch import Tensor
 
 from embeddings.workers import Worker
 from ingest.data.reader_config import ReaderConfig
+from ingest.errors import InputError
+from ingest.settings import build_settings
 from tests.small import inputs_of, make_trainer, same, watched, weights
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -76,5 +77,6 @@ def test_no_more_is_taken_than_by_all_workers(most: int) -> None:
 
 
 def test_most_tokens_are_at_least_the_tokens() -> None:
-    with pytest.raises(ValidationError, match="takes at least tokens, 100, got 99"):
-        ReaderConfig(tokens=100, most_tokens=99)
+    with pytest.raises(InputError) as error:
+        build_settings(ReaderConfig, {"tokens": 100, "most_tokens": 99}, "train.reader")
+    assert str(error.value) == "train.reader.most_tokens: takes at least tokens, 100, got 99"
