@@ -79,4 +79,4 @@ def test_no_more_is_taken_than_by_all_workers(most: int) -> None:
 def test_most_tokens_are_at_least_the_tokens() -> None:
     with pytest.raises(InputError) as error:
         build_settings(ReaderConfig, {"tokens": 100, "most_tokens": 99}, "train.reader")
-    assert str(error.value) == "train.reader.most_tokens: takes at least tokens, 100, got 99"
+    assert str(error.value) == "train.reader: most_tokens: takes at least tokens, 100, got 99"
