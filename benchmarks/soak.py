@@ -8,8 +8,9 @@
 
 `intentrec run` of a small log with two workers, on Ray on this machine, is started again as a user would where a fault
 has ended it. Faults are chosen by `--seed`; the moments are the machine's. What is checked: the run ends well; the last
-checkpoint has the same bits as that of the undisturbed run, its curves and its best one are the same, and so are the
-results; every sequence of every epoch was given to be trained on once; no process is left. Slopes tell what grows.
+checkpoint has the same bits as that of the run undisturbed, one for all storages, its curves and its best one are the
+same, and so are the results; every sequence of every epoch was given to be trained on once; no process is left. Slopes
+tell what grows.
 """
 
 from __future__ import annotations
@@ -272,16 +273,18 @@ def soak(options: argparse.Namespace, folder: Path, store: ObjectStore, disk: Sm
     temporary = folder / "tmp"
     temporary.mkdir()
     environment = store.environment | {"TMPDIR": str(temporary), "RAY_raylet_start_wait_time_s": "300"}
-    good = True
-    for kind in options.storage:
-        epochs = options.epochs
-        if not epochs:
+    good, epochs = True, options.epochs
+    if not epochs:
+        seconds = 0.0
+        for kind in options.storage:
             trial = Soak(folder, storages[kind], "trial", 4, environment, options.items)
             trial.to_its_end()
-            seconds = Markers(trial.checkpoints).progress("".join(Markers(trial.checkpoints).complete()[-1:])).seconds
-            epochs = max(int(0.65 * 60 * options.minutes / len(options.storage) / (seconds / 4)), 4)
-        undisturbed = Soak(folder, storages[kind], "undisturbed", epochs, environment, options.items)
-        undisturbed.to_its_end()
+            markers = Markers(trial.checkpoints)
+            seconds += markers.progress(str(markers.latest())).seconds / 4
+        epochs = max(int(0.65 * 60 * options.minutes / seconds), 4)
+    undisturbed = Soak(folder, storages[options.storage[-1]], "undisturbed", epochs, environment, options.items)
+    undisturbed.to_its_end()
+    for kind in options.storage:
         looks, run = Looks(), Soak(folder, storages[kind], "disturbed", epochs, environment, options.items)
         disturb(run, options, store, disk, kind)
         looks.close()
@@ -290,8 +293,8 @@ def soak(options: argparse.Namespace, folder: Path, store: ObjectStore, disk: Sm
         text, well = report(kind, undisturbed, run, looks, left)
         good = good and well
         print(text, end="\n\n", flush=True)
-        for each in (undisturbed, run):
-            shutil.rmtree(each.watched)
+        shutil.rmtree(run.watched)
+    shutil.rmtree(undisturbed.watched)
     return good
 
 

@@ -69,7 +69,8 @@ class ClusterConfig(Settings):
     grace: float = Field(default=30, gt=0)
     """Seconds in which workers save a checkpoint and leave after SIGTERM."""
     hang_seconds: float = Field(default=40, gt=0)
-    """How long a worker may give no sign of life, or a step take, before it is ended as one that hangs."""
+    """How long a worker may give no sign of life, or not move, before it is ended as one that hangs; with GPUs, where
+    nothing tells whether it moves, how long a step may take."""
 
 
 class Config(Settings):

@@ -1,9 +1,10 @@
 """Workers' signs of life: each says every second what it does, and one that hangs is found, named and ended.
 
 A worker is silent that gives no sign, as where its process is stopped or its machine does not answer. All hang where
-each takes longer for what it does than it may, and none computes: one that waits for others in an exchange takes as
-long as they do, so as long as any is within its time nothing is wrong. The one to blame is then the one that is in no
-exchange. It is killed, which ends the others' exchanges, and the group is started again as after any lost worker.
+none has moved for longer than it may: has begun something else, computed, or had an answer of its storage. One that
+waits for others in an exchange waits as long as they take, so as long as any is within its time nothing is wrong. The
+one to blame is then the one that is in no exchange. It is killed, which ends the others' exchanges, and the group is
+started again as after any lost worker.
 """
 
 from __future__ import annotations
@@ -26,12 +27,15 @@ from typing import Any
 import ray
 
 from cluster.termination import received
+from ingest.patience import answers
 
 SECONDS = 1.0
 LEAST = 0.1
-"""The part of the time between two signs that a thread is busy that computes."""
+"""The part of the time between two signs that a process is busy that computes."""
 EXCHANGES = ("/torch/distributed/", "/torch/autograd/", "/torchrec/distributed/", "/embeddings/workers.py")
 """Where a worker is that waits for others: in a collective, or in the backward pass, whose collectives run in C++."""
+STORAGE = ("/ingest/storage.py", "/ingest/arrow_files.py", "/fsspec/")
+"""Where a thread is that waits for a storage."""
 ROOT = str(Path(__file__).resolve().parents[1])
 
 terminated = threading.Event()
@@ -50,14 +54,14 @@ class Pulse:
     """What the trainer has last said, such as "deep epoch 1, step 12"."""
     since: float
     """For how many seconds it does that."""
+    idle: float
+    """For how many of them it has not moved."""
     may_take: float
-    """How many of them are no reason to worry, beyond those of a step."""
+    """How many of these are no reason to worry, beyond those of a step."""
     line: str
     """Where in our code its thread is."""
     waits: bool
     """Whether it is in an exchange with other workers."""
-    computes: bool
-    """Whether its thread has been on a processor or has waited for one since the last sign; unknown, False, on GPUs."""
     age: float = 0.0
     """How many seconds ago it came."""
 
@@ -76,14 +80,14 @@ class Pulses:
     def __init__(self, board: Any, attempt: int, rank: int, spins: bool) -> None:
         """`spins`: whether a thread is busy that waits for others or a device, as with CUDA."""
         self.board, self.attempt, self.rank, self.spins = board, attempt, rank, spins
-        self.native, self.busy = threading.get_native_id(), (time.monotonic(), 0.0)
+        self.moved, self.activity = time.monotonic(), Activity(spins)
         self.thread, self.node = threading.get_ident(), ray.get_runtime_context().get_node_id()
         self.why, self.wish = "", ""
-        self.at("starts", math.inf)
+        self.at("starts", math.inf, False)
         threading.Thread(target=self._beat, name="pulse", daemon=True).start()
 
-    def at(self, doing: str, seconds: float) -> None:
-        self.now = doing, seconds, time.monotonic()
+    def at(self, doing: str, seconds: float, moves: bool) -> None:
+        self.now = doing, seconds, moves, time.monotonic()
 
     def asked(self, goes_on: bool) -> str:
         return self.why or (self.wish if goes_on else "")
@@ -99,16 +103,49 @@ class Pulses:
             self.why = self.why or own or asked
 
     def _pulse(self) -> Pulse:
-        from trainer.pace import busy_seconds  # torch, which the driver does without
+        from embeddings.workers import SLOW  # torch, which the driver does without
 
-        doing, seconds, begun = self.now
-        line, waits = place(sys._current_frames().get(self.thread))
-        (before, was_busy), self.busy = self.busy, (time.monotonic(), busy_seconds(self.native))
-        now, busy = self.busy
-        computes = busy - was_busy > LEAST * (now - before) and not self.spins
-        return Pulse(
-            self.rank, os.getpid(), socket.gethostname(), self.node, doing, now - begun, seconds, line, waits, computes
-        )
+        doing, seconds, moves, begun = self.now
+        frames = sys._current_frames()
+        line, waits = place(frames.get(self.thread))
+        if self.activity.goes_on():
+            self.moved = time.monotonic()
+        if moves and not self.spins:
+            seconds = SLOW if any(map(asks_storage, frames.values())) else 0.0
+        now = time.monotonic()
+        idle = now - max(begun, self.moved)
+        host = socket.gethostname()
+        return Pulse(self.rank, os.getpid(), host, self.node, doing, now - begun, idle, seconds, line, waits)
+
+
+class Activity:
+    """Whether this process computes, or is answered by a storage, from one call of `goes_on` to the next.
+
+    All its threads count, and the time that the one that makes this has waited for a processor. Where threads are busy
+    that wait (`spins`) computing is unknown, and taken for none.
+    """
+
+    def __init__(self, spins: bool) -> None:
+        self.spins, self.thread = spins, threading.get_native_id()
+        self.last, self.answers = self._seconds(), answers.count
+
+    def _seconds(self) -> tuple[float, float, float]:
+        from trainer.pace import busy_seconds
+
+        return time.monotonic(), time.process_time(), busy_seconds(self.thread)
+
+    def goes_on(self) -> bool:
+        (before, *was_busy), self.last = self.last, self._seconds()
+        now, *busy = self.last
+        least = LEAST * (now - before)
+        computes = not self.spins and any(ends - began > least for began, ends in zip(was_busy, busy, strict=True))
+        answered, self.answers = answers.count != self.answers, answers.count
+        return computes or answered
+
+
+def asks_storage(frame: FrameType | None) -> bool:
+    """Whether a thread is in a storage's code."""
+    return any(part in each.f_code.co_filename for each, _ in traceback.walk_stack(frame) for part in STORAGE)
 
 
 def place(frame: FrameType | None) -> tuple[str, bool]:
@@ -122,14 +159,14 @@ def place(frame: FrameType | None) -> tuple[str, bool]:
 
 
 def hanging(pulses: Mapping[int, Pulse], seconds: float) -> dict[int, str]:
-    """The ranks that hang, and why, where silence and a step may take `seconds`."""
+    """The ranks that hang, and why, where silence and a step that does not move may take `seconds`."""
     silent = {
         rank: f"gives no sign of life for {pulse.age:.0f} s" for rank, pulse in pulses.items() if pulse.age > seconds
     }
-    if silent or any(p.computes or p.since + p.age <= seconds + p.may_take for p in pulses.values()):
+    if silent or any(pulse.idle + pulse.age <= seconds + pulse.may_take for pulse in pulses.values()):
         return silent
     to_blame = [rank for rank, pulse in pulses.items() if not pulse.waits] or list(pulses)
-    return {rank: f"does not get on for {pulses[rank].since:.0f} s, and the others wait for it" for rank in to_blame}
+    return {rank: f"does not get on for {pulses[rank].idle:.0f} s, and the others wait for it" for rank in to_blame}
 
 
 class Watchdog:

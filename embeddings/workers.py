@@ -47,8 +47,9 @@ class Worker:
     """Shows a person a line, from whichever worker."""
     watch: Callable[[str, Mapping[str, float]], None] = field(default=lambda model, figures: None)
     """Takes figures of this worker for `model` by name, for those who watch the run."""
-    at: Callable[[str, float], None] = field(default=lambda doing, seconds: None)
-    """Takes what this worker now does, and how many seconds more than a step it may take for it."""
+    at: Callable[[str, float, bool], None] = field(default=lambda doing, seconds, moves: None)
+    """Takes what this worker now does, how many seconds more than a step it may take for it, and whether that many only
+    where nothing tells that it moves: it computes, or its storage answers."""
     asked: Callable[[bool], str] = field(default=lambda goes_on: "")
     """Why all workers are to leave what they do, empty while they stay; takes whether they can go on there later."""
 
@@ -169,11 +170,11 @@ def lockstep_batches(
     """
 
     def read(number: int) -> tuple[B | None, str, Tensor, Any]:
-        worker.at(f"{doing} {number} is read", SLOW)
+        worker.at(f"{doing} {number} is read", SLOW, True)
         batch, why = next(batches, None), worker.asked(goes_on)
         own = counts(empty if batch is None else batch).double()
         sums = torch.cat([own.new_tensor([batch is not None, bool(why)]), own])
-        worker.at(f"{doing} {number}", SLOW if number <= first + 2 else 0.0)
+        worker.at(f"{doing} {number}", SLOW if number <= first + 2 else 0.0, False)
         return batch, why, sums, dist.all_reduce(sums, group=worker.host_group, async_op=True)
 
     batch, why, summed, summing = read(first + 1)
@@ -187,4 +188,4 @@ def lockstep_batches(
         now = empty if batch is None else batch
         batch, why, summed, summing = read(number)
         yield now, sums
-    worker.at(f"{doing} {number}: all are through", math.inf)
+    worker.at(f"{doing} {number}: all are through", math.inf, True)

@@ -1,8 +1,8 @@
 """Storage that is away for a while, slow or full is asked again: which failures can pass, for how long, who is told.
 
 All retrying is here: `patiently` repeats a call, and `Outage` tells a client that repeats its own requests
-(`ingest.s3`) how long to wait. After `TOLD_SECONDS` a line says which storage it is and why, and one more, when it is
-back, for how long it was away.
+(`ingest.s3`) how long to wait. Both count what a storage answers in `answers`. After `TOLD_SECONDS` a line says which
+storage it is and why, and one more, when it is back, for how long it was away.
 """
 
 from __future__ import annotations
@@ -21,6 +21,21 @@ from urllib.parse import urlsplit
 from ingest.errors import StorageError
 
 T = TypeVar("T")
+
+
+class Answers:
+    """The answers that storages have given to this process, failures among them.
+
+    Threads that add at the same time may count one answer less: who looks at `count` asks only whether it has changed.
+    """
+
+    count = 0
+
+    def add(self) -> None:
+        self.count += 1
+
+
+answers = Answers()
 RETRY_SECONDS = 300.0
 """For how long a storage that fails is asked again."""
 TOLD_SECONDS = 3.0
@@ -122,10 +137,12 @@ def patiently(
             try:
                 found = ask()
             except Exception as error:
+                answers.add()
                 if not passes(error):
                     raise
                 failed, pause = True, outage.pause(error)
             else:
+                answers.add()
                 if failed:
                     outage.over()
                 return found

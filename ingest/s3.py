@@ -13,7 +13,7 @@ from botocore.exceptions import ConnectionError, HTTPClientError, SSLError  # ty
 from fsspec.asyn import sync_wrapper
 from s3fs import S3FileSystem
 
-from ingest.patience import Outage
+from ingest.patience import Outage, answers
 
 _BUSY = (429, 500, 502, 503, 504)
 _HOOK = "needs-retry.s3"
@@ -58,6 +58,7 @@ def _is_refusal(error: OSError) -> bool:
 
 def _pause(response: Any, caught_exception: Exception | None, request_dict: dict[str, Any], **_: Any) -> float | None:
     """Seconds until a request is made again; None where it is not."""
+    answers.add()
     context = request_dict["context"]
     reason = _reason(response, caught_exception)
     outage: Outage | None = context.get("outage")

@@ -105,7 +105,7 @@ class Trainer:
 
         Raises `LeavingError` on all workers where one was asked to leave, after a checkpoint of that very step.
         """
-        self.worker.at(f"{self.run.name}: loads the last checkpoint", math.inf)
+        self.worker.at(f"{self.run.name}: loads the last checkpoint", math.inf, True)
         self.progress = self.checkpoints.resume(self.step, self.identity)
         if self.progress.finished:
             return self.progress
@@ -191,7 +191,7 @@ class Trainer:
 
     def _checkpoint(self, left: Remaining) -> None:
         """One inside an epoch, of which this worker has `left` still to come."""
-        self.worker.at(f"{self.run.name}: saves step {self.progress.step}", math.inf)
+        self.worker.at(f"{self.run.name}: saves step {self.progress.step}", math.inf, True)
         self._read_totals()
         self.progress.position = Position(self.progress.epoch, tuple(gather_objects(left.blocks()))).to_json()
         self._gather_skipped()

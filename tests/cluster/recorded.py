@@ -1,19 +1,25 @@
 """Notes what each worker trains on, below the model's folder; the workers import it as an extension of a config.
 
-Steps take their time, so that something can happen before training is through.
+Steps take their time, so that something can happen before training is through. Where there is a file
+`hangs-loading` in the model's folder a worker removes it and hangs for ever while it loads a checkpoint; and the thread
+of one that writes a checkpoint where there is `hangs-writing`.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from trainer.checkpoint import Checkpoints
 from trainer.loop import Trainer
+from trainer.state import State
 
-_taken = Trainer._train_step
+_taken, _fit = Trainer._train_step, Trainer.fit
 
 
 def _recorded(self: Trainer, batch: Any, *more: Any) -> None:
@@ -33,5 +39,24 @@ def _recorded(self: Trainer, batch: Any, *more: Any) -> None:
     _taken(self, batch, *more)
 
 
+def _hangs_once(of: type, method: str, file: Path) -> None:
+    """Before `method` of a class is called, where the file is there."""
+    original = getattr(of, method)
+
+    def held(*arguments: Any, **options: Any) -> Any:
+        with suppress(FileNotFoundError):
+            file.unlink()  # by one of the workers
+            threading.Event().wait()
+        return original(*arguments, **options)
+
+    setattr(of, method, held)
+
+
+def _fit_or_hang(self: Trainer) -> Any:
+    _hangs_once(State, "read", Path(self.run.folder, "hangs-loading"))
+    _hangs_once(Checkpoints, "_write", Path(self.run.folder, "hangs-writing"))
+    return _fit(self)
+
+
 if Trainer._train_step.__name__ != "_recorded":
-    Trainer._train_step = _recorded  # type: ignore[method-assign]
+    Trainer._train_step, Trainer.fit = _recorded, _fit_or_hang  # type: ignore[method-assign]

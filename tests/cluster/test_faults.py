@@ -29,12 +29,13 @@ if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
 
 DEMO = str(ROOT / "configs" / "demo.yaml")
-EPOCHS = 6
+EPOCHS = 3
+LOADS, SAVES = "sasrec: loads the last checkpoint, ", "sasrec: saves step "
 CHANGES = [
     *SMALL,
     "models={sasrec: {kind: sasrec}}",
     "extensions=[tests.cluster.recorded]",
-    "cluster={workers: {min: 1, max: 2}, hang_seconds: 15, max_failures: 9}",
+    "cluster={workers: {min: 1, max: 2}, hang_seconds: 12, max_failures: 9}",
     f"train.epochs={EPOCHS}",
     f"train.patience={EPOCHS}",
     "train.checkpoint_steps=5",
@@ -46,6 +47,7 @@ CHANGES = [
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of a run whose data are prepared; what its extension does to training ends here with the test."""
     monkeypatch.setattr(Trainer, "_train_step", Trainer._train_step)
+    monkeypatch.setattr(Trainer, "fit", Trainer.fit)
     for words in (["simulate"], ["prepare", "--no-ray"]):
         assert main([words[0], DEMO, *words[1:], *CHANGES, f"storage={tmp_path}"]) == 0
     return tmp_path
@@ -70,7 +72,8 @@ def until(reached: Callable[[], Any], training: Future[int], seconds: float = 60
 def test_workers_leave_hang_are_lost_and_come_and_every_row_of_an_epoch_is_taken_once(
     own: Path, ray_session: Cluster, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One of two gets SIGTERM, one is stopped, the node of one is lost, and another node comes."""
+    """One of two gets SIGTERM, one hangs while it loads the checkpoint after that, and one while it writes another; one
+    is stopped, the node of one is lost, and another node comes."""
     monkeypatch.setattr(cluster.nodes, "SETTLED", 8.0)
     printed, model = "", own / "demo/models/sasrec"
 
@@ -82,20 +85,23 @@ def test_workers_leave_hang_are_lost_and_come_and_every_row_of_an_epoch_is_taken
     with ThreadPoolExecutor(1) as pool:
         training = pool.submit(main, ["train", DEMO, *CHANGES, f"storage={own}"])
         until(lambda: begun(model, 1), training)
+        (model / "hangs-loading").touch()
         workers_of(ray_session)[0].terminate()
-        until(lambda: told("got SIGTERM") and begun(model, 2), training)
+        until(lambda: told("got SIGTERM") and told(f"it stands at: {LOADS}") and begun(model, 2), training)
+        (model / "hangs-writing").touch()
+        until(lambda: told(f"it stands at: {SAVES}") and begun(model, 3), training)
         workers_of(ray_session)[0].suspend()
-        until(lambda: told("hangs: it gives no sign of life") and begun(model, 3), training)
+        until(lambda: told("hangs: it gives no sign of life") and begun(model, 4), training)
         lose_node(ray_session)
-        until(lambda: begun(model, 4), training)
+        until(lambda: begun(model, 5), training)
         ray_session.add_node(**NODE)
         assert training.result() == 0
     assert told("the workers have saved and left: there is room for 2 workers")
     groups = groups_of(model)
-    assert [group[0]["workers"] for group in groups] == [2, 2, 2, 1, 2]
+    assert [group[0]["workers"] for group in groups] == [2, 2, 2, 2, 1, 2]
     saved = [{step["step"] for step in group} for group in groups]
     assert not saved[0] & saved[1]
-    assert not saved[3] & saved[4]
+    assert not saved[4] & saved[5]
     kept = [step for group, after in zip(groups, [*groups[1:], []], strict=True)
             for step in group if step["step"] < min((s["step"] for s in after), default=math.inf)]  # fmt: skip
     for epoch in range(EPOCHS):

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
-from cluster.pulse import Pulse, hanging, place
+from cluster.pulse import Activity, Pulse, asks_storage, hanging, place
+from ingest.patience import patiently
+from ingest.storage import read_text
 from trainer.pace import busy_seconds
 
-STEP = Pulse(
-    0, 77, "node-7", "id", "deep epoch 1, step 12", 50.0, 0.0, "in trainer/step.py:9 (train)", True, False, 0.5
-)
+STEP = Pulse(0, 77, "node-7", "id", "deep epoch 1, step 12", 90.0, 50.0, 0.0, "in trainer/step.py:9 (train)", True, 0.5)
 
 
 def pulses(*changes: dict) -> dict[int, Pulse]:
@@ -32,11 +35,10 @@ def test_where_all_wait_for_each_other_all_are_ended() -> None:
 
 
 def test_nobody_hangs_while_one_is_within_its_time() -> None:
-    """A storage that is asked again, a first batch that is compiled, a step that has just begun, a long one."""
+    """A storage that is asked again, a first batch that is compiled, one that has just moved."""
     assert not hanging(pulses({}, {"waits": False, "may_take": 600.0}), 40)
     assert not hanging(pulses({}, {"waits": False, "may_take": math.inf}), 40)
-    assert not hanging(pulses({}, {"waits": False, "since": 39.0}), 40)
-    assert not hanging(pulses({}, {"waits": False, "computes": True}), 40)
+    assert not hanging(pulses({}, {"waits": False, "idle": 39.0}), 40)
 
 
 def test_a_silent_worker_hangs_whatever_it_may_take() -> None:
@@ -82,3 +84,54 @@ def test_a_thread_that_computes_is_busy_and_one_that_sleeps_is_not() -> None:
     assert slept - before < 0.1
     assert busy_seconds(thread) - slept > 0.2
     assert busy_seconds(2**30) == 0
+
+
+def test_a_process_goes_on_that_computes_in_any_thread_or_is_answered() -> None:
+    activity, stop = Activity(spins=False), threading.Event()
+    assert not _goes_on(activity)
+    computing = threading.Thread(target=_computes, args=(stop,))
+    computing.start()
+    try:
+        assert _goes_on(activity)
+        assert not _goes_on(Activity(spins=True)), "what is busy there may wait for a device"
+    finally:
+        stop.set()
+        computing.join()
+    _goes_on(activity)
+    assert not _goes_on(activity)
+    assert patiently(lambda: 1, "file") == 1
+    assert _goes_on(activity)
+    assert not _goes_on(activity)
+
+
+def _goes_on(activity: Activity) -> bool:
+    """In the next moment."""
+    time.sleep(0.3)
+    return activity.goes_on()
+
+
+def _computes(stop: threading.Event) -> None:
+    while not stop.is_set():
+        pass
+
+
+def test_a_thread_that_waits_for_a_storage_is_told_from_one_that_waits_for_another_thread(tmp_path: Path) -> None:
+    """A pipe is a file that does not answer before somebody writes."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reads = threading.Thread(target=_reads, args=(pipe,))
+    joins = threading.Thread(target=threading.Thread.join, args=(reads,))
+    reads.start()
+    joins.start()
+    time.sleep(0.3)
+    frames = sys._current_frames()
+    asks = [asks_storage(frames[thread.ident or 0]) for thread in (reads, joins)]
+    pipe.write_text("answer")
+    reads.join()
+    joins.join()
+    assert asks == [True, False]
+
+
+def _reads(pipe: Path) -> None:
+    with suppress(OSError):  # it can not be gone back in, as is found when it is open
+        read_text(str(pipe))
