@@ -83,11 +83,11 @@ class Pulses:
         self.moved, self.activity = time.monotonic(), Activity(spins)
         self.thread, self.node = threading.get_ident(), ray.get_runtime_context().get_node_id()
         self.why, self.wish = "", ""
-        self.at("starts", math.inf, False)
+        self.at("starts", math.inf)
         threading.Thread(target=self._beat, name="pulse", daemon=True).start()
 
-    def at(self, doing: str, seconds: float, moves: bool) -> None:
-        self.now = doing, seconds, moves, time.monotonic()
+    def at(self, doing: str, seconds: float | None) -> None:
+        self.now = doing, seconds, time.monotonic()
 
     def asked(self, goes_on: bool) -> str:
         return self.why or (self.wish if goes_on else "")
@@ -105,12 +105,12 @@ class Pulses:
     def _pulse(self) -> Pulse:
         from embeddings.workers import SLOW  # torch, which the driver does without
 
-        doing, seconds, moves, begun = self.now
+        doing, seconds, begun = self.now
         frames = sys._current_frames()
         line, waits = place(frames.get(self.thread))
-        if self.activity.goes_on():
+        if self.activity.goes_on(waits, in_step=seconds is not None):
             self.moved = time.monotonic()
-        if moves and not self.spins:
+        if seconds is None:
             seconds = SLOW if any(map(asks_storage, frames.values())) else 0.0
         now = time.monotonic()
         idle = now - max(begun, self.moved)
@@ -121,26 +121,30 @@ class Pulses:
 class Activity:
     """Whether this process computes, or is answered by a storage, from one call of `goes_on` to the next.
 
-    All its threads count, and the time that the one that makes this has waited for a processor. Where threads are busy
-    that wait (`spins`) computing is unknown, and taken for none.
+    The thread that makes this computes while it is on a processor or waits for one, all others while they are on one.
     """
 
     def __init__(self, spins: bool) -> None:
-        self.spins, self.thread = spins, threading.get_native_id()
+        self.spins, self.native = spins, threading.get_native_id()
+        self.clock = time.pthread_getcpuclockid(threading.get_ident())
         self.last, self.answers = self._seconds(), answers.count
 
     def _seconds(self) -> tuple[float, float, float]:
+        """Now, and for how long this thread and all others have computed."""
         from trainer.pace import busy_seconds
 
-        return time.monotonic(), time.process_time(), busy_seconds(self.thread)
+        others = time.process_time() - time.clock_gettime(self.clock)
+        return time.monotonic(), busy_seconds(self.native), others
 
-    def goes_on(self) -> bool:
-        (before, *was_busy), self.last = self.last, self._seconds()
-        now, *busy = self.last
-        least = LEAST * (now - before)
-        computes = not self.spins and any(ends - began > least for began, ends in zip(was_busy, busy, strict=True))
+    def goes_on(self, waits: bool, in_step: bool) -> bool:
+        """Where threads are busy that wait (`spins`), this one counts for nothing in an exchange (`waits`), and no thread
+        in a step, which waits for its exchanges anywhere."""
+        last, self.last = self.last, self._seconds()
+        seconds, own, others = (ends - began for began, ends in zip(last, self.last, strict=True))
+        if self.spins:
+            own, others = (0.0 if in_step or waits else own), (0.0 if in_step else others)
         answered, self.answers = answers.count != self.answers, answers.count
-        return computes or answered
+        return answered or max(own, others) > LEAST * seconds
 
 
 def asks_storage(frame: FrameType | None) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import time
 from typing import Any
 
@@ -30,7 +29,7 @@ def run_stages(arguments: dict[str, Any], worker: Worker) -> dict[str, Any]:
     found: dict[str, Any] = {"seconds": {}}
     for stage, given in arguments["stages"].items():
         began = time.perf_counter()
-        worker.at(f"{stage} begins", math.inf, True)
+        worker.at(f"{stage} begins", None)
         if stage == "train":
             train_models(config, given, worker)
         elif stage == "recommend":

@@ -80,6 +80,6 @@ def in_worker(work: str, config: dict[str, Any]) -> None:
         found = {"value": imported(work)(config["arguments"], worker)}
     except LeavingError as interruption:
         found = {"left": str(interruption)}
-    pulses.at("is through", math.inf, False)
+    pulses.at("is through", math.inf)
     if worker.first:
         write_text(config["result"], json.dumps(found))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from ingest.errors import InputError
 B = TypeVar("B")
 
 SLOW = 600.0
-"""Seconds for what takes minutes at times: a storage is asked again, a first batch compiled."""
+"""Seconds for what takes minutes at times: one request of a storage, which is asked again, a first batch compiled."""
 
 
 class LeavingError(Exception):
@@ -47,9 +46,9 @@ class Worker:
     """Shows a person a line, from whichever worker."""
     watch: Callable[[str, Mapping[str, float]], None] = field(default=lambda model, figures: None)
     """Takes figures of this worker for `model` by name, for those who watch the run."""
-    at: Callable[[str, float, bool], None] = field(default=lambda doing, seconds, moves: None)
-    """Takes what this worker now does, how many seconds more than a step it may take for it, and whether that many only
-    where nothing tells that it moves: it computes, or its storage answers."""
+    at: Callable[[str, float | None], None] = field(default=lambda doing, seconds: None)
+    """Takes what this worker now does, and how many seconds more than a step it may take for it; None where it may take
+    as long as it moves: computes, or is answered by a storage."""
     asked: Callable[[bool], str] = field(default=lambda goes_on: "")
     """Why all workers are to leave what they do, empty while they stay; takes whether they can go on there later."""
 
@@ -91,10 +90,10 @@ def single_process(device: torch.device) -> Iterator[None]:
             dist.destroy_process_group()
 
 
-def total(value: Tensor) -> Tensor:
-    """The sum of `value` over all workers."""
+def total(value: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """The sum of `value` over all workers, in `group` where it is not where the default one's exchanges are."""
     summed = value.clone()
-    dist.all_reduce(summed)
+    dist.all_reduce(summed, group=group)
     return summed
 
 
@@ -170,11 +169,11 @@ def lockstep_batches(
     """
 
     def read(number: int) -> tuple[B | None, str, Tensor, Any]:
-        worker.at(f"{doing} {number} is read", SLOW, True)
+        worker.at(f"{doing} {number} is read", None)
         batch, why = next(batches, None), worker.asked(goes_on)
         own = counts(empty if batch is None else batch).double()
         sums = torch.cat([own.new_tensor([batch is not None, bool(why)]), own])
-        worker.at(f"{doing} {number}", SLOW if number <= first + 2 else 0.0, False)
+        worker.at(f"{doing} {number}", SLOW if number <= first + 2 else 0.0)
         return batch, why, sums, dist.all_reduce(sums, group=worker.host_group, async_op=True)
 
     batch, why, summed, summing = read(first + 1)
@@ -188,4 +187,4 @@ def lockstep_batches(
         now = empty if batch is None else batch
         batch, why, summed, summing = read(number)
         yield now, sums
-    worker.at(f"{doing} {number}: all are through", math.inf, True)
+    worker.at(f"{doing} {number}: all are through", None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import math
 
 import pyarrow.parquet as pq
 import torch
@@ -27,7 +26,7 @@ SHOWN_HISTORY, SHOWN_ITEMS, SHOWN_LABELS = 15, 10, 5
 def example_of(scorer: Scorer, reader: Reader, worker: Worker, filter_seen: bool) -> Example | None:
     """A target of the first worker's first batch; None where the model predicts no intents. Every worker calls it."""
     batch = next(batches_of(reader, worker, "example"), None)
-    worker.at("example", math.inf, True)
+    worker.at("example", None)
     if batch is None:
         return None
     prediction = scorer.predict(batch)

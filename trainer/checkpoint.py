@@ -129,7 +129,7 @@ class Checkpoints(Markers):
     def _is_less(self, state: State, touched: dict[str, Tensor]) -> bool:
         """Whether what is `touched` on all workers is less than half of what they hold."""
         sizes = [sum(part.nbytes for part in state.parts(False, rows)) for rows in (touched, None)]
-        few, whole = total(torch.tensor(sizes, dtype=torch.float64, device=self.worker.device)).tolist()
+        few, whole = total(torch.tensor(sizes, dtype=torch.float64), self.worker.host_group).tolist()
         return bool(2 * few < whole)
 
     def wait_for_the_one_before(self, step: int) -> None:
@@ -227,7 +227,7 @@ class Checkpoints(Markers):
     def ask(self) -> None:
         """`count` with an exchange of its own, where there is no step to do it."""
         if self.saving is not None:
-            ended, failed, _ = total(torch.tensor(self.votes(), device=self.worker.device)).tolist()
+            ended, failed, _ = total(torch.tensor(self.votes()), self.worker.host_group).tolist()
             self.count(ended, failed)
 
     def wait(self) -> None:

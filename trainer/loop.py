@@ -5,7 +5,6 @@ All workers take the same number of steps: one that has run out of data goes on 
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -105,7 +104,7 @@ class Trainer:
 
         Raises `LeavingError` on all workers where one was asked to leave, after a checkpoint of that very step.
         """
-        self.worker.at(f"{self.run.name}: loads the last checkpoint", math.inf, True)
+        self.worker.at(f"{self.run.name}: loads the last checkpoint", None)
         self.progress = self.checkpoints.resume(self.step, self.identity)
         if self.progress.finished:
             return self.progress
@@ -191,7 +190,7 @@ class Trainer:
 
     def _checkpoint(self, left: Remaining) -> None:
         """One inside an epoch, of which this worker has `left` still to come."""
-        self.worker.at(f"{self.run.name}: saves step {self.progress.step}", math.inf, True)
+        self.worker.at(f"{self.run.name}: saves step {self.progress.step}", None)
         self._read_totals()
         self.progress.position = Position(self.progress.epoch, tuple(gather_objects(left.blocks()))).to_json()
         self._gather_skipped()

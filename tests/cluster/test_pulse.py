@@ -93,7 +93,9 @@ def test_a_process_goes_on_that_computes_in_any_thread_or_is_answered() -> None:
     computing.start()
     try:
         assert _goes_on(activity)
-        assert not _goes_on(Activity(spins=True)), "what is busy there may wait for a device"
+        spins = Activity(spins=True)
+        assert not _goes_on(spins, in_step=True), "what is busy there may wait for a device"
+        assert _goes_on(spins, waits=True), "another thread does not wait for others"
     finally:
         stop.set()
         computing.join()
@@ -104,10 +106,18 @@ def test_a_process_goes_on_that_computes_in_any_thread_or_is_answered() -> None:
     assert not _goes_on(activity)
 
 
-def _goes_on(activity: Activity) -> bool:
+def test_a_thread_that_is_busy_in_an_exchange_does_not_go_on_where_waiting_is_busy() -> None:
+    for spins, waits, goes_on in ((True, True, False), (True, False, True), (False, True, True)):
+        activity, until = Activity(spins), time.monotonic() + 0.3
+        while time.monotonic() < until:
+            pass
+        assert activity.goes_on(waits, in_step=False) == goes_on
+
+
+def _goes_on(activity: Activity, waits: bool = False, in_step: bool = False) -> bool:
     """In the next moment."""
     time.sleep(0.3)
-    return activity.goes_on()
+    return activity.goes_on(waits, in_step)
 
 
 def _computes(stop: threading.Event) -> None:
