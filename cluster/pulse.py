@@ -137,8 +137,8 @@ class Activity:
         return time.monotonic(), busy_seconds(self.native), others
 
     def goes_on(self, waits: bool, in_step: bool) -> bool:
-        """Where threads are busy that wait (`spins`), this one counts for nothing in an exchange (`waits`), and no thread
-        in a step, which waits for its exchanges anywhere."""
+        """Where threads are busy that wait (`spins`), this one counts for nothing in an exchange (`waits`), and no
+        thread in a step, which waits for its exchanges anywhere."""
         last, self.last = self.last, self._seconds()
         seconds, own, others = (ends - began for began, ends in zip(last, self.last, strict=True))
         if self.spins:
