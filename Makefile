@@ -41,9 +41,9 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Two processes: one has the tests that share a Ray cluster; tests/conftest.py deals the files.
+# Three processes, which wait as much as they compute: one has the tests that share a Ray cluster; tests/conftest.py deals the files.
 test: lint
-	$(BIN)/pytest --numprocesses=2 --dist=loadscope
+	$(BIN)/pytest --numprocesses=3 --dist=loadscope
 
 results: setup
 	$(BIN)/python -m benchmarks.results

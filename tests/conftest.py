@@ -40,7 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Where tests run in two processes, those that share a Ray cluster run in one, and files of others in whichever is
+    """Where tests run in several processes, those that share a Ray cluster run in one, files of others in whichever is
     free. (A group by marks, `--dist=loadgroup` of pytest-xdist 3.8, has no effect with pytest 9.2.)"""
     from xdist.scheduler import LoadScopeScheduling
 

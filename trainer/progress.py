@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from ingest.errors import DamagedCheckpointError, InputError
 from ingest.storage import exists, join, list_folders, read_text, remove, write_text
-from trainer.checked_json import check, read_object
+from trainer.checked_json import check, read_object, write_checked
 from trainer.models.registry import NeuralConfig
 from trainer.train_config import TrainConfig
 
@@ -182,6 +183,7 @@ class Markers:
                 say(f"{self.set_aside(latest, error)}; taking the one before")
                 continue
             self._check_same(marker["config"], ours)
+            self._mend_best(say)
             progress = Progress(**marker["progress"])
             progress.finished = progress.is_finished(config)
             return latest, progress
@@ -192,6 +194,25 @@ class Markers:
                 f"{json.loads(read_text(path))['reason']}: remove that folder to train anew"
             )
         return None, Progress()
+
+    def _mend_best(self, say: Callable[[str], None]) -> None:
+        """Write the name of the best checkpoint anew where that file is damaged, or of before the newest best one, as
+        where a run ended between that one's marker and it."""
+        ends = []
+        for name in self.complete():
+            with suppress(DamagedCheckpointError):
+                progress = self.progress(name)
+                if progress.epoch and progress.best_epoch == progress.epoch and progress.position is None:
+                    ends.append(name)
+        try:
+            best, why = self.best(), f"{join(self.folder, BEST)} is missing or older"
+        except DamagedCheckpointError as error:
+            if not ends:
+                raise
+            best, why = None, str(error)
+        if ends and (best is None or best < ends[-1]):
+            write_checked(join(self.folder, BEST), {"checkpoint": ends[-1]})
+            say(f"{why}: by what the checkpoints say the best one is {ends[-1]}, which is written there")
 
     def _check_same(self, before: dict[str, Any], ours: dict[str, Any]) -> None:
         for key, value, found in differences(before, {name: ours[name] for name in ("model", "train")}):

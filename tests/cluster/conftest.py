@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import secrets
 import shutil
@@ -25,6 +26,7 @@ import pytest
 import yaml
 
 from cluster.cli import main
+from ingest.storage import read_text
 from tests.cluster.readme import ROOT, SHOP, STAGES
 from tests.cluster.two_nodes import two_nodes
 from tests.s3 import ObjectStore, free_ports
@@ -48,6 +50,11 @@ SMALL = [
 ]
 """Laid over configs/demo.yaml: the same run in a minute."""
 NICENESS = "RAY_worker_niceness"
+
+
+def results_of(folder: str | Path) -> dict:
+    """What a run's results.json has."""
+    return json.loads(read_text(f"{folder}/results.json"))
 
 
 @pytest.fixture(scope="session")

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
 
-import cluster.nodes
 from cluster.cli import main
 from cluster.config import Config
 from ingest.data.items import load_items
@@ -22,8 +22,7 @@ from ingest.data.reader import Reader
 from ingest.settings import load_settings
 from tests.cluster.conftest import SMALL
 from tests.cluster.readme import ROOT
-from tests.cluster.two_nodes import NODE, lose_node
-from trainer.loop import Trainer
+from tests.cluster.two_nodes import NODE, lose_node, two_nodes
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
@@ -34,7 +33,6 @@ LOADS, SAVES = "sasrec: loads the last checkpoint, ", "sasrec: saves step "
 CHANGES = [
     *SMALL,
     "models={sasrec: {kind: sasrec}}",
-    "extensions=[tests.cluster.recorded]",
     "cluster={workers: {min: 1, max: 2}, hang_seconds: 12, max_failures: 9}",
     f"train.epochs={EPOCHS}",
     f"train.patience={EPOCHS}",
@@ -44,10 +42,8 @@ CHANGES = [
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of a run whose data are prepared; what its extension does to training ends here with the test."""
-    monkeypatch.setattr(Trainer, "_train_step", Trainer._train_step)
-    monkeypatch.setattr(Trainer, "fit", Trainer.fit)
+def own(tmp_path: Path) -> Path:
+    """The folder of a run whose data are prepared."""
     for words in (["simulate"], ["prepare", "--no-ray"]):
         assert main([words[0], DEMO, *words[1:], *CHANGES, f"storage={tmp_path}"]) == 0
     return tmp_path
@@ -60,43 +56,53 @@ def workers_of(nodes: Cluster) -> list[psutil.Process]:
     return [process for process in below if "RayTrainWorker" in process.cmdline()[0]]
 
 
-def until(reached: Callable[[], Any], training: Future[int], seconds: float = 600) -> None:
+@pytest.fixture
+def nodes() -> Iterator[Cluster]:
+    """A cluster of their own, so that others' tests can go on beside these."""
+    with two_nodes() as nodes:
+        yield nodes
+
+
+def until(reached: Callable[[], Any], training: subprocess.Popen[bytes], log: Path, seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while not reached():
-        assert time.monotonic() < deadline
-        assert not training.done(), "training has ended before its time"
+        assert time.monotonic() < deadline, log.read_text()
+        assert training.poll() is None, log.read_text()
         time.sleep(0.05)
 
 
 @pytest.mark.ray
 def test_workers_leave_hang_are_lost_and_come_and_every_row_of_an_epoch_is_taken_once(
-    own: Path, ray_session: Cluster, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    own: Path, nodes: Cluster
 ) -> None:
     """One of two gets SIGTERM, one hangs while it loads the checkpoint after that, and one while it writes another; one
     is stopped, the node of one is lost, and another node comes."""
-    monkeypatch.setattr(cluster.nodes, "SETTLED", 8.0)
-    printed, model = "", own / "demo/models/sasrec"
+    model, log = own / "demo/models/sasrec", own / "log.txt"
 
-    def told(words: str) -> bool:
-        nonlocal printed
-        printed += capsys.readouterr().out
-        return words in printed
+    def goes_on(group: int, *words: str) -> None:
+        """Once these are told and that group of workers has begun."""
+        until(lambda: all(word in log.read_text() for word in words) and begun(model, group), training, log)
 
-    with ThreadPoolExecutor(1) as pool:
-        training = pool.submit(main, ["train", DEMO, *CHANGES, f"storage={own}"])
-        until(lambda: begun(model, 1), training)
+    changes = [*CHANGES, f"storage={own}", f"cluster.address={nodes.address}", "extensions=[tests.cluster.recorded]"]
+    with log.open("w") as told:
+        command = [sys.executable, "-m", "cluster.cli", "train", DEMO, *changes]
+        training = subprocess.Popen(command, stdout=told, stderr=told, cwd=ROOT)
+    try:
+        goes_on(1)
         (model / "hangs-loading").touch()
-        workers_of(ray_session)[0].terminate()
-        until(lambda: told("got SIGTERM") and told(f"it stands at: {LOADS}") and begun(model, 2), training)
+        workers_of(nodes)[0].terminate()
+        goes_on(2, "got SIGTERM", f"it stands at: {LOADS}")
         (model / "hangs-writing").touch()
-        until(lambda: told(f"it stands at: {SAVES}") and begun(model, 3), training)
-        workers_of(ray_session)[0].suspend()
-        until(lambda: told("hangs: it gives no sign of life") and begun(model, 4), training)
-        lose_node(ray_session)
-        until(lambda: begun(model, 5), training)
-        ray_session.add_node(**NODE)
-        assert training.result() == 0
-    assert told("the workers have saved and left: there is room for 2 workers")
+        goes_on(3, f"it stands at: {SAVES}")
+        workers_of(nodes)[0].suspend()
+        goes_on(4, "hangs: it gives no sign of life")
+        lose_node(nodes)
+        goes_on(5)
+        nodes.add_node(**NODE)
+        assert training.wait() == 0, log.read_text()
+    finally:
+        training.kill()
+    assert "the workers have saved and left: there is room for 2 workers" in log.read_text()
     groups = groups_of(model)
     assert [group[0]["workers"] for group in groups] == [2, 2, 2, 2, 1, 2]
     saved = [{step["step"] for step in group} for group in groups]

@@ -46,7 +46,7 @@ def test_the_make_targets_set_up_and_run_what_they_say(target: str) -> None:
     command = ["make", "--dry-run", "--always-make", target]
     done = subprocess.run(command, cwd=ROOT, env=outside, capture_output=True, text=True, check=True)
     assert "uv pip install" in done.stdout
-    last = {"demo": "intentrec run configs/demo.yaml", "test": "pytest --numprocesses=2 --dist=loadscope"}
+    last = {"demo": "intentrec run configs/demo.yaml", "test": "pytest --numprocesses=3 --dist=loadscope"}
     assert done.stdout.splitlines()[-1] == f".venv/bin/{last[target]}"
     for tool in ("ruff check .", "ruff format --check .", "mypy"):
         assert (tool in done.stdout) == (target == "test")
