@@ -172,6 +172,8 @@ def _run(group: Group) -> Any:
                 raise
             print(f"going on from the last checkpoint, try {failures + 1}", flush=True)
             continue
+        finally:
+            group.room.held = watchdog.nodes()
         if "value" in found:
             return found["value"]
         print(f"the workers have saved and left: {found['left']}", flush=True)

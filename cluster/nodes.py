@@ -6,6 +6,7 @@ import os
 import secrets
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,8 @@ SECONDS = 300
 """How long a node may take to read a few bytes."""
 SETTLED = 15.0
 """Seconds for which a number of workers has to have room before it is taken as what there is."""
+RETURNED = 60.0
+"""The same while a node has not given back what workers that have ended held there."""
 
 
 def check_storage(storage: str, seconds: float = SECONDS) -> None:
@@ -96,6 +99,8 @@ class Room:
         self.use_gpu = config.gpus if config.gpus is not None else gpus >= self.least
         self.of_one = {"CPU": config.cpus_per_worker} | ({"GPU": 1.0} if self.use_gpu else {})
         self.wanted = {kind: self.least * number for kind, number in self.of_one.items()}
+        self.held: Counter[str] = Counter()
+        """How many of the last workers ran on each node, by its id."""
         lack = missing(self.wanted)
         if lack and os.environ.get("INTENTREC_AUTOSCALING") != "1":
             raise InputError(
@@ -106,31 +111,39 @@ class Room:
     def size(self) -> int:
         """How many workers start now: the most, or those for which there is room once that stays so for a while.
 
-        What ended workers held comes back in seconds, and a dead node takes some to be known as such.
+        What ended workers held comes back in seconds, on a busy machine in more, and a dead node takes some to be known
+        as such.
         """
         found, since = -1, time.monotonic()
         while self.least < self.most and not received():
-            now = min(self.free(), self.most)
+            free = self._free()
+            now = min(sum(free.values()), self.most)
             if now != found:
                 found, since = now, time.monotonic()
-            if found == self.most or (found >= self.least and time.monotonic() - since > SETTLED):
+            returned = all(free[node] >= number for node, number in self.held.items() if node in free)
+            settled = time.monotonic() - since > (SETTLED if returned else RETURNED)
+            if found == self.most or (found >= self.least and settled):
                 return found
             time.sleep(1)
         return self.most
 
     def free(self) -> int:
         """For how many more workers there is room now."""
+        return sum(self._free().values())
+
+    def _free(self) -> dict[str, int]:
+        """The same by the id of each node that is alive and is not about to be lost."""
         import ray
 
         from cluster.pulse import draining_nodes
 
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]} - draining_nodes()
         nodes = ray._private.state.available_resources_per_node()
-        return sum(
-            int(min((has.get(kind, 0) + 1e-6) / number for kind, number in self.of_one.items()))
+        return {
+            node: int(min((has.get(kind, 0) + 1e-6) / number for kind, number in self.of_one.items()))
             for node, has in nodes.items()
             if node in alive
-        )
+        }
 
     @contextmanager
     def watched(self, workers: int, board: Any) -> Iterator[None]:

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -198,6 +199,10 @@ class Watchdog:
         """Where the worker `rank` was when it was last heard of."""
         pulse = self.pulses.get(rank)
         return f"{pulse}, at: {pulse.stands}" if pulse else f"worker {rank}, which had not begun"
+
+    def nodes(self) -> Counter[str]:
+        """How many workers each node had when they were last heard of, by its id."""
+        return Counter(pulse.node for pulse in self.pulses.values())
 
     def _to_leave(self) -> str:
         """Why all are to leave."""

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from pathlib import Path
+from threading import Timer
 from typing import TYPE_CHECKING
 
 import pytest
 
-from cluster.nodes import check_storage, missing, shortage_told
+import cluster.nodes
+from cluster.config import ClusterConfig
+from cluster.nodes import Room, check_storage, missing, shortage_told
 from ingest.errors import InputError
 from tests.s3 import ObjectStore
 
@@ -46,3 +50,31 @@ def test_a_shortage_is_told_once_while_it_lasts(ray_session: Cluster, capsys: py
     with shortage_told({"CPU": 2}, seconds=0.05):
         time.sleep(0.2)
     assert capsys.readouterr().out == "the workers need 1 GPUs, the Ray cluster has 0: waiting for more\n"
+
+
+@pytest.mark.ray
+def test_what_ended_workers_held_is_waited_for(ray_session: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker of the group before is still there for some seconds: longer than a lost node is waited for."""
+    import ray
+
+    monkeypatch.setattr(cluster.nodes, "SETTLED", 1.0)
+    room = Room(ClusterConfig(workers={"min": 1, "max": 2}))
+    held = ray.remote(num_cpus=1)(Held).remote()
+    node = ray.get(held.node.remote())
+    while room.free() == 2:
+        time.sleep(0.1)
+    assert room.size() == 1
+    room.held = Counter([node])
+    ends = Timer(4, ray.kill, (held,))
+    ends.start()
+    assert room.size() == 2
+    room.held = Counter(["a node that is gone"])
+    assert room.size() == 2
+    ends.join()
+
+
+class Held:
+    def node(self) -> str:
+        import ray
+
+        return str(ray.get_runtime_context().get_node_id())
