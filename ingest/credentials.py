@@ -1,17 +1,22 @@
 """Credentials: how one is known in a text, so that none is kept, printed or sent. They come from the environment alone.
 
-Known are the values of this process's variables that are named like credentials, and URLs that carry a user, a password
-or a signature.
+Known are the values of this process's variables that are named like credentials, those of AWS's file of credentials,
+which such a variable may name, and URLs that carry a user, a password or a signature.
 """
 
 from __future__ import annotations
 
+import configparser
+import functools
 import os
 import re
+from contextlib import suppress
+from pathlib import Path
 
 SECRET_NAME = re.compile(r"SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIAL|PRIVATE_KEY|API_KEY|ACCESS_KEY", re.IGNORECASE)
 SHORTEST = 8
 """Letters of a value that is looked for: a shorter one would be found in any text."""
+_AWS_FILE = "AWS_SHARED_CREDENTIALS_FILE"
 USER_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
 _IN_URL = re.compile(
     USER_IN_URL.pattern + r"|://\S*[?&](X-Amz-(Signature|Credential|Security-Token)|Signature|sig)=", re.I
@@ -19,9 +24,21 @@ _IN_URL = re.compile(
 
 
 def secrets() -> dict[str, str]:
-    """The credentials of this process's environment, the longest first: value -> name of its variable."""
-    found = {value: name for name, value in os.environ.items() if SECRET_NAME.search(name) and len(value) >= SHORTEST}
+    """The credentials of this process's environment, the longest first: value -> name of its variable or key."""
+    path = Path(os.environ.get(_AWS_FILE, "~/.aws/credentials")).expanduser()
+    named = [*os.environ.items(), *(_in_file(path, path.stat().st_mtime_ns) if path.is_file() else ())]
+    secret = [(value, name) for name, value in named if SECRET_NAME.search(name) and name != _AWS_FILE]
+    found = {value: name for value, name in secret if len(value) >= SHORTEST}
     return dict(sorted(found.items(), key=lambda pair: len(pair[0]), reverse=True))
+
+
+@functools.lru_cache(maxsize=1)
+def _in_file(path: Path, changed: int) -> tuple[tuple[str, str], ...]:
+    """The names and values of AWS's file of credentials, which was `changed` at that time."""
+    found = configparser.RawConfigParser()
+    with suppress(OSError, UnicodeDecodeError, configparser.Error):  # one that the clients can not read either
+        found.read(path)
+    return tuple((name, value) for section in found.values() for name, value in section.items())
 
 
 def found_in(text: str) -> str | None:
@@ -32,7 +49,7 @@ def found_in(text: str) -> str | None:
 
 
 def hidden(text: str) -> str:
-    """`text` without the credentials of this process's environment."""
+    """`text` without the credentials that are known."""
     for value in secrets():
         text = text.replace(value, "***")
     return text

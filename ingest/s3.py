@@ -15,7 +15,7 @@ from s3fs import S3FileSystem
 
 from ingest.patience import Outage, answers
 
-_BUSY = (429, 500, 502, 503, 504)
+_BUSY = (429, 500, 502, 503, 504, 507, 509)
 _HOOK = "needs-retry.s3"
 
 

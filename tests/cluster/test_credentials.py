@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from cluster.submit import EXCLUDES
 from ingest.credentials import found_in, hidden
 from ingest.s3 import PatientS3
 from ingest.storage import open_filesystem
+from tests.cluster.readme import ROOT
 from tests.cluster.test_inputs import QUICK
 from tests.s3 import ObjectStore
 
@@ -62,6 +64,20 @@ def test_what_is_no_credential_is_taken(text: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("SOME_TOKEN", "short")
     assert found_in(text) is None
     assert hidden(f"short {text}") == f"short {text}"
+
+
+def test_what_is_in_the_file_of_credentials_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also once it has changed, as a session's are written anew; no file, or a broken one, has none."""
+    file = tmp_path / "credentials"
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    assert hidden(f"{SECRET} {file}") == f"{SECRET} {file}"
+    file.write_text(f"[default]\naws_access_key_id = AKIA\naws_secret_access_key = {SECRET}\nregion = eu-west-1\n")
+    assert hidden(f"{SECRET} {file} eu-west-1") == f"*** {file} eu-west-1"
+    assert found_in(SECRET) == "the value of aws_secret_access_key"
+    file.write_text(f"[default]\naws_session_token = {SECRET[::-1]}%\n")
+    assert (hidden(SECRET), hidden(f"{SECRET[::-1]}%")) == (SECRET, "***")
+    file.write_text(f"aws_session_token = {SECRET}")
+    assert hidden(SECRET) == SECRET
 
 
 def kept(url: str) -> dict[str, bytes]:
@@ -118,13 +134,17 @@ def test_a_run_on_ray_keeps_and_logs_no_credential(stages: str, s3: ObjectStore,
 
 @pytest.mark.parametrize("name", [".env", ".env.local", ".envrc", ".netrc", ".aws/credentials", ".ssh/id", "a/b.pem"])
 def test_a_job_does_not_take_the_files_that_credentials_are_in(name: str, tmp_path: Path) -> None:
-    """By Ray's own reading of what is left out."""
-    from ray._private.runtime_env.packaging import _get_excludes
+    """By Ray's own reading of what is left out, by us and where Ray's command submits this project."""
+    from ray._private.runtime_env.packaging import _get_excludes, get_excludes_from_ignore_files
 
     (tmp_path / "hello.py").write_text("")
     file = tmp_path / name
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(SECRET)
     is_left_out = _get_excludes(tmp_path, list(EXCLUDES))
+    assert is_left_out(file) or is_left_out(file.parent)
+    assert not is_left_out(tmp_path / "hello.py")
+    shutil.copy(ROOT / ".rayignore", tmp_path)
+    (is_left_out,) = get_excludes_from_ignore_files(tmp_path, include_gitignore=True)
     assert is_left_out(file) or is_left_out(file.parent)
     assert not is_left_out(tmp_path / "hello.py")
