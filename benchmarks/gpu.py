@@ -1,7 +1,7 @@
 """All that is to be found out on a GPU, in parts that can be run alone. Prints JSON; status 1 where a part failed.
 
     for part in attention precision tables waiting throughput full_softmax memory reading profile; do
-        timeout 200 python -m benchmarks.gpu --out FOLDER --part $part; done        # one that crashes ends alone
+        timeout 160 python -m benchmarks.gpu --out FOLDER --part $part; done        # one that crashes ends alone
     python -m benchmarks.gpu --out FOLDER --dry     the same parts in small sizes on a CPU, to try the script itself
 
     attention     the kernels against the CPU in fp32, forward and gradients
@@ -31,7 +31,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +41,7 @@ from benchmarks.gpu_rates import Steps, profiled, reading, throughput, timed, wa
 from benchmarks.training import header, prepared
 from embeddings.table_config import ITEM
 from embeddings.workers import Worker, single_process
+from ingest.errors import InputError
 
 GIB = 2**30
 
@@ -61,11 +61,14 @@ def memory(bench: Bench) -> dict[str, Any]:
                 found["skipped"] = "no time left"
                 continue
             case = bench.case("sasrec", 64, precision="bf16", tables={"dimension": 64} | section)
-            with single_process(bench.device), suppress(torch.OutOfMemoryError):
-                case, batch = moved(case, rows, case.batches(1, Worker())[0])
-                found |= {"skipped": "out of memory"}
-                found |= timed(bench, Steps(case, batch, bench.device).take)
-                del found["skipped"]
+            try:
+                with single_process(bench.device):
+                    case, batch = moved(case, rows, case.batches(1, Worker())[0])
+                    found |= timed(bench, Steps(case, batch, bench.device).take)
+            except torch.OutOfMemoryError:
+                found["skipped"] = "out of memory"
+            except InputError as error:  # the plan does not fit
+                found["skipped"] = str(error)
             bench.note({"cases": cases})
             free(bench.device)
     ms = [case["step_ms"] for case in cases if case["tables"] == "fp32" and "step_ms" in case]
@@ -117,7 +120,7 @@ def checked(name: str, bench: Bench) -> dict[str, Any]:
         found = PARTS[name][0](bench)
         status = "failed" if found.get("wrong") else "passed"
     except Exception:
-        found, status = {"traceback": traceback.format_exc()}, "failed"
+        found, status = bench.noted() | {"traceback": traceback.format_exc()}, "failed"
     free(bench.device)
     result = {"status": status, "seconds": round(time.perf_counter() - began, 1), **found}
     bench.note(result)
@@ -146,6 +149,7 @@ def main(arguments: Sequence[str] | None = None, sizes: Sizes | None = None) -> 
     for name in options.part:
         print(f"{name} ...", file=sys.stderr, flush=True)
         bench = Bench(data, device, sizes, time.perf_counter() + PARTS[name][1], options.out / f"{name}.json")
+        bench.path.unlink(missing_ok=True)
         checks[name] = checked(name, bench)
         print(f"{name}: {checks[name]['status']}", file=sys.stderr, flush=True)
     found = {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU", "checks": checks}

@@ -36,7 +36,7 @@ CPU = torch.device("cpu")
 class Sizes:
     """How large the checks are; by default for a GPU."""
 
-    log: tuple[str, ...] = ("simulate.users=2500", "simulate.days=40")
+    log: tuple[str, ...] = ("simulate.users=12000", "simulate.days=40", "simulate.processes=8")
     """Overrides of configs/demo.yaml."""
     tokens: int = 65_536
     dimensions: tuple[int, ...] = (128, 256, 512)
@@ -108,6 +108,11 @@ class Bench:
         """Keep what a check has found so far, should it be ended."""
         self.path.write_text(json.dumps(header("gpu") | found, indent=1))
 
+    def noted(self) -> dict[str, Any]:
+        """What was kept last."""
+        found: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
+        return found
+
     @property
     def late(self) -> bool:
         return time.perf_counter() > self.deadline
@@ -115,10 +120,13 @@ class Bench:
 
 @dataclass
 class Comparison:
-    """Numbers held against a reference."""
+    """Numbers held against a reference; those of each case are kept once all of it were added."""
 
+    bench: Bench
     cases: list[dict[str, Any]] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    """For which no time was left."""
 
     def add(self, name: str, ours: Tensor, reference: Tensor, tolerance: float) -> None:
         """The norm of the difference over the reference's."""
@@ -128,18 +136,26 @@ class Comparison:
         if not error <= tolerance:
             self.wrong.append(f"{name}: {error:.3g}")
 
+    def begins(self, case: str) -> bool:
+        """Whether there is time for the next case; what the ones before gave is kept."""
+        self.bench.note(self.result())
+        if self.bench.late:
+            self.skipped.append(case)
+        return not self.bench.late
+
     def result(self) -> dict[str, Any]:
-        """How many were compared, those nearest to what is allowed, and what was beyond it."""
+        """How many were compared, those nearest to what is allowed, what was beyond it, and what was left out."""
         worst = sorted(self.cases, key=lambda entry: -entry["error"] / entry["allowed"])[:12]
-        return {"compared": len(self.cases), "nearest": worst, "wrong": self.wrong}
+        return {"compared": len(self.cases), "nearest": worst, "wrong": self.wrong, "skipped": self.skipped}
 
 
 def attention(bench: Bench) -> dict[str, Any]:
     """Each kernel that attention takes, against the padded one on the CPU in fp32: output and gradients."""
-    found = Comparison()
+    found = Comparison(bench)
     for dimension in bench.sizes.dimensions:
-        _compare_attention(found, bench, dimension)
-        _compare_pointwise(found, bench, dimension)
+        for compare in (_compare_attention, _compare_pointwise):
+            if found.begins(f"{compare.__name__} D={dimension}"):
+                compare(found, bench, dimension)
     return found.result()
 
 
@@ -209,9 +225,11 @@ def _compare_pointwise(found: Comparison, bench: Bench, dimension: int) -> None:
 
 def precision(bench: Bench) -> dict[str, Any]:
     """Losses and dense gradients of a step in bf16 against fp32, on the same device."""
-    found, sizes = Comparison(), bench.sizes
+    found, sizes = Comparison(bench), bench.sizes
     for model in ("sasrec", "intentrec"):
         for kind in ("sampled", "full"):
+            if not found.begins(f"{model} {kind}"):
+                continue
             settings = {"tokens": sizes.compared, "loss": {"kind": kind}, "clip_norm": 1e9}
             with single_process(bench.device):
                 bf16, fp32 = (
@@ -283,7 +301,7 @@ parallel takes the dense part's optimizer."""
 
 def tables(bench: Bench) -> dict[str, Any]:
     """A step under each sharding and optimizer: dense gradients and rows against the CPU's gradients."""
-    found, rate = Comparison(), 0.5
+    found, rate = Comparison(bench), 0.5
     dimension = bench.sizes.dimensions[0]
     shared: dict[str, Any] = {"tokens": bench.sizes.compared, "clip_norm": 1e9}
     with single_process(CPU):
@@ -293,6 +311,8 @@ def tables(bench: Bench) -> dict[str, Any]:
     for sharding, optimizer, kernel in TABLES:
         name = f"{sharding} {optimizer} {kernel}"
         if bench.device.type == "cpu" and ("adam" in optimizer or kernel != "fused"):
+            continue
+        if not found.begins(name):
             continue
         settings = {"sharding": dict.fromkeys(gradients, sharding)}
         if kernel != "fused":
@@ -329,4 +349,4 @@ def moved(case: Case, items: int, batch: Batch) -> tuple[Case, Batch]:
 
     manifest = case.manifest.model_copy(update={"items": items})
     target_Q = torch.where(batch.target_Q > 1, drawn(len(batch.target_Q)), batch.target_Q)
-    return replace(case, manifest=manifest), replace(batch, item_T=drawn(batch.tokens), target_Q=target_Q)
+    return replace(case, manifest=manifest), replace(batch, items=items, item_T=drawn(batch.tokens), target_Q=target_Q)

@@ -166,29 +166,37 @@ def card_flops(device: torch.device) -> float | None:
 
 def waiting(bench: Bench) -> dict[str, Any]:
     """Steps in which no call may wait for the device: CUDA itself raises where one does."""
-    wrong = []
+    wrong: list[str] = []
+    tried: list[str] = []
     for model in MODELS:
+        if bench.late:
+            break
         with single_process(bench.device):
             case = bench.case(model, bench.sizes.dimensions[0], precision="bf16")
             steps = Steps(case, case.batches(1, Worker())[0], bench.device)
             for _ in range(WARM_UP):
                 steps.take()
+            now, steps.prepared = steps.prepared, steps.step.prepare(steps.batch, steps.number + 1)
             try:
                 if bench.device.type == "cuda":
                     torch.cuda.set_sync_debug_mode("error")
-                steps.step.train(steps.batch, steps.number, steps.weights, 0, steps.prepared)
+                steps.step.train(steps.batch, steps.number, steps.weights, 0, now)
             except RuntimeError as error:
                 wrong.append(f"{model}: {error}")
             finally:
                 if bench.device.type == "cuda":
                     torch.cuda.set_sync_debug_mode("default")
-    return {"models": MODELS, "wrong": wrong}
+        tried.append(model)
+        bench.note({"models": tried, "wrong": wrong})
+    return {"models": tried, "wrong": wrong}
 
 
 def reading(bench: Bench) -> dict[str, Any]:
     """What the reader gives a second against what a step takes: below 1 the device waits for data."""
     found: dict[str, Any] = {"cases": []}
     for model in ("sasrec", "intentrec"):
+        if bench.late:
+            break
         case = bench.case(model, bench.sizes.dimensions[-1], precision="bf16")
         began, tokens = time.perf_counter(), 0
         for batch, _ in islice(case.reader(Worker()).epoch(0), bench.sizes.steps):
@@ -208,6 +216,8 @@ def profiled(bench: Bench) -> dict[str, Any]:
     key = "self_device_time_total" if cuda else "self_cpu_time_total"
     found: dict[str, Any] = {}
     for model in MODELS:
+        if bench.late:
+            break
         with single_process(bench.device):
             case = bench.case(model, bench.sizes.dimensions[-1], precision="bf16")
             steps = Steps(case, case.batches(1, Worker())[0], bench.device)

@@ -14,6 +14,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass
+from inspect import signature
 from pathlib import Path
 
 import torch
@@ -41,6 +42,8 @@ _STATE_BYTES: dict[str, Callable[[int], int]] = {
     "adam": lambda columns: 8 * columns,
 }
 """The fused optimizer's state for one row of a shard."""
+_BY_HAND = {"created_by_factory": True} if "created_by_factory" in signature(Topology).parameters else {}
+"""TorchRec warns of a topology that none of its factories has made; 1.6 has no factories."""
 _NAMED = 3
 """Workers and tables that a refusal names."""
 
@@ -138,7 +141,7 @@ class _Planning:
                 hbm_cap=hbm,
                 ddr_cap=ddr,
                 local_world_size=self.local_workers,
-                created_by_factory=True,
+                **_BY_HAND,
             )
             return EmbeddingShardingPlanner(topology=topology, batch_size=1, constraints=constraints, debug=False)
 

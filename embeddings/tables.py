@@ -4,8 +4,9 @@
 
 Inputs and candidates of the item table are one feature, so that the output layer reads and trains the very same rows,
 wherever they are sharded. A worker asks for each row once in a step, however often the row is needed: what travels are
-different rows, and the sums of their gradients. All rows of a table travel as one sample of a KeyedJaggedTensor: tables
-do not care about sequences, and the stride stays 1 on every worker however many users its batch has.
+different rows, and the sums of their gradients. All rows of a table travel as one sample of a KeyedJaggedTensor, and on
+a GPU as `SAMPLES` of equal length: tables do not care about sequences, and the stride is the same on every worker
+however many users its batch has.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ from embeddings.table_config import ITEM, PREFIX, TableConfig
 from ingest.data.batch import Batch, Lists
 from ingest.data.manifest import Manifest
 
+SAMPLES = {"cuda": 1024}
+"""Of a KeyedJaggedTensor, else one: fbgemm's kernels for a GPU go through each sample in one warp or thread."""
+
 
 def expected_lookups(tables: list[EmbeddingConfig], tokens: int, candidates: int) -> dict[str, float]:
     """Rows of each table that a batch of `tokens` looks up, were they all different; a list of values counts as one."""
@@ -37,7 +41,7 @@ def expected_lookups(tables: list[EmbeddingConfig], tokens: int, candidates: int
 def lookup_once(tables: list[EmbeddingConfig], wanted: list[Tensor]) -> tuple[KeyedJaggedTensor, list[Tensor]]:
     """The different rows among the `wanted` ones of each table, int64 of any length, and where each is among them.
 
-    A table's rows are one sample of the KeyedJaggedTensor, ascending.
+    A table's rows are ascending through all samples of the KeyedJaggedTensor.
     """
     *begins, end = accumulate((table.num_embeddings for table in tables), initial=0)
     everything = torch.cat([part + begin for part, begin in zip(wanted, begins, strict=True)])
@@ -49,7 +53,10 @@ def lookup_once(tables: list[EmbeddingConfig], wanted: list[Tensor]) -> tuple[Ke
     split = place_N.split([len(part) for part in wanted])
     places = [place - first for place, first in zip(split, firsts[:-1], strict=True)]
     keys = [table.feature_names[0] for table in tables]
-    return KeyedJaggedTensor(keys=keys, values=row_U, lengths=count_F), places
+    samples = SAMPLES.get(row_U.device.type, 1)
+    nth_S = torch.arange(samples, device=row_U.device)
+    length_FS = count_F[:, None] // samples + (nth_S < count_F[:, None] % samples)
+    return KeyedJaggedTensor(keys=keys, values=row_U, lengths=length_FS.flatten()), places
 
 
 def mean_of_lists(rows_UD: Tensor, place_N: Tensor, lengths_T: Tensor) -> Tensor:

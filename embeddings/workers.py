@@ -21,6 +21,8 @@ from ingest.errors import InputError
 
 B = TypeVar("B")
 
+FIRST = 4
+"""Batches that are read by the time that the second step, the last one that may be compiled in, is taken."""
 SLOW = 600.0
 """Seconds for what takes minutes at times: one request of a storage, which is asked again, a first batch compiled."""
 
@@ -173,7 +175,7 @@ def lockstep_batches(
         batch, why = next(batches, None), worker.asked(goes_on)
         own = counts(empty if batch is None else batch).double()
         sums = torch.cat([own.new_tensor([batch is not None, bool(why)]), own])
-        worker.at(f"{doing} {number}", SLOW if number <= first + 2 else 0.0)
+        worker.at(f"{doing} {number}", SLOW if number <= first + FIRST else 0.0)
         return batch, why, sums, dist.all_reduce(sums, group=worker.host_group, async_op=True)
 
     batch, why, summed, summing = read(first + 1)

@@ -21,6 +21,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 from torch import Tensor
 
+import embeddings.tables
 from embeddings.sharding import table_states
 from embeddings.workers import Worker, own_rows, total
 from ingest.errors import InputError
@@ -104,6 +105,9 @@ SETTINGS |= {
     name: {"loss": {"kind": "full"}} if name == "knows everything" else SETTINGS["uniform"] for name in KNOWING
 }
 SETTINGS |= {name: {"loss": {"kind": "full"}} for name in OTHERS}
+SAMPLES = {"rows in samples": 5}
+"""How many each table's rows are cut into, as on a GPU."""
+SETTINGS |= dict.fromkeys(SAMPLES, SETTINGS["row_wise"])
 ZCH = {"genres": {"size": 5, "interval": 3}}
 """With a checkpoint after two steps and an eviction in the third."""
 STEPS = [[range(9), range(9, 12)], [[], range(12, 20)], [range(20, 29), range(29, 32)]]
@@ -141,6 +145,7 @@ def refused(data: Data, folder: Path, worker: Worker) -> tuple[str]:
 
 
 def steps(data: Data, folder: Path, worker: Worker, setting: str) -> dict[str, Any]:
+    embeddings.tables.SAMPLES["cpu"] = SAMPLES.get(setting, 1)
     step = make_step(
         data.manifest,
         worker,

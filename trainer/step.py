@@ -120,7 +120,7 @@ class Step:
         self.spread = tables.spreads[ITEM]
         self.slice_v = self.spread.indices(torch.arange(self.first, end if full else self.first, device=worker.device))
         self.scores = config.loss.scores_at_once or default_scores(worker.device)
-        self.side = torch.cuda.Stream(worker.device) if worker.device.type == "cuda" else None
+        self.side = torch.cuda.Stream(worker.device, priority=-1) if worker.device.type == "cuda" else None
         self.following: Prepared | None = None
         """The step whose ids have not travelled yet."""
 

@@ -75,8 +75,8 @@ def until(reached: Callable[[], Any], training: subprocess.Popen[bytes], log: Pa
 def test_workers_leave_hang_are_lost_and_come_and_every_row_of_an_epoch_is_taken_once(
     own: Path, nodes: Cluster
 ) -> None:
-    """One of two gets SIGTERM, one hangs while it loads the checkpoint after that, and one while it writes another; one
-    is stopped, the node of one is lost, and another node comes."""
+    """The command gets SIGTERM, and one of two workers; one hangs while it loads the checkpoint after that, one while
+    it writes another; one is stopped, the node of one is lost, another node comes, and that is drained."""
     model, log = own / "demo/models/sasrec", own / "log.txt"
 
     def goes_on(group: int, *words: str) -> None:
@@ -84,30 +84,42 @@ def test_workers_leave_hang_are_lost_and_come_and_every_row_of_an_epoch_is_taken
         until(lambda: all(word in log.read_text() for word in words) and begun(model, group), training, log)
 
     changes = [*CHANGES, f"storage={own}", f"cluster.address={nodes.address}", "extensions=[tests.cluster.recorded]"]
-    with log.open("w") as told:
+
+    def start() -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "cluster.cli", "train", DEMO, *changes]
-        training = subprocess.Popen(command, stdout=told, stderr=told, cwd=ROOT)
+        with log.open("a") as told:
+            return subprocess.Popen(command, stdout=told, stderr=told, cwd=ROOT)
+
+    training = start()
     try:
         goes_on(1)
+        training.terminate()
+        assert training.wait(30) == 143, log.read_text()
+        training = start()
+        goes_on(2, "SIGTERM: what runs is saved and ends")
         (model / "hangs-loading").touch()
         workers_of(nodes)[0].terminate()
-        goes_on(2, "got SIGTERM", f"it stands at: {LOADS}")
+        goes_on(3, "got SIGTERM", f"it stands at: {LOADS}")
         (model / "hangs-writing").touch()
-        goes_on(3, f"it stands at: {SAVES}")
+        goes_on(4, f"it stands at: {SAVES}")
         workers_of(nodes)[0].suspend()
-        goes_on(4, "hangs: it gives no sign of life")
+        goes_on(5, "hangs: it gives no sign of life")
         lose_node(nodes)
-        goes_on(5)
-        nodes.add_node(**NODE)
+        goes_on(6)
+        added = nodes.add_node(**NODE)
+        goes_on(7, "the workers have saved and left: there is room for 2 workers")
+        reason = ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=tried", "--deadline-remaining-seconds=60"]
+        drain = [str(Path(sys.executable).with_name("ray")), "drain-node", f"--node-id={added.node_id}", *reason]
+        subprocess.run([*drain, f"--address={nodes.address}"], check=True)
+        goes_on(8, "is drained")
         assert training.wait() == 0, log.read_text()
     finally:
         training.kill()
-    assert "the workers have saved and left: there is room for 2 workers" in log.read_text()
     groups = groups_of(model)
-    assert [group[0]["workers"] for group in groups] == [2, 2, 2, 2, 1, 2]
+    assert [group[0]["workers"] for group in groups] == [2, 2, 2, 2, 2, 1, 2, 1]
     saved = [{step["step"] for step in group} for group in groups]
-    assert not saved[0] & saved[1]
-    assert not saved[4] & saved[5]
+    for left in (0, 1, 5, 6):
+        assert not saved[left] & saved[left + 1]
     kept = [step for group, after in zip(groups, [*groups[1:], []], strict=True)
             for step in group if step["step"] < min((s["step"] for s in after), default=math.inf)]  # fmt: skip
     for epoch in range(EPOCHS):

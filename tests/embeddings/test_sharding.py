@@ -68,6 +68,15 @@ def test_half_precision_is_near_to_single_and_not_the_same(setting: str, two_wor
         same({"item": half["third"]["item"].half().float()}, {"item": half["third"]["item"]})
 
 
+def test_rows_that_are_cut_into_samples_are_the_same_rows(two_workers: TwoWorkers) -> None:
+    """Also where a table has fewer than there are samples, and a worker none."""
+    for whole, cut in zip(
+        two_workers.result("steps/row_wise"), two_workers.result("steps/rows in samples"), strict=True
+    ):
+        same(cut["third"], whole["third"])
+        assert cut["losses"] == whole["losses"]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("kernel", ["fused_uvm", "fused_uvm_caching"])
 @pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "rowwise_adam"])

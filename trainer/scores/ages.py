@@ -69,7 +69,11 @@ class AgeScores(nn.Module):
         doublings = [2**n for n in range(self.calendar.days.bit_length())]
         self.edges = sorted({0, *labels, *doublings})
         """In days: an item of an age below 0 is not out yet."""
-        self.label_A = [bisect_right(labels, edge) for edge in [0, *self.edges]]
+        self.edge_E: Tensor
+        self.register_buffer("edge_E", torch.tensor(self.edges), persistent=False)
+        self.label_A: Tensor
+        label_A = torch.tensor([bisect_right(labels, edge) for edge in [0, *self.edges]])
+        self.register_buffer("label_A", label_A, persistent=False)
         """The label of each bin."""
         self.linear = nn.Linear(dimension, len(self.edges) + 1)
         nn.init.zeros_(self.linear.weight)
@@ -80,8 +84,7 @@ class AgeScores(nn.Module):
         """What every day's items gain for the requests at `time_Q`: [Q, S]. `log_p_QL`: of the ages' labels alone."""
         score_QA = self.linear(query_QD)
         if log_p_QL is not None and self.intent is not None:
-            score_QA = score_QA + self.intent * log_p_QL[:, self.label_A]
-        edge_E = torch.tensor(self.edges, device=time_Q.device)
+            score_QA = score_QA + self.intent * log_p_QL.index_select(1, self.label_A)
         age_QS = self.calendar.of(time_Q)[:, None] - torch.arange(self.calendar.days, device=time_Q.device)
-        found: Tensor = score_QA.gather(1, torch.bucketize(age_QS, edge_E, right=True))
+        found: Tensor = score_QA.gather(1, torch.bucketize(age_QS, self.edge_E, right=True))
         return found

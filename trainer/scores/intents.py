@@ -64,6 +64,10 @@ class IntentScores(nn.Module):
         super().__init__()
         self.sizes = manifest.labels
         self.weights = nn.Parameter(torch.zeros(len(Part), len(self.sizes)))
+        sizes = torch.tensor(list(self.sizes.values()))
+        self.intent_L: Tensor
+        self.register_buffer("intent_L", torch.arange(len(sizes)).repeat_interleave(sizes), persistent=False)
+        """The number of each label's intent."""
         self.gates = nn.Linear(sum(self.sizes.values()), 3) if pointers else None
         for parameter in self.gates.parameters() if self.gates else ():
             nn.init.zeros_(parameter)
@@ -80,8 +84,7 @@ class IntentScores(nn.Module):
 
     def asked(self, log_p_NL: Tensor, part: Part) -> Tensor:
         """The queries' columns: [N, L]."""
-        sizes = torch.tensor(list(self.sizes.values()), device=log_p_NL.device)
-        return log_p_NL * self.weights[part].repeat_interleave(sizes, output_size=log_p_NL.shape[1])
+        return log_p_NL * self.weights[part].index_select(0, self.intent_L)
 
     def acting(self, log_p_NL: Tensor, label_XL: Tensor, part: Part) -> Acting:
         """For a part with candidates of each query's own, that bear `label_XL`."""

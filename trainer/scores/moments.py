@@ -135,7 +135,8 @@ def products(query_QX: Tensor, rows_GMX: Tensor, group_Q: Tensor) -> Tensor:
 
     Rows are gathered as embeddings are, whose gradient is many times faster on a CPU than that of an index.
     """
-    count_G = torch.bincount(group_Q, minlength=len(rows_GMX))
+    count_G = torch.zeros(len(rows_GMX), dtype=torch.long, device=group_Q.device)
+    count_G.index_add_(0, group_Q, torch.ones_like(group_Q))  # bincount waits for a GPU
     blocks_G = (count_G + TOGETHER - 1) // TOGETHER
     order_Q = group_Q.argsort(stable=True)
     nth_Q = torch.arange(len(group_Q), device=group_Q.device) - (count_G.cumsum(0) - count_G)[group_Q[order_Q]]
