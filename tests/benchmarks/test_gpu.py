@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks import gpu
-from benchmarks.gpu_checks import SMALL, Comparison
+from benchmarks.gpu_checks import SMALL, Bench, Comparison
 from benchmarks.gpu_rates import useful_flops
 from benchmarks.training import counted_flops
 from tests.small import Data, make_step
@@ -31,15 +32,17 @@ def one_thread() -> Any:
 
 
 def test_all_checks_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
-    """One of them fails: it has its traceback, the others go on, and the exit status is 1."""
+    """One of them fails: it has its traceback and what it had found, the others go on, and the exit status is 1."""
 
     def broken(bench: Any) -> dict[str, Any]:
+        bench.note({"compared": 7})
         raise RuntimeError("no such kernel")
 
     monkeypatch.setitem(gpu.PARTS, "precision", (broken, 10))
     assert gpu.main(["--dry", "--out", str(tmp_path)], TINY) == 1
     checks = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in gpu.PARTS}
     assert "RuntimeError: no such kernel" in checks["precision"]["traceback"]
+    assert checks["precision"]["compared"] == 7
     statuses = {name: check["status"] for name, check in checks.items()}
     assert statuses == dict.fromkeys(gpu.PARTS, "passed") | {"precision": "failed"}, checks
     assert checks["attention"]["compared"] == 36 + 2 * (2 + 2 * 9 + 2)  # HSTU: two dtypes, two layers
@@ -80,9 +83,15 @@ def test_without_a_gpu_it_says_so(
     )
 
 
-def test_a_difference_or_nan_is_wrong() -> None:
-    found = Comparison()
+def test_a_difference_or_nan_is_wrong_and_what_was_found_before_the_time_was_over_is_kept(tmp_path: Path) -> None:
+    bench = Bench("", torch.device("cpu"), TINY, time.perf_counter() + 1000, tmp_path / "found.json")
+    found = Comparison(bench)
+    assert found.begins("first")
     one = torch.ones(3)
     for name, value in (("same", one), ("near", one + 1e-3), ("far", one + 1), ("nan", one * torch.nan)):
         found.add(name, value, one, 1e-2)
-    assert [line.partition(":")[0] for line in found.wrong] == ["far", "nan"]
+    found.bench = replace(bench, deadline=time.perf_counter() - 1)
+    assert not found.begins("second")
+    assert [line.partition(":")[0] for line in bench.noted()["wrong"]] == ["far", "nan"]
+    assert bench.noted()["compared"] == 4
+    assert found.result()["skipped"] == ["second"]
