@@ -26,6 +26,8 @@ setup: $(VENV)/.installed-$(ACCELERATOR)
 $(VENV)/.installed-$(ACCELERATOR): pyproject.toml requirements/$(ACCELERATOR).txt requirements/s3.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	if ls $(VENV)/.installed-* 2>/dev/null | grep -qv -- '-$(ACCELERATOR)$$'; then \
+	  $(BIN)/uv pip uninstall --quiet --python $(BIN)/python torch fbgemm-gpu fbgemm-gpu-cpu; fi  # builds share folders
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python $(INDEX) \
 	  --overrides requirements/overrides-$(ACCELERATOR).txt \
 	  --constraints requirements/$(ACCELERATOR).txt --editable '.[$(ACCELERATOR),dev]'

@@ -4,7 +4,8 @@ A worker is silent that gives no sign, as where its process is stopped or its ma
 none has moved for longer than it may: has begun something else, computed, or had an answer of its storage. One that
 waits for others in an exchange waits as long as they take, so as long as any is within its time nothing is wrong. The
 one to blame is then the one that is in no exchange. It is killed, which ends the others' exchanges, and the group is
-started again as after any lost worker.
+started again as after any lost worker. With a silent one the others are killed, too, because its machine may hear of
+nothing.
 """
 
 from __future__ import annotations
@@ -225,8 +226,11 @@ class Watchdog:
             for rank, why in found.items():
                 print(f"{self.pulses[rank]} hangs: it {why}; it stands at: {self.pulses[rank].stands}", flush=True)
                 _kill(self.pulses[rank])
+            silent = any(self.pulses[rank].age > self.seconds for rank in found)
             for rank in self.pulses.keys() - self.hung.keys() if found else ():
                 print(f"{self.pulses[rank]} stands at: {self.pulses[rank].stands}", flush=True)
+                if silent:  # its machine may not hear that it is to be killed, and so break no exchange
+                    _kill(self.pulses[rank])
 
 
 def draining_nodes() -> set[str]:

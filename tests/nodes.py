@@ -115,6 +115,10 @@ class Network:
         run(f"ip link add {device} netns {pid} type veth peer name {port} netns {self.switch.pid}")
         self.switch.run(*words(f"ip link set {port} master bridge up"))
 
+    def cut(self, name: str) -> None:
+        """Pull a node's cable: it lives, and nobody hears of it."""
+        self.switch.run(*words(f"ip link set {name} down"))
+
     def close(self) -> None:
         for node in [*self.nodes.values(), self.switch]:
             node.kill()

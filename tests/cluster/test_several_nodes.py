@@ -9,6 +9,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -198,3 +199,29 @@ def test_a_cancelled_job_is_gone_on_with(cluster: Cluster, running: Running) -> 
     cancelled, *_, ended = cluster.run("intentrec", "jobs", "list", "--address", cluster.dashboard).splitlines()
     assert " STOPPED " in cancelled
     assert " SUCCEEDED " in ended
+
+
+def test_training_goes_on_without_a_machine_that_is_heard_of_no_more(cluster: Cluster) -> None:
+    """Its cable is pulled: no connection ends, and neither Ray nor we can end what runs there. It is the last test."""
+    workers = "cluster={workers: {min: 1, max: 2}, hang_seconds: 20}"
+    changes = ["name=cut", "train.epochs=40", "train.patience=40", workers]
+    submitted = cluster.start("intentrec", "submit", "far.yaml", *changes, "--address", cluster.dashboard)
+    assert submitted.stdout is not None
+    late = Timer(500, submitted.kill)
+    late.start()
+    said = list[str]()
+    try:
+        for line in submitted.stdout:
+            said.append(f"{time.time():.0f} {line}")
+            if " epoch 2/" in line:
+                cluster.network.cut("worker-2")
+                said.append(f"{time.time():.0f} cut\n")
+        told = "".join(said)
+        assert submitted.wait() == 0, told
+    finally:
+        late.cancel()
+        submitted.kill()
+    print(told)
+    assert re.search(r"worker \d \(process \d+ on worker-2\) hangs: it gives no sign of life for 2\d s", told), told
+    assert "starting the workers (1, on CPUs)" in told.partition("cut\n")[2], told
+    assert "epoch 40/40" in told
