@@ -9,8 +9,8 @@
 `intentrec run` of a small log with two workers, on Ray on this machine, is started again as a user would where a fault
 has ended it. Faults are chosen by `--seed`; the moments are the machine's. What is checked: the run ends well; the last
 checkpoint has the same bits as that of the run undisturbed, one for all storages, its curves and its best one are the
-same, and so are the results; every sequence of every epoch was given to be trained on once; no process is left. Slopes
-tell what grows.
+same, and so are the results; every sequence of every epoch was given to be trained on once; no process and no piece of
+a checkpoint is left. Slopes tell what grows.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pathlib import Path
 import psutil
 import yaml
 
-from benchmarks.soak_checks import Looks, differences, kind_of, rows_of
+from benchmarks.soak_checks import Looks, differences, kind_of, left_in, rows_of
 from benchmarks.training import header
 from ingest.storage import join, read_text
 from tests.disk import SmallDisk
@@ -290,6 +290,7 @@ def soak(options: argparse.Namespace, folder: Path, store: ObjectStore, disk: Sm
         looks.close()
         left = [f"process {kind_of(each)}" for each in left_behind()]
         left += [path.name for path in temporary.iterdir() if path.name != "ray"]
+        left += left_in(run.checkpoints)
         text, well = report(kind, undisturbed, run, looks, left)
         good = good and well
         print(text, end="\n\n", flush=True)

@@ -15,8 +15,9 @@ import numpy as np
 import psutil
 import torch
 
+from ingest.storage import join, list_folders, list_names
 from trainer.pieces import Part, stored_pieces
-from trainer.progress import Markers
+from trainer.progress import MARKER, Markers
 
 SECONDS_BETWEEN_LOOKS = 5.0
 WARM_UP = 60.0
@@ -118,6 +119,18 @@ def differences(ours: str, theirs: str) -> list[str]:
     found += [key for key, value in expected.items() if key not in measured and progress[key] != value]
     if Markers(ours).best() != Markers(theirs).best():
         found.append(f"the best checkpoint is {Markers(ours).best()}, and {Markers(theirs).best()} undisturbed")
+    return found
+
+
+def left_in(folder: str) -> list[str]:
+    """What is in a folder of checkpoints that no marker names: of a save that a fault has ended."""
+    markers, found = Markers(folder), []
+    complete = markers.complete()
+    for name in list_folders(folder):
+        pieces = [*markers.marker(name)["pieces"]] if name in complete else []
+        wanted = {MARKER, *(f"{stem}.{ending}" for stem in pieces for ending in ("bin", "json"))}
+        found += [f"{name}/{file}" for file in list_names(join(folder, name)) if file not in wanted]
+        found += [name] if name not in complete else []
     return found
 
 

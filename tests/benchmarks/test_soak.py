@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.soak_checks import _slope, rows_of
+from benchmarks.soak_checks import _slope, left_in, rows_of
+from trainer.checked_json import write_checked
+from trainer.progress import VERSION
 
 
 def test_growth_is_that_within_processes_and_not_between_them() -> None:
@@ -30,3 +32,23 @@ def test_a_batch_that_is_given_again_counts_once_and_a_row_that_is_not(tmp_path:
     (tmp_path / "3.rows").write_text(json.dumps([0, 0, 11, [1, 5]]))
     with pytest.raises(AssertionError, match="epoch 0, worker 0: a batch was given again with other rows"):
         rows_of(tmp_path)
+
+
+def test_what_an_ended_save_leaves_is_found(tmp_path: Path) -> None:
+    whole, cut = tmp_path / "step-0000000001", tmp_path / "step-0000000002"
+    for folder in (whole, cut):
+        folder.mkdir()
+        (folder / "pieces-ab-1-0.bin").touch()
+        (folder / "pieces-ab-1-0.json").touch()
+    write_checked(str(whole / "complete.json"), {"version": VERSION, "pieces": ["pieces-ab-1-0"]})
+    assert left_in(str(tmp_path)) == [
+        "step-0000000002/pieces-ab-1-0.bin",
+        "step-0000000002/pieces-ab-1-0.json",
+        "step-0000000002",
+    ]
+    (whole / "pieces-ab-2-0.bin").touch()
+    (whole / ".complete.json.partial").touch()
+    assert left_in(str(tmp_path))[:2] == [
+        "step-0000000001/.complete.json.partial",
+        "step-0000000001/pieces-ab-2-0.bin",
+    ]
