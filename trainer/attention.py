@@ -304,12 +304,14 @@ class Attention(nn.Module):
     def __init__(self, dimension: int, heads: int, causal: bool = True) -> None:
         super().__init__()
         self.heads, self.causal = heads, causal
+        self.fits = dimension // heads >= 16 and dimension // heads % 8 == 0
+        """Whether the kernels without padding take heads of this size."""
         self.qkv = nn.Linear(dimension, 3 * dimension)
         self.out = nn.Linear(dimension, dimension)
 
     def forward(self, x_TD: Tensor, layout: Layout, window: Window | None = None) -> Tensor:
         qkv_TX = self.qkv(x_TD)
-        if qkv_TX.is_cuda and qkv_TX.dtype in (torch.bfloat16, torch.float16):
+        if self.fits and qkv_TX.is_cuda and qkv_TX.dtype in (torch.bfloat16, torch.float16):
             attended_TD = self._jagged(qkv_TX, layout) if window is None else window.attend(qkv_TX, self.heads)
         else:
             masks = layout.padding_masks if not self.causal else None if window is None else window.masks
