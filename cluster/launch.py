@@ -173,7 +173,7 @@ def _run(group: Group) -> Any:
             print(f"going on from the last checkpoint, try {failures + 1}", flush=True)
             continue
         finally:
-            group.room.held = watchdog.nodes()
+            group.room.held = watchdog.nodes() or group.room.held
         if "value" in found:
             return found["value"]
         print(f"the workers have saved and left: {found['left']}", flush=True)

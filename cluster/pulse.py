@@ -36,7 +36,7 @@ LEAST = 0.1
 """The part of the time between two signs that a process is busy that computes."""
 EXCHANGES = ("/torch/distributed/", "/torch/autograd/", "/torchrec/distributed/", "/embeddings/workers.py")
 """Where a worker is that waits for others: in a collective, or in the backward pass, whose collectives run in C++."""
-STORAGE = ("/ingest/storage.py", "/ingest/arrow_files.py", "/fsspec/")
+STORAGE = ("/ingest/storage.py", "/ingest/arrow_files.py", "/fsspec/", "/pyarrow/")
 """Where a thread is that waits for a storage."""
 ROOT = str(Path(__file__).resolve().parents[1])
 
@@ -82,7 +82,7 @@ class Pulses:
     def __init__(self, board: Any, attempt: int, rank: int, spins: bool) -> None:
         """`spins`: whether a thread is busy that waits for others or a device, as with CUDA."""
         self.board, self.attempt, self.rank, self.spins = board, attempt, rank, spins
-        self.moved, self.activity = time.monotonic(), Activity(spins)
+        self.moved, self.activity, self.asks = time.monotonic(), Activity(spins), False
         self.thread, self.node = threading.get_ident(), ray.get_runtime_context().get_node_id()
         self.why, self.wish = "", ""
         self.at("starts", math.inf)
@@ -110,10 +110,11 @@ class Pulses:
         doing, seconds, begun = self.now
         frames = sys._current_frames()
         line, waits = place(frames.get(self.thread))
-        if self.activity.goes_on(waits, in_step=seconds is not None):
+        asked, self.asks = self.asks, any(map(asks_storage, frames.values()))
+        if self.activity.goes_on(waits, in_step=seconds is not None) or asked > self.asks:
             self.moved = time.monotonic()
         if seconds is None:
-            seconds = SLOW if any(map(asks_storage, frames.values())) else 0.0
+            seconds = SLOW if self.asks else 0.0
         now = time.monotonic()
         idle = now - max(begun, self.moved)
         host = socket.gethostname()
@@ -128,15 +129,16 @@ class Activity:
 
     def __init__(self, spins: bool) -> None:
         self.spins, self.native = spins, threading.get_native_id()
-        self.clock = time.pthread_getcpuclockid(threading.get_ident())
+        self.clock, self.own = time.pthread_getcpuclockid(threading.get_ident()), 0.0
         self.last, self.answers = self._seconds(), answers.count
 
     def _seconds(self) -> tuple[float, float, float]:
         """Now, and for how long this thread and all others have computed."""
         from trainer.pace import busy_seconds
 
-        others = time.process_time() - time.clock_gettime(self.clock)
-        return time.monotonic(), busy_seconds(self.native), others
+        with suppress(OSError):  # the thread has ended
+            self.own = time.clock_gettime(self.clock)
+        return time.monotonic(), busy_seconds(self.native), time.process_time() - self.own
 
     def goes_on(self, waits: bool, in_step: bool) -> bool:
         """Where threads are busy that wait (`spins`), this one counts for nothing in an exchange (`waits`), and no
@@ -230,6 +232,7 @@ class Watchdog:
             for rank in self.pulses.keys() - self.hung.keys() if found else ():
                 print(f"{self.pulses[rank]} stands at: {self.pulses[rank].stands}", flush=True)
                 if silent:  # its machine may not hear that it is to be killed, and so break no exchange
+                    self.hung[rank] = "is ended with it"
                     _kill(self.pulses[rank])
 
 

@@ -5,8 +5,8 @@
 Inputs and candidates of the item table are one feature, so that the output layer reads and trains the very same rows,
 wherever they are sharded. A worker asks for each row once in a step, however often the row is needed: what travels are
 different rows, and the sums of their gradients. All rows of a table travel as one sample of a KeyedJaggedTensor, and on
-a GPU as `SAMPLES` of equal length: tables do not care about sequences, and the stride is the same on every worker
-however many users its batch has.
+a GPU as `SAMPLES` whose lengths differ by one at most: tables do not care about sequences, and the stride is the same
+on every worker however many users its batch has.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import datetime
 import pyarrow.parquet as pq
 import torch
 
-from embeddings.workers import Worker, gather_objects
+from embeddings.workers import SLOW, Worker, gather_objects
 from evaluation.evaluate import batches_of
 from evaluation.ranking import CatalogueRanker, Scorer
 from evaluation.results import Example, Interaction, Recommendation
@@ -26,7 +26,7 @@ SHOWN_HISTORY, SHOWN_ITEMS, SHOWN_LABELS = 15, 10, 5
 def example_of(scorer: Scorer, reader: Reader, worker: Worker, filter_seen: bool) -> Example | None:
     """A target of the first worker's first batch; None where the model predicts no intents. Every worker calls it."""
     batch = next(batches_of(reader, worker, "example"), None)
-    worker.at("example", None)
+    worker.at("example", SLOW)  # its first batch may be compiled
     if batch is None:
         return None
     prediction = scorer.predict(batch)

@@ -10,7 +10,7 @@ import statistics
 import time
 from itertools import cycle, islice
 
-from embeddings.workers import Worker, gather_objects, total
+from embeddings.workers import SLOW, Worker, gather_objects, total
 from evaluation.ranking import CatalogueRanker, Scorer
 from evaluation.results import Latency
 from ingest.data.batch import Batch
@@ -26,6 +26,7 @@ def timed(scorer: Scorer, alone: Reader, together: Reader, worker: Worker, filte
 
     `alone` reads one user at a time; both are made with `after_last`. None where the first worker has no user.
     """
+    worker.at("requests are timed", SLOW)  # the first may be compiled
     manifest = together.manifest
     ranker = CatalogueRanker(scorer, manifest.items, manifest.catalogue, worker, filter_seen)
     empty = together.builder.empty().to(worker.device)

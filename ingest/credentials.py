@@ -1,7 +1,7 @@
-"""Credentials: how one is known in a text, so that none is kept, printed or sent. They come from the environment alone.
+"""Credentials: how one is known in a text, so that none is kept, printed or sent.
 
-Known are the values of this process's variables that are named like credentials, those of AWS's file of credentials,
-which such a variable may name, and URLs that carry a user, a password or a signature.
+They come from the environment alone, or from the file that AWS's clients read. Known are the values of this process's
+variables that are named like credentials, those of that file, and URLs that carry a user, a password or a signature.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import functools
 import os
 import re
 from contextlib import suppress
-from pathlib import Path
 
 SECRET_NAME = re.compile(r"SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIAL|PRIVATE_KEY|API_KEY|ACCESS_KEY", re.IGNORECASE)
 SHORTEST = 8
@@ -24,20 +23,21 @@ _IN_URL = re.compile(
 
 
 def secrets() -> dict[str, str]:
-    """The credentials of this process's environment, the longest first: value -> name of its variable or key."""
-    path = Path(os.environ.get(_AWS_FILE, "~/.aws/credentials")).expanduser()
-    named = [*os.environ.items(), *(_in_file(path, path.stat().st_mtime_ns) if path.is_file() else ())]
+    """The credentials that are known, the longest first: value -> name of its variable or key."""
+    path, named = os.path.expanduser(os.environ.get(_AWS_FILE, "~/.aws/credentials")), [*os.environ.items()]
+    with suppress(OSError):  # no file, or one that the clients can not read either
+        named += _in_file(path, os.stat(path).st_mtime_ns)
     secret = [(value, name) for name, value in named if SECRET_NAME.search(name) and name != _AWS_FILE]
     found = {value: name for value, name in secret if len(value) >= SHORTEST}
     return dict(sorted(found.items(), key=lambda pair: len(pair[0]), reverse=True))
 
 
 @functools.lru_cache(maxsize=1)
-def _in_file(path: Path, changed: int) -> tuple[tuple[str, str], ...]:
+def _in_file(path: str, changed: int) -> tuple[tuple[str, str], ...]:
     """The names and values of AWS's file of credentials, which was `changed` at that time."""
     found = configparser.RawConfigParser()
-    with suppress(OSError, UnicodeDecodeError, configparser.Error):  # one that the clients can not read either
-        found.read(path)
+    with suppress(UnicodeDecodeError, configparser.Error), open(path) as file:
+        found.read_file(file)
     return tuple((name, value) for section in found.values() for name, value in section.items())
 
 

@@ -1,7 +1,7 @@
 """Storage that is away for a while, slow or full is asked again: which failures can pass, for how long, who is told.
 
 All retrying is here: `patiently` repeats a call, and `Outage` tells a client that repeats its own requests
-(`ingest.s3`) how long to wait. Both count what a storage answers in `answers`. After `TOLD_SECONDS` a line says which
+(`ingest.s3`) how long to wait. Both count in `answers` what they are answered. After `TOLD_SECONDS` a line says which
 storage it is and why, and one more, when it is back, for how long it was away.
 """
 

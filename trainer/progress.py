@@ -183,8 +183,8 @@ class Markers:
                 say(f"{self.set_aside(latest, error)}; taking the one before")
                 continue
             self._check_same(marker["config"], ours)
-            self._mend_best(say)
             progress = Progress(**marker["progress"])
+            self._mend_best(progress, say)
             progress.finished = progress.is_finished(config)
             return latest, progress
         if damaged := self._with(DAMAGED):
@@ -195,24 +195,25 @@ class Markers:
             )
         return None, Progress()
 
-    def _mend_best(self, say: Callable[[str], None]) -> None:
-        """Write the name of the best checkpoint anew where that file is damaged, or of before the newest best one, as
-        where a run ended between that one's marker and it."""
-        ends = []
+    def _mend_best(self, progress: Progress, say: Callable[[str], None]) -> None:
+        """Write the name of the best checkpoint anew where that file is damaged or names another than `progress`, the
+        newest one's, as where a run ended between a best one's marker and it. One that is gone or set aside stays best.
+        """
+        named = None
         for name in self.complete():
             with suppress(DamagedCheckpointError):
-                progress = self.progress(name)
-                if progress.epoch and progress.best_epoch == progress.epoch and progress.position is None:
-                    ends.append(name)
+                found = self.progress(name)
+                if found.position is None and found.epoch == progress.best_epoch:
+                    named = name
         try:
-            best, why = self.best(), f"{join(self.folder, BEST)} is missing or older"
+            best, why = self.best(), f"{join(self.folder, BEST)} is missing or names another one"
         except DamagedCheckpointError as error:
-            if not ends:
+            if named is None:
                 raise
             best, why = None, str(error)
-        if ends and (best is None or best < ends[-1]):
-            write_checked(join(self.folder, BEST), {"checkpoint": ends[-1]})
-            say(f"{why}: by what the checkpoints say the best one is {ends[-1]}, which is written there")
+        if named is not None and best != named:
+            write_checked(join(self.folder, BEST), {"checkpoint": named})
+            say(f"{why}: by what the newest checkpoint says the best one is {named}, which is written there")
 
     def _check_same(self, before: dict[str, Any], ours: dict[str, Any]) -> None:
         for key, value, found in differences(before, {name: ours[name] for name in ("model", "train")}):

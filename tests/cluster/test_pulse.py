@@ -106,6 +106,17 @@ def test_a_process_goes_on_that_computes_in_any_thread_or_is_answered() -> None:
     assert not _goes_on(activity)
 
 
+def test_a_process_whose_training_thread_has_ended_gives_signs_still() -> None:
+    """As where the first worker writes what has been found, and the others are through."""
+    made: list[Activity] = []
+    thread = threading.Thread(target=lambda: made.append(Activity(spins=False)))
+    thread.start()
+    thread.join()
+    (activity,) = made
+    activity.goes_on(waits=False, in_step=False)
+    assert not _goes_on(activity)
+
+
 def test_a_thread_that_is_busy_in_an_exchange_does_not_go_on_where_waiting_is_busy() -> None:
     for spins, waits, goes_on in ((True, True, False), (True, False, True), (False, True, True)):
         activity, until = Activity(spins), time.monotonic() + 0.3

@@ -168,26 +168,6 @@ def test_where_all_are_damaged_training_does_not_begin_anew_in_silence(data: Dat
             resumed(data, tmp_path)
 
 
-@pytest.mark.parametrize("damage", [Path.unlink, empty, truncate, flip_in_the_middle, pickle_in_place])
-def test_the_name_of_the_best_is_written_anew_from_what_the_checkpoints_say(
-    damage: Callable[[Path], Any], data: Data, tmp_path: Path
-) -> None:
-    """Where it is damaged, and where the run ended between the marker of the best one and it."""
-    checkpoints = Checkpoints(str(tmp_path), train_config(keep=3), Worker())
-    for number, best_epoch in ((1, 1), (2, 2), (3, 2)):
-        progress = Progress(step=number, epoch=number, best=0.1 * best_epoch, best_epoch=best_epoch)
-        checkpoints.save(make_step(data.manifest, seed=number), progress, OURS, best=number == 1)
-        checkpoints.wait()
-    assert checkpoints.best() == "step-0000000001"
-    damage(tmp_path / "best.json")
-    (line,) = resumed(data, tmp_path)[2]
-    assert str(tmp_path / "best.json") in line
-    assert "the best one is step-0000000002" in line
-    assert checkpoints.best() == "step-0000000002"
-    assert resumed(data, tmp_path)[2] == []
-    assert not list(tmp_path.rglob("code-has-run"))
-
-
 def test_where_the_best_is_damaged_no_other_is_evaluated(data: Data, tmp_path: Path) -> None:
     save(data, tmp_path, 1, best=True)
     save(data, tmp_path, 2)
