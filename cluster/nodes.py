@@ -8,7 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from cluster.config import ClusterConfig
@@ -147,13 +147,20 @@ class Room:
 
     @contextmanager
     def watched(self, workers: int, board: Any) -> Iterator[None]:
-        """While the block runs with so many workers, ask them to leave once there is room for more."""
+        """While the block runs with so many workers, ask them to leave once there is room for more.
+
+        That is not looked for before all have begun: what is free until then is what they will take.
+        """
+        import ray
+
         ended = threading.Event()
 
         def watch() -> None:
-            since = time.monotonic()
+            since, begun = time.monotonic(), False
             while not ended.wait(2):
-                more = min(self.free(), self.most - workers)
+                with suppress(ray.exceptions.RayError, TimeoutError):
+                    begun = begun or len(ray.get(board.pulses.remote(), timeout=10)) >= workers
+                more = min(self.free(), self.most - workers) if begun else 0
                 if more <= 0:
                     since = time.monotonic()
                 elif time.monotonic() - since > SETTLED:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from threading import Timer
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ import cluster.nodes
 from cluster.config import ClusterConfig
 from cluster.nodes import Room, check_storage, missing, shortage_told
 from ingest.errors import InputError
+from tests.cluster.test_pulse import STEP
 from tests.s3 import ObjectStore
 
 if TYPE_CHECKING:
@@ -71,6 +73,30 @@ def test_what_ended_workers_held_is_waited_for(ray_session: Cluster, monkeypatch
     room.held = Counter(["a node that is gone"])
     assert room.size() == 2
     ends.join()
+
+
+@pytest.mark.ray
+def test_room_is_not_looked_for_before_all_workers_have_begun(
+    ray_session: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a worker has not taken yet is none: a start may take longer than room has to last."""
+    import ray
+
+    from cluster.remote_bar import Board
+
+    monkeypatch.setattr(cluster.nodes, "SETTLED", 1.0)
+    room, board = Room(ClusterConfig(workers={"min": 1, "max": 2})), Board.remote()  # type: ignore[attr-defined]
+    ray.get(board.begin.remote(1))
+    begun = replace(STEP, rank=0)
+    with room.watched(1, board):
+        time.sleep(8)
+        assert ray.get(board.pulse.remote(1, begun)) == ("", "")
+        asked, deadline = "", time.monotonic() + 60
+        while not asked and time.monotonic() < deadline:
+            time.sleep(0.5)
+            _, asked = ray.get(board.pulse.remote(1, begun))
+    assert asked == "there is room for 2 workers"
+    ray.kill(board)
 
 
 class Held:
