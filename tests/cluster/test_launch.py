@@ -59,12 +59,12 @@ def test_the_worker_that_is_gone_is_named_first_with_where_it_stood_and_why() ->
     gone = WorkerHealthCheckFailedError("failed", ConnectionError("its process died\nkilled"))
     error = WorkerGroupError("failed", {0: RuntimeError("Connection closed by peer"), 1: gone})
     assert summary(error, watchdog).split("; ") == [
-        "worker 1 (process 78 on node-7), at: deep epoch 1, step 12, in trainer/step.py:9 (train), for 50 s: killed",
-        "worker 0 (process 77 on node-7), at: deep epoch 1, step 12, in trainer/step.py:9 (train), for 50 s, "
+        "worker 1 (process 78 on node-7), at: deep epoch 1, step 12, in trainer/step.py:9 (train), for 90 s: killed",
+        "worker 0 (process 77 on node-7), at: deep epoch 1, step 12, in trainer/step.py:9 (train), for 90 s, "
         "waiting for others: Connection closed by peer",
     ]
     watchdog.hung = {1: "gives no sign of life for 41 s"}
-    assert summary(error, watchdog).split("; ")[0].endswith("for 50 s: gives no sign of life for 41 s")
+    assert summary(error, watchdog).split("; ")[0].endswith("for 90 s: gives no sign of life for 41 s")
     assert summary(WorkerGroupError("failed", {2: RuntimeError("no")}), watchdog) == "worker 2, which had not begun: no"
 
 
