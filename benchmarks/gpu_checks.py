@@ -139,9 +139,10 @@ class Comparison:
     def begins(self, case: str) -> bool:
         """Whether there is time for the next case; what the ones before gave is kept."""
         self.bench.note(self.result())
-        if self.bench.late:
+        late = self.bench.late
+        if late:
             self.skipped.append(case)
-        return not self.bench.late
+        return not late
 
     def result(self) -> dict[str, Any]:
         """How many were compared, those nearest to what is allowed, what was beyond it, and what was left out."""

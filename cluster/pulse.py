@@ -81,7 +81,7 @@ class Pulses:
 
     def __init__(self, board: Any, attempt: int, rank: int, spins: bool) -> None:
         """`spins`: whether a thread is busy that waits for others or a device, as with CUDA."""
-        self.board, self.attempt, self.rank, self.spins = board, attempt, rank, spins
+        self.board, self.attempt, self.rank = board, attempt, rank
         self.moved, self.activity, self.asks = time.monotonic(), Activity(spins), False
         self.thread, self.node = threading.get_ident(), ray.get_runtime_context().get_node_id()
         self.why, self.wish = "", ""

@@ -66,6 +66,11 @@ def test_what_is_no_credential_is_taken(text: str, monkeypatch: pytest.MonkeyPat
     assert hidden(f"short {text}") == f"short {text}"
 
 
+def test_rays_own_command_leaves_at_home_what_ours_does() -> None:
+    lines = (ROOT / ".rayignore").read_text().splitlines()
+    assert tuple(line for line in lines if not line.startswith("#")) == EXCLUDES
+
+
 def test_what_is_in_the_file_of_credentials_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also once it has changed, as a session's are written anew; no file, or a broken one, has none."""
     file = tmp_path / "credentials"

@@ -11,9 +11,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Timer
+from typing import IO
 
 import pytest
 import yaml
@@ -119,6 +121,20 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         store.stop()
 
 
+@contextmanager
+def lines_of(process: subprocess.Popen[str], seconds: float) -> Iterator[tuple[IO[str], Timer]]:
+    """What `process` says, and what ends it after so long; at the end it is ended in any case."""
+    assert process.stdout is not None
+    late = Timer(seconds, process.kill)
+    late.start()
+    try:
+        yield process.stdout, late
+    finally:
+        late.cancel()
+        process.kill()
+        process.wait()
+
+
 @dataclass
 class Running:
     job: str
@@ -133,12 +149,9 @@ def running(cluster: Cluster) -> Iterator[Running]:
     options = ["--address", cluster.dashboard, "--submission-id", job, "--no-wait", *here]
     cluster.run("ray", "job", "submit", *options, "--", "intentrec", "run", "far.yaml")
     following = cluster.start("intentrec", "jobs", "follow", job, "--address", cluster.dashboard)
-    assert following.stdout is not None
-    late = Timer(400, following.kill)
-    late.start()
     said = list[str]()
-    try:
-        for line in following.stdout:
+    with lines_of(following, 400) as (lines, late):
+        for line in lines:
             said.append(line)
             if line.startswith("sasrec epoch 2/"):
                 break
@@ -146,10 +159,6 @@ def running(cluster: Cluster) -> Iterator[Running]:
             pytest.fail("".join(said))
         late.cancel()
         yield Running(job, following)
-    finally:
-        late.cancel()
-        following.kill()
-        following.wait()
 
 
 def test_each_worker_trains_on_a_node_of_its_own(cluster: Cluster, running: Running) -> None:
@@ -206,21 +215,15 @@ def test_training_goes_on_without_a_machine_that_is_heard_of_no_more(cluster: Cl
     workers = "cluster={workers: {min: 1, max: 2}, hang_seconds: 20}"
     changes = ["name=cut", "train.epochs=40", "train.patience=40", workers]
     submitted = cluster.start("intentrec", "submit", "far.yaml", *changes, "--address", cluster.dashboard)
-    assert submitted.stdout is not None
-    late = Timer(500, submitted.kill)
-    late.start()
     said = list[str]()
-    try:
-        for line in submitted.stdout:
+    with lines_of(submitted, 500) as (lines, _):
+        for line in lines:
             said.append(line)
             if " epoch 2/" in line and CUT not in said:
                 cluster.network.cut("worker-2")
                 said.append(CUT)
         told = "".join(said)
         assert submitted.wait() == 0, told
-    finally:
-        late.cancel()
-        submitted.kill()
     assert re.search(r"worker \d \(process \d+ on worker-2\) hangs: it gives no sign of life for 2\d s", told), told
     assert "starting the workers (1, on CPUs)" in told.partition(CUT)[2], told
     assert "epoch 40/40" in told
