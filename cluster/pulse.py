@@ -14,6 +14,7 @@ import math
 import os
 import signal
 import socket
+import string
 import sys
 import threading
 import time
@@ -34,6 +35,8 @@ from ingest.patience import answers
 SECONDS = 1.0
 LEAST = 0.1
 """The part of the time between two signs that a process is busy that computes."""
+ENDLESS = 10
+"""How many times as long as the longest one before it a step takes that will not end."""
 EXCHANGES = ("/torch/distributed/", "/torch/autograd/", "/torchrec/distributed/", "/embeddings/workers.py")
 """Where a worker is that waits for others: in a collective, or in the backward pass, whose collectives run in C++."""
 STORAGE = ("/ingest/storage.py", "/ingest/arrow_files.py", "/fsspec/", "/pyarrow/")
@@ -84,12 +87,15 @@ class Pulses:
         self.board, self.attempt, self.rank = board, attempt, rank
         self.moved, self.activity, self.asks = time.monotonic(), Activity(spins), False
         self.thread, self.node = threading.get_ident(), ray.get_runtime_context().get_node_id()
-        self.why, self.wish = "", ""
-        self.at("starts", math.inf)
+        self.why, self.wish, self.steps = "", "", Steps()
+        self.now: tuple[str, float | None, float] = "starts", math.inf, time.monotonic()
         threading.Thread(target=self._beat, name="pulse", daemon=True).start()
 
     def at(self, doing: str, seconds: float | None) -> None:
-        self.now = doing, seconds, time.monotonic()
+        (was, may_take, begun), now = self.now, time.monotonic()
+        if may_take is not None:
+            self.steps.took(was, now - begun)
+        self.now = doing, seconds, now
 
     def asked(self, goes_on: bool) -> str:
         return self.why or (self.wish if goes_on else "")
@@ -116,9 +122,25 @@ class Pulses:
         if seconds is None:
             seconds = SLOW if self.asks else 0.0
         now = time.monotonic()
-        idle = now - max(begun, self.moved)
+        idle = now - (begun if self.steps.endless(doing, now - begun) else max(begun, self.moved))
         host = socket.gethostname()
         return Pulse(self.rank, os.getpid(), host, self.node, doing, now - begun, idle, seconds, line, waits)
+
+
+class Steps:
+    """How long the steps of one kind have taken, those of an epoch or the batches of an evaluation."""
+
+    def __init__(self) -> None:
+        self.kind, self.longest = "", 0.0
+
+    def took(self, doing: str, seconds: float) -> None:
+        """`doing` is what a worker has said before a step, which ends with the step's number."""
+        kind = doing.rstrip(string.digits)
+        self.kind, self.longest = kind, max(seconds, self.longest if kind == self.kind else 0.0)
+
+    def endless(self, doing: str, seconds: float) -> bool:
+        """Whether one that has taken so many seconds is not of those that end."""
+        return doing.rstrip(string.digits) == self.kind and seconds > ENDLESS * self.longest
 
 
 class Activity:

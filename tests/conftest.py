@@ -34,20 +34,33 @@ def ray_of(path: Path) -> str:
     return "shared" if "ray_session" in text or "stages: str" in text else "own"
 
 
+@cache
+def scope_of(path: Path) -> str:
+    """What tests of this file share with those of others, and so have to run in one process: the session's Ray
+    cluster, or the two workers of tests/scenarios.py."""
+    if ray_of(path) == "shared":
+        return "shared"
+    return "two workers" if "two_workers" in path.read_text() else ""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What shares a Ray cluster first, as it takes longest; what starts one last."""
-    items.sort(key=lambda item: {"shared": 0, "": 1, "own": 2}[ray_of(item.path)])
+    """What shares a Ray cluster first, as it takes longest, then what shares two workers; own clusters last."""
+
+    def place(item: pytest.Item) -> int:
+        return {"shared": 0, "two workers": 1}.get(scope_of(item.path), 3 if ray_of(item.path) else 2)
+
+    items.sort(key=place)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Where tests run in several processes, those that share a Ray cluster run in one, files of others in whichever is
-    free. (A group by marks, `--dist=loadgroup` of pytest-xdist 3.8, has no effect with pytest 9.2.)"""
+    """Where tests run in several processes, those that share workers run in one, files of others in whichever is free.
+    (A group by marks, `--dist=loadgroup` of pytest-xdist 3.8, has no effect with pytest 9.2.)"""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByCluster(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            return "shared" if ray_of(config.rootpath / file) == "shared" else file
+            return scope_of(config.rootpath / file) or file
 
     config.option.loadscopereorder = False
     return ByCluster(config, log)

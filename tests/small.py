@@ -61,10 +61,10 @@ PIECE_BYTES = 256
 
 
 @contextmanager
-def small_pieces() -> Iterator[None]:
+def small_pieces(piece_bytes: int = PIECE_BYTES) -> Iterator[None]:
     """Tables are drawn and saved in small pieces, as in all tests."""
     before = embeddings.sharding.BLOCK_ROWS, trainer.pieces.PIECE_BYTES
-    embeddings.sharding.BLOCK_ROWS, trainer.pieces.PIECE_BYTES = BLOCK_ROWS, PIECE_BYTES
+    embeddings.sharding.BLOCK_ROWS, trainer.pieces.PIECE_BYTES = BLOCK_ROWS, piece_bytes
     try:
         yield
     finally:

@@ -2,7 +2,7 @@
 
 Steps take their time, so that something can happen before training is through. Where there is a file
 `hangs-loading` in the model's folder a worker removes it and hangs for ever while it loads a checkpoint; and the thread
-of one that writes a checkpoint where there is `hangs-writing`.
+of one that writes a checkpoint where there is `hangs-writing`. Where there is `loops` one computes for ever in a step.
 """
 
 from __future__ import annotations
@@ -36,7 +36,18 @@ def _recorded(self: Trainer, batch: Any, *more: Any) -> None:
     with Path(self.run.folder, f"taken-{os.getpid()}.jsonl").open("a") as file:
         file.write(json.dumps(step) + "\n")
     time.sleep(0.5 / self.worker.workers)
+    if _is_the_one(Path(self.run.folder, "loops")):
+        while True:
+            pass
     _taken(self, batch, *more)
+
+
+def _is_the_one(file: Path) -> bool:
+    """Of the workers that look for a file the one that has removed it."""
+    with suppress(FileNotFoundError):
+        file.unlink()
+        return True
+    return False
 
 
 def _hangs_once(of: type, method: str, file: Path) -> None:
@@ -44,8 +55,7 @@ def _hangs_once(of: type, method: str, file: Path) -> None:
     original = getattr(of, method)
 
     def held(*arguments: Any, **options: Any) -> Any:
-        with suppress(FileNotFoundError):
-            file.unlink()  # by one of the workers
+        if _is_the_one(file):
             threading.Event().wait()
         return original(*arguments, **options)
 

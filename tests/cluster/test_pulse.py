@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from cluster.pulse import Activity, Pulse, asks_storage, hanging, place
+from cluster.pulse import Activity, Pulse, Steps, asks_storage, hanging, place
 from ingest.patience import patiently
 from ingest.storage import read_text
 from trainer.pace import busy_seconds
@@ -44,6 +44,18 @@ def test_nobody_hangs_while_one_is_within_its_time() -> None:
 def test_a_silent_worker_hangs_whatever_it_may_take() -> None:
     found = hanging(pulses({"may_take": math.inf}, {"may_take": math.inf, "age": 41.0}), 40)
     assert found == {1: "gives no sign of life for 41 s"}
+
+
+def test_a_step_is_endless_that_takes_far_longer_than_those_before_it_of_its_kind() -> None:
+    steps = Steps()
+    for number, seconds in ((1, 0.2), (2, 3.0), (3, 0.1)):
+        steps.took(f"deep epoch 1, step {number}", seconds)
+    assert steps.endless("deep epoch 1, step 40", 31)
+    assert not steps.endless("deep epoch 1, step 40", 29)
+    assert not steps.endless("deep epoch 2, step 1", 1000), "nothing is known of it"
+    assert not steps.endless("deep epoch 1, step 40 is read", 1000)
+    steps.took("deep epoch 2, step 1", 0.1)
+    assert steps.endless("deep epoch 2, step 2", 1.5)
 
 
 def test_a_thread_stands_at_our_innermost_line_and_in_an_exchange_or_not() -> None:

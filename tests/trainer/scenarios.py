@@ -14,7 +14,7 @@ from torch import Tensor
 from embeddings.workers import Worker
 from ingest.errors import InputError
 from tests.gated import gated
-from tests.small import MODEL, Data, make_step, make_trainer, train_config, watched, weights
+from tests.small import MODEL, Data, make_step, make_trainer, small_pieces, train_config, watched, weights
 from trainer.checkpoint import Checkpoints
 from trainer.progress import Progress, identity
 from trainer.step import Step
@@ -137,21 +137,22 @@ def incremental(
     checkpoints = Checkpoints(str(folder / name), train_config(keep=9, **changes), worker)
     mappings: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
     original, Checkpoints._is_less = Checkpoints._is_less, lambda *_: True  # type: ignore[method-assign]
-    try:
-        for number in range(3):
-            _take(step, data, worker, number)
-            checkpoints.save(step, Progress(step=number + 1), {})
-            saved = weights(step)
-            checkpoints.wait()
-            again = make_step(data.manifest, worker, seed=9, **changes)
-            Checkpoints(checkpoints.folder, checkpoints.settings, worker).load(again, str(checkpoints.latest()))
-            mappings.append((_mappings(step), _mappings(again)))
-    finally:
-        Checkpoints._is_less = original  # type: ignore[method-assign]
-    again = make_step(data.manifest, worker, seed=9, **changes)
-    again.config, again.sampler, again.recommender.tables.collisions.seed = step.config, step.sampler, 0
-    checkpoints.load(again, "step-0000000003")
-    loaded = weights(again)
+    with small_pieces(dimension * 8 * 4):  # eight rows of any table
+        try:
+            for number in range(3):
+                _take(step, data, worker, number)
+                checkpoints.save(step, Progress(step=number + 1), {})
+                saved = weights(step)
+                checkpoints.wait()
+                again = make_step(data.manifest, worker, seed=9, **changes)
+                Checkpoints(checkpoints.folder, checkpoints.settings, worker).load(again, str(checkpoints.latest()))
+                mappings.append((_mappings(step), _mappings(again)))
+        finally:
+            Checkpoints._is_less = original  # type: ignore[method-assign]
+        again = make_step(data.manifest, worker, seed=9, **changes)
+        again.config, again.sampler, again.recommender.tables.collisions.seed = step.config, step.sampler, 0
+        checkpoints.load(again, "step-0000000003")
+        loaded = weights(again)
     for each in (step, again):
         _take(each, data, worker, 3)
     bases = [checkpoints.marker(name).get("base", {}).get("checkpoint") for name in checkpoints.complete()]
