@@ -36,34 +36,31 @@ def ray_of(path: Path) -> str:
 
 @cache
 def scope_of(path: Path) -> str:
-    """What tests of this file share with those of others, and so have to run in one process: the session's Ray
-    cluster, or the two workers of tests/scenarios.py."""
-    if ray_of(path) == "shared":
-        return "shared"
+    """What tests of this file share with those of others, and so have to run in one process: the session's Ray cluster,
+    or the two workers of tests/scenarios.py; those that start a cluster of their own do so one after another."""
+    if ray_of(path):
+        return f"{ray_of(path)} clusters"
     return "two workers" if "two_workers" in path.read_text() else ""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What shares a Ray cluster first, as it takes longest, then what shares two workers; own clusters last."""
-
-    def place(item: pytest.Item) -> int:
-        return {"shared": 0, "two workers": 1}.get(scope_of(item.path), 3 if ray_of(item.path) else 2)
-
-    items.sort(key=place)
+    """What takes longest first."""
+    order = ["shared clusters", "own clusters", "two workers", ""]
+    items.sort(key=lambda item: order.index(scope_of(item.path)))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Where tests run in several processes, those that share workers run in one, files of others in whichever is free.
-    (A group by marks, `--dist=loadgroup` of pytest-xdist 3.8, has no effect with pytest 9.2.)"""
+    """Where tests run in several processes, those of one scope run in one, files of others in whichever is free. (A
+    group by marks, `--dist=loadgroup` of pytest-xdist 3.8, has no effect with pytest 9.2.)"""
     from xdist.scheduler import LoadScopeScheduling
 
-    class ByCluster(LoadScopeScheduling):
+    class ByScope(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
             return scope_of(config.rootpath / file) or file
 
     config.option.loadscopereorder = False
-    return ByCluster(config, log)
+    return ByScope(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,8 @@
 
 Steps take their time, so that something can happen before training is through. Where there is a file
 `hangs-loading` in the model's folder a worker removes it and hangs for ever while it loads a checkpoint; and the thread
-of one that writes a checkpoint where there is `hangs-writing`. Where there is `loops` one computes for ever in a step.
+of one that writes a checkpoint where there is `hangs-writing`. Where there is `loops` one computes for ever in a step,
+not one of those that may take long.
 """
 
 from __future__ import annotations
@@ -11,14 +12,18 @@ import json
 import os
 import threading
 import time
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from embeddings.workers import FIRST
 from trainer.checkpoint import Checkpoints
 from trainer.loop import Trainer
 from trainer.state import State
 
+_steps: Counter[int] = Counter()
+"""How many this process has taken in each epoch."""
 _taken, _fit = Trainer._train_step, Trainer.fit
 
 
@@ -36,7 +41,8 @@ def _recorded(self: Trainer, batch: Any, *more: Any) -> None:
     with Path(self.run.folder, f"taken-{os.getpid()}.jsonl").open("a") as file:
         file.write(json.dumps(step) + "\n")
     time.sleep(0.5 / self.worker.workers)
-    if _is_the_one(Path(self.run.folder, "loops")):
+    _steps[progress.epoch] += 1
+    if _steps[progress.epoch] > FIRST + 1 and _is_the_one(Path(self.run.folder, "loops")):
         while True:
             pass
     _taken(self, batch, *more)
