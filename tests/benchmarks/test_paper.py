@@ -55,6 +55,12 @@ class Tiny:
 
 
 @pytest.fixture(scope="module")
+def two_rows(tiny: Tiny) -> Any:
+    """What is kept of two rows, one with two seeds."""
+    return tiny("--rows", "intentrec,lstm")
+
+
+@pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     """One row is run; another one, and a second seed, are its copies."""
     found = Tiny(tmp_path_factory.mktemp("paper"))
@@ -68,9 +74,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     return found
 
 
-def test_what_is_there_is_not_run_again_and_seeds_are_one_row(tiny: Tiny) -> None:
+def test_what_is_there_is_not_run_again_and_seeds_are_one_row(tiny: Tiny, request: pytest.FixtureRequest) -> None:
     times = {path: path.stat().st_mtime_ns for path in tiny.rows.glob("*.json")}
-    run = tiny("--rows", "intentrec,lstm")
+    run = request.getfixturevalue("two_rows")
     assert {path: path.stat().st_mtime_ns for path in tiny.rows.glob("*.json")} == times
     ours = run["models"]["intentrec"]
     assert (ours["seeds"], ours["deviation"]["MRR"]) == ([0, 1], 0)
@@ -104,8 +110,7 @@ def test_what_is_not_trained_is_a_row_with_one_seed(tiny: Tiny) -> None:
     assert 0 < ours["metrics"]["MRR"] < 1
 
 
-def test_a_section_is_replaced_alone_and_a_new_one_stands_before_the_words(tiny: Tiny) -> None:
-    tiny("--rows", "intentrec,lstm")
+def test_a_section_is_replaced_alone_and_a_new_one_stands_before_the_words(tiny: Tiny, two_rows: Any) -> None:
     page = "# Results\n\nWords.\n\n## globo\n\n| old |\n\n## What this says\n\nMore words.\n"
     text, figures = made(page, tiny.kept.parent)
     section = text.removeprefix("# Results\n\nWords.\n\n## globo\n\n| old |\n\n").removesuffix(

@@ -1,9 +1,9 @@
 """Notes what each worker trains on, below the model's folder; the workers import it as an extension of a config.
 
-Steps take their time, so that something can happen before training is through. Where there is a file
-`hangs-loading` in the model's folder a worker removes it and hangs for ever while it loads a checkpoint; and the thread
-of one that writes a checkpoint where there is `hangs-writing`. Where there is `loops` one computes for ever in a step,
-not one of those that may take long.
+Steps take their time, so that something can happen before training is through, but where there is a file `quick` in the
+model's folder. Where there is `hangs-loading` a worker removes it and hangs for ever while it loads a checkpoint; and
+the thread of one that writes a checkpoint where there is `hangs-writing`. Where there is `loops` one computes for ever
+in a step, not one of those that may take long.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def _recorded(self: Trainer, batch: Any, *more: Any) -> None:
     }
     with Path(self.run.folder, f"taken-{os.getpid()}.jsonl").open("a") as file:
         file.write(json.dumps(step) + "\n")
-    time.sleep(0.5 / self.worker.workers)
+    if not Path(self.run.folder, "quick").exists():
+        time.sleep(0.5 / self.worker.workers)
     _steps[progress.epoch] += 1
     if _steps[progress.epoch] > FIRST + 1 and _is_the_one(Path(self.run.folder, "loops")):
         while True:

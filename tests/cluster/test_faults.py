@@ -115,6 +115,7 @@ def test_workers_leave_hang_are_lost_and_come_and_every_row_of_an_epoch_is_taken
         drain = [str(Path(sys.executable).with_name("ray")), "drain-node", f"--node-id={added.node_id}", *reason]
         subprocess.run([*drain, f"--address={nodes.address}"], check=True)
         goes_on(9, "is drained")
+        (model / "quick").touch()
         assert training.wait() == 0, log.read_text()
     finally:
         training.kill()

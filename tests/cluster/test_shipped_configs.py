@@ -12,9 +12,9 @@ from cluster.cli import main
 from tests.cluster.conftest import real_data, results_of
 from tests.cluster.readme import ROOT
 
-UNTIL = {"globo": "2017-10-01T12:00", "retailrocket": "2015-05-20T00:00"}
+UNTIL = {"globo": "2017-10-01T10:00", "retailrocket": "2015-05-15T00:00"}
 """Of real logs, which are tried in parts."""
-USERS = {"ml-1m": 12, "ml-100k": 3, "kuairand": 6}
+USERS = {"ml-1m": 30, "ml-100k": 6, "kuairand": 20}
 """Of each so many users one is taken."""
 
 

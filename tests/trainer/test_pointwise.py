@@ -34,8 +34,7 @@ def test_kernels_equal_the_padded_attention(prepared: dict[str, str]) -> None:
     assert ended.returncode == 0, ended.stderr[-3000:]
 
 
-@pytest.mark.parametrize("size", [64, 128])
-@pytest.mark.parametrize("timed", [False, True])
+@pytest.mark.parametrize(("timed", "size"), [(False, 64), (True, 128)])
 @pytest.mark.parametrize("name", ["_forward", "_backward_rows", "_backward_columns", "_backward_biases"])
 def test_kernels_compile_for_a_gpu(
     name: str, timed: bool, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
