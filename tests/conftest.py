@@ -37,16 +37,15 @@ def ray_of(path: Path) -> str:
 @cache
 def scope_of(path: Path) -> str:
     """What tests of this file share with those of others, and so have to run in one process: the session's Ray cluster,
-    or the two workers of tests/scenarios.py; those that start a cluster of their own do so one after another."""
-    if ray_of(path):
-        return f"{ray_of(path)} clusters"
+    or the two workers of tests/scenarios.py."""
+    if ray_of(path) == "shared":
+        return "shared cluster"
     return "two workers" if "two_workers" in path.read_text() else ""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest first."""
-    order = ["shared clusters", "own clusters", "two workers", ""]
-    items.sort(key=lambda item: order.index(scope_of(item.path)))
+    """First what takes longest, and waits more than it computes: all with Ray."""
+    items.sort(key=lambda item: (ray_of(item.path) != "shared", not ray_of(item.path), not scope_of(item.path)))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:

@@ -3,7 +3,8 @@
 Steps take their time, so that something can happen before training is through, but where there is a file `quick` in the
 model's folder. Where there is `hangs-loading` a worker removes it and hangs for ever while it loads a checkpoint; and
 the thread of one that writes a checkpoint where there is `hangs-writing`. Where there is `loops` one computes for ever
-in a step, not one of those that may take long.
+in a step, not one of those that may take long; and one hangs so in an evaluation where there is `hangs-ranking` in the
+run's folder.
 """
 
 from __future__ import annotations
@@ -13,17 +14,22 @@ import os
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from embeddings.workers import FIRST
+import evaluation.evaluate
+from embeddings.workers import FIRST, Worker
+from ingest.data.batch import Batch
+from ingest.data.reader import Reader
 from trainer.checkpoint import Checkpoints
 from trainer.loop import Trainer
 from trainer.state import State
 
 _steps: Counter[int] = Counter()
 """How many this process has taken in each epoch."""
+_with_progress = evaluation.evaluate.with_progress
 _taken, _fit = Trainer._train_step, Trainer.fit
 
 
@@ -57,6 +63,13 @@ def _is_the_one(file: Path) -> bool:
     return False
 
 
+def _ranked(reader: Reader, worker: Worker, doing: str) -> Iterator[Batch]:
+    for number, batch in enumerate(_with_progress(reader, worker, doing)):
+        if number > FIRST and _is_the_one(Path(reader.source.url).with_name("hangs-ranking")):
+            threading.Event().wait()
+        yield batch
+
+
 def _hangs_once(of: type, method: str, file: Path) -> None:
     """Before `method` of a class is called, where the file is there."""
     original = getattr(of, method)
@@ -77,3 +90,4 @@ def _fit_or_hang(self: Trainer) -> Any:
 
 if Trainer._train_step.__name__ != "_recorded":
     Trainer._train_step, Trainer.fit = _recorded, _fit_or_hang  # type: ignore[method-assign]
+    evaluation.evaluate.with_progress = _ranked
