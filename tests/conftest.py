@@ -44,8 +44,12 @@ def scope_of(path: Path) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """First what takes longest, and waits more than it computes: all with Ray."""
-    items.sort(key=lambda item: (ray_of(item.path) != "shared", not ray_of(item.path), not scope_of(item.path)))
+    """What takes longest first; but what starts clusters of its own last, as it computes as much again beside others.
+    Of that the longest last, so that nothing waits behind it in its process."""
+    own = [item for item in items if ray_of(item.path) == "own"]
+    others = [item for item in items if ray_of(item.path) != "own"]
+    others.sort(key=lambda item: ["shared cluster", "two workers", ""].index(scope_of(item.path)))
+    items[:] = others + sorted(own, key=lambda item: item.path, reverse=True)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
