@@ -44,6 +44,8 @@ lint: setup
 	$(BIN)/mypy
 
 # Three processes, which wait as much as they compute: one has the tests that share a Ray cluster; tests/conftest.py deals the files.
+# What is imported is compiled once, and not in each of some hundred processes, where PYTHONDONTWRITEBYTECODE is set, too.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: lint
 	$(BIN)/pytest --numprocesses=3 --dist=loadscope
 

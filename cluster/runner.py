@@ -32,7 +32,7 @@ class OnRay:
         """`storage`: where the tasks' files lie."""
         self.config, self.storage = config, storage
         self.joined = ExitStack()
-        self.is_joined = False
+        self.board: Any = None
 
     def __enter__(self) -> OnRay:
         return self
@@ -45,22 +45,22 @@ class OnRay:
         if len(calls) == 1:
             InThisProcess().run(calls, description)
             return
-        if not self.is_joined:
+        if self.board is None:
             self.joined.enter_context(ray_cluster(self.config, self.storage))
-            self.is_joined = True
+            from cluster.remote_bar import drawn  # once Ray's variables are set
+
+            self.board = self.joined.enter_context(drawn())
         self._run(calls, description)
 
     def _run(self, calls: Sequence[Call], description: str) -> None:
         import ray
 
-        from cluster.remote_bar import drawn
-
         runtime_env = {"env_vars": QUIET | THREADS}
         remote = ray.remote(num_cpus=1, max_retries=RETRIES, retry_exceptions=[OSError], runtime_env=runtime_env)(_call)
         failed: dict[int, BaseException] = {}
         bar = tqdm(total=len(calls), desc=description, unit="", mininterval=0.5, file=sys.stderr)
-        with drawn() as board, bar:
-            numbers = {remote.remote(call, board): number for number, call in enumerate(calls)}
+        with bar:
+            numbers = {remote.remote(call, self.board): number for number, call in enumerate(calls)}
             waiting: list[Any] = list(numbers)
             while waiting and not failed:
                 done, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=0.5)

@@ -3,8 +3,8 @@
 Steps take their time, so that something can happen before training is through, but where there is a file `quick` in the
 model's folder. Where there is `hangs-loading` a worker removes it and hangs for ever while it loads a checkpoint; and
 the thread of one that writes a checkpoint where there is `hangs-writing`. Where there is `loops` one computes for ever
-in a step, not one of those that may take long; and one hangs so in an evaluation where there is `hangs-ranking` in the
-run's folder.
+in a step, not one of those that may take long; and one hangs in the evaluation of the test split where there is
+`hangs-ranking` in the run's folder.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def _is_the_one(file: Path) -> bool:
 
 def _ranked(reader: Reader, worker: Worker, doing: str) -> Iterator[Batch]:
     for number, batch in enumerate(_with_progress(reader, worker, doing)):
-        if number > FIRST and _is_the_one(Path(reader.source.url).with_name("hangs-ranking")):
+        hangs = Path(reader.source.url).with_name("hangs-ranking")
+        if number > FIRST and doing.startswith("evaluate") and _is_the_one(hangs):
             threading.Event().wait()
         yield batch
 

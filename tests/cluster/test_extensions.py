@@ -67,7 +67,7 @@ def test_kinds_of_ones_own_in_one_process(tmp_path: Path) -> None:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_kinds_of_ones_own_on_a_cluster(ray_session: Cluster, tmp_path: Path) -> None:
-    done = run(tmp_path, "train.epochs=1", "--address", ray_session.address)
+    done = run(tmp_path, "train.epochs=1", "--workers", "1", "--address", ray_session.address)
     assert done.returncode == 0, done.stderr
     check(tmp_path / "own", done.stdout)
 

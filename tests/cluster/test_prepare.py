@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +28,9 @@ pytestmark = pytest.mark.ray
 
 
 @pytest.fixture
-def runner(ray_session: Cluster) -> OnRay:
-    return OnRay(ClusterConfig(workers=2))
+def runner(ray_session: Cluster) -> Iterator[OnRay]:
+    with OnRay(ClusterConfig(workers=2)) as runner:
+        yield runner
 
 
 def test_a_cluster_and_one_process_write_the_same_bytes(

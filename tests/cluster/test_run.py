@@ -16,9 +16,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cluster.cli import main
 from ingest.storage import open_filesystem, read_text
 from tests.cluster.conftest import SMALL, results_of
-from tests.cluster.dies_once import MARK
+from tests.cluster.dies_once import LIMIT, MARK, STOP
 from tests.cluster.readme import ROOT
 from tests.cluster.two_nodes import NODE, lose_node
+from tests.cluster.watched import complete, scraped
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
@@ -110,7 +111,7 @@ def test_a_node_is_lost_and_training_ends_as_if_nothing_had_been(
     stages: str, ray_session: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A worker is killed in its first validation, then all processes of one of two nodes while the second checkpoint is
-    written, and another node comes in its place."""
+    written, and another node comes in its place. Prometheus gets every worker's figures, and each epoch is a line."""
     filesystem, path = open_filesystem(stages)
     filesystem.get(path, str(tmp_path / "demo"), recursive=True)
     models = tmp_path / "demo" / "models"
@@ -122,6 +123,7 @@ def test_a_node_is_lost_and_training_ends_as_if_nothing_had_been(
         steps = list(models.glob("*/checkpoints/step-*"))
         return len({(step / "complete.json").exists() for step in steps}) == 2
 
+    began = time.time()
     with ThreadPoolExecutor(1) as pool:
         words = ["train", DEMO, *SMALL, f"models={json.dumps(alone)}", f"storage={tmp_path}", "--workers", "2"]
         words.append("extensions=[tests.cluster.dies_once]")
@@ -130,11 +132,25 @@ def test_a_node_is_lost_and_training_ends_as_if_nothing_had_been(
             time.sleep(0.001)
         lose_node(ray_session)
         ray_session.add_node(**NODE)
+        figures, deadline = scraped("demo", "intentrec"), time.monotonic() + LIMIT
+        while not complete(figures) and not training.done() and time.monotonic() < deadline:
+            time.sleep(1)
+            figures = scraped("demo", "intentrec")
+        (tmp_path / "demo" / STOP).touch()
         assert training.result() == 0
     printed = capsys.readouterr().out
     assert "going on from the last checkpoint, try 2" in printed
     assert "going on from the last checkpoint, try 3" in printed
     assert _curves(models / "intentrec") == undisturbed
+    assert complete(figures), figures
+    assert figures["restarts"]["0"] >= 2  # a loaded machine may lose a worker by itself
+    assert began < figures["checkpoint_timestamp_seconds"]["0"] <= time.time()
+    for rank in ("0", "1"):
+        assert figures["own_seconds"][rank] > 0
+        assert figures["step_seconds"][rank] > 0
+        assert 0 <= figures["data_wait_ratio"][rank] <= 1
+    told = [line.split(":")[0] for line in printed.splitlines() if line.startswith("intentrec epoch ")]
+    assert set(told) == {"intentrec epoch 1/2", "intentrec epoch 2/2"}
 
 
 def _curves(model: Path) -> tuple[list, list]:
@@ -162,7 +178,7 @@ def test_a_refusal_inside_a_worker_is_one_sentence(
     middle = len(content) // 3
     content[middle : middle + 64] = bytes(64)
     part.write_bytes(content)
-    assert main(["train", str(shop)]) == 2
+    assert main(["train", str(shop), "--workers", "1"]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("intentrec: ")
     assert part.name in error

@@ -11,7 +11,8 @@ import psutil
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
 
-NODE = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+NODE = {"num_cpus": 1, "object_store_memory": 100 * 2**20, "include_log_monitor": False}
+"""Nothing that a worker prints is shown by the driver, so nobody has to follow the logs."""
 
 
 @contextmanager
