@@ -1,4 +1,6 @@
-"""A model, a kind of feature, a source and a metric of one's own, each in one file, from the config to the report."""
+"""A model, a kind of feature, a source and a metric of one's own, each in one file, from the config to the report.
+
+On a cluster they are used in test_several_nodes.py."""
 
 from __future__ import annotations
 
@@ -6,7 +8,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -14,9 +15,6 @@ import pytest
 import yaml
 
 from tests.cluster.readme import ROOT
-
-if TYPE_CHECKING:
-    from ray.cluster_utils import Cluster
 
 METRIC = "mean reciprocal log rank"
 CONFIG = """
@@ -60,14 +58,6 @@ def run(folder: Path, *options: str, config: str = CONFIG) -> subprocess.Complet
 
 def test_kinds_of_ones_own_in_one_process(tmp_path: Path) -> None:
     done = run(tmp_path, "--no-ray")
-    assert done.returncode == 0, done.stderr
-    check(tmp_path / "own", done.stdout)
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_kinds_of_ones_own_on_a_cluster(ray_session: Cluster, tmp_path: Path) -> None:
-    done = run(tmp_path, "train.epochs=1", "--workers", "1", "--address", ray_session.address)
     assert done.returncode == 0, done.stderr
     check(tmp_path / "own", done.stdout)
 

@@ -1,12 +1,14 @@
 """Jobs on a Ray cluster of three machines that have nothing in common but their network and an object store.
 
 The head runs the jobs' commands and the two others their workers, as in ray_job.yaml.
+Kinds of one's own travel with a job.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,10 +19,13 @@ from pathlib import Path
 from threading import Timer
 from typing import IO
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from ingest.features.feature import FIRST_VALUE
 from tests.cluster.conftest import AUTHENTICATION, NICENESS, without_ray
+from tests.cluster.readme import ROOT
 from tests.nodes import Network, Node, finished, why_not, words
 from tests.s3 import ObjectStore
 
@@ -29,9 +34,12 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 CONFIG = {
     "name": "far",
     "storage": "s3://nodes",
-    "extensions": ["own"],
+    "extensions": ["own", "own_weekday", "mean_model"],
     "simulate": {"users": 150, "items": 60, "days": 20, "processes": 1},
-    "data": {"features": [{"name": "action", "intent": True}], "partition_events": 1500},
+    "data": {
+        "features": [{"name": "action", "intent": True}, {"name": "day", "kind": "weekday", "column": "timestamp"}],
+        "partition_events": 1500,
+    },
     "train": {
         "epochs": 10_000,
         "patience": 10_000,
@@ -39,7 +47,7 @@ CONFIG = {
         "reader": {"tokens": 512, "max_length": 30},
         "tables": {"dimension": 16},
     },
-    "models": {"sasrec": {"kind": "sasrec"}, "popularity": {"kind": "popularity"}},
+    "models": {"ours": {"kind": "mean"}, "popularity": {"kind": "popularity"}},
     "evaluate": {"filter_seen": False},
     "cluster": {"workers": 2},
 }
@@ -57,7 +65,9 @@ def slowly(self, *batch):
     taken(self, *batch)
 Trainer._train_step = slowly
 """
-"""A metric of its own; and steps leave the processors to others."""
+"""A metric of one's own; and steps leave the processors to others."""
+KINDS = (ROOT / "tests" / "cluster" / "own_weekday.py", ROOT / "tests" / "trainer" / "mean_model.py")
+"""A kind of feature and a model of one's own, which travel with the job."""
 
 
 @dataclass
@@ -89,7 +99,7 @@ class Cluster:
     def markers(self) -> list[dict]:
         """The complete checkpoints of the run, the latest last."""
         filesystem = self.store.filesystem()
-        found = filesystem.glob("nodes/far/models/sasrec/checkpoints/step-*/complete.json")
+        found = filesystem.glob("nodes/far/models/ours/checkpoints/step-*/complete.json")
         return [json.loads(filesystem.cat(path)) for path in sorted(found)]
 
 
@@ -112,6 +122,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder, project = tmp_path_factory.mktemp("nodes"), tmp_path_factory.mktemp("project")
     (project / "far.yaml").write_text(yaml.safe_dump(CONFIG))
     (project / "own.py").write_text(EXTENSION)
+    for module in KINDS:
+        shutil.copy(module, project)
     network = Network(folder, ["head", "worker-1", "worker-2"])
     store = ObjectStore(folder / "s3", network.address)
     try:
@@ -162,7 +174,7 @@ def running(cluster: Cluster) -> Iterator[Running]:
     with lines_of(following, 400) as (lines, late):
         for line in lines:
             said.append(line)
-            if line.startswith("sasrec epoch 2/"):
+            if line.startswith("ours epoch 2/"):
                 break
         else:
             pytest.fail("".join(said))
@@ -221,7 +233,7 @@ def test_a_cancelled_job_is_gone_on_with_and_without_a_machine_that_is_heard_of_
                 cut = len(said)
         told, after = "".join(said), "".join(said[cut:])
         assert submitted.wait() == 0, told
-    begun = [int(epoch) for epoch in re.findall(r"^sasrec epoch (\d+)/", told, re.MULTILINE)]
+    begun = [int(epoch) for epoch in re.findall(r"^ours epoch (\d+)/", told, re.MULTILINE)]
     assert begun[0] == trained + 1, told
     assert begun[-1] == epochs, told
     assert set(begun) == set(range(trained + 1, epochs + 1)), told
@@ -229,8 +241,10 @@ def test_a_cancelled_job_is_gone_on_with_and_without_a_machine_that_is_heard_of_
     assert re.search(hangs, after), told
     assert "starting the workers (1, on CPUs)" in after, told
     assert cluster.markers()[-1]["progress"]["epoch"] == epochs
+    with cluster.store.filesystem().open("nodes/far/data/vocab/day.parquet") as file:
+        assert set(pq.read_table(file)["value"].to_pylist()[FIRST_VALUE:]) == set("0123456")
     results = json.loads(cluster.store.filesystem().cat("nodes/far/results.json"))
-    assert set(results["models"]) == {"sasrec", "popularity"}
+    assert set(results["models"]) == {"ours", "popularity"}
     for model in results["models"].values():
         assert model["metrics"]["HR@1"] <= model["metrics"]["HR@3"] <= model["metrics"]["HR@5"]
     first, *_, last = cluster.run("intentrec", "jobs", "list", "--address", cluster.dashboard).splitlines()
