@@ -44,6 +44,7 @@ OVERRIDES = [
     f"train.loss={{kind: sampled, negatives: {NEGATIVES}}}",
     f"train.tables.dimension={DIMENSION}",
     f"train.reader.max_length={LENGTH}",
+    "train.reader.windows=false",  # RecTools' has the last ones alone
 ]
 """Laid over the config before what the command line says."""
 Turn = Callable[[int | None], dict[str, Any]]

@@ -99,70 +99,38 @@ class RemoteBar:
             self.board.post.remote(self.number, (self.description, self.total, self.done, self.unit, closed))
 
 
-class Screen:
-    """Draws the bars of a board on this process's stderr and prints its lines."""
-
-    def __init__(self, board: Any) -> None:
-        self.board = board
-        self.bars: dict[int, tqdm.tqdm] = {}
-        self.lock = threading.Lock()
-
-    def draw(self) -> None:
-        """What the board has by now."""
-        with self.lock:
-            try:
-                states, lines = ray.get(self.board.read.remote(), timeout=5)
-            except (ray.exceptions.RayError, TimeoutError):
-                return
-            for line in lines:
-                tqdm.tqdm.write(line)
-            for number, (description, total, done, unit, closed) in sorted(states.items()):
-                if number not in self.bars:
-                    self.bars[number] = tqdm.tqdm(total=total, unit=unit, mininterval=_SECONDS)
-                bar = self.bars[number]
-                bar.set_description(description, refresh=False)
-                bar.update(done - bar.n)
-                if closed:
-                    bar.close()
-
-    def close(self) -> None:
-        self.draw()
-        for bar in self.bars.values():
-            bar.close()
-
-
-_screens: list[Screen] = []
-"""The one of this process, while there is one."""
-
-
 @contextmanager
 def drawn() -> Iterator[Any]:
-    """A board whose bars are drawn on this process's stderr while the block runs.
-
-    Within another such block it is the same board: it is a process, which takes a second to start.
-    """
-    if _screens:
-        try:
-            yield _screens[0].board
-        finally:
-            _screens[0].draw()
-        return
+    """A board whose bars are drawn on this process's stderr while the block runs."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     board = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
-    screen, stopped = Screen(board), threading.Event()
-    thread = threading.Thread(target=_draw, args=(screen, stopped), name="progress", daemon=True)
+    stopped = threading.Event()
+    thread = threading.Thread(target=_draw, args=(board, stopped), name="progress", daemon=True)
     thread.start()
-    _screens.append(screen)
     try:
         yield board
     finally:
-        _screens.remove(screen)
         stopped.set()
         thread.join()
-        screen.close()
         ray.kill(board)
 
 
-def _draw(screen: Screen, stopped: threading.Event) -> None:
-    while not stopped.wait(_SECONDS):
-        screen.draw()
+def _draw(board: Any, stopped: threading.Event) -> None:
+    bars: dict[int, tqdm.tqdm] = {}
+    last = False
+    while not last:
+        last = stopped.wait(_SECONDS)
+        try:
+            states, lines = ray.get(board.read.remote(), timeout=5)
+        except (ray.exceptions.RayError, TimeoutError):
+            continue
+        for line in lines:
+            tqdm.tqdm.write(line)
+        for number, (description, total, done, unit, closed) in sorted(states.items()):
+            bar = bars.get(number) or bars.setdefault(number, tqdm.tqdm(total=total, unit=unit, mininterval=_SECONDS))
+            bar.set_description(description, refresh=False)
+            bar.update(done - bar.n)
+            if closed:
+                bar.close()
+    for bar in bars.values():
+        bar.close()

@@ -31,25 +31,34 @@ class OnRay:
     def __init__(self, config: ClusterConfig, storage: str | None = None) -> None:
         """`storage`: where the tasks' files lie."""
         self.config, self.storage = config, storage
-        self.joined = ExitStack()
+        self.joined, self.shown = ExitStack(), ExitStack()
+        self.is_joined = False
         self.board: Any = None
 
     def __enter__(self) -> OnRay:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close_board()
         self.joined.close()
+
+    def close_board(self) -> None:
+        """Print what tasks still had to say. Until then all calls share a board, a process that takes a second."""
+        self.board = None
+        self.shown.close()
 
     def run(self, calls: Sequence[Call], description: str) -> None:
         """Run `calls`; the error of the first of them that failed is raised, the others are not awaited."""
         if len(calls) == 1:
             InThisProcess().run(calls, description)
             return
-        if self.board is None:
+        if not self.is_joined:
             self.joined.enter_context(ray_cluster(self.config, self.storage))
-            from cluster.remote_bar import drawn  # once Ray's variables are set
+            self.is_joined = True
+        if self.board is None:
+            from cluster.remote_bar import drawn
 
-            self.board = self.joined.enter_context(drawn())
+            self.board = self.shown.enter_context(drawn())
         self._run(calls, description)
 
     def _run(self, calls: Sequence[Call], description: str) -> None:

@@ -94,6 +94,8 @@ class Stages:
     def _prepare(self, runner: Runner) -> None:
         config, began = self.config, time.perf_counter()
         prepare(config.prepared_input(), config.data_folder, runner=runner, keep=self._trained_on_the_data)
+        if isinstance(runner, OnRay):
+            runner.close_board()
         self.seconds["prepare"] = time.perf_counter() - began
 
     def _trained_on_the_data(self) -> str:

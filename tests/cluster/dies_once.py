@@ -1,5 +1,6 @@
-"""An extension by which the second worker of a run dies in its first validation, once. Once all is trained workers stay
-until there is a file STOP in the run's folder, because Ray shows the figures of those alone that are there."""
+"""An extension by which the second worker of a run dies in its first validation, once. The second checkpoint is not
+complete before there is a file LOST; and once all is trained workers stay until there is a file STOP, because Ray shows
+the figures of those alone that are there."""
 
 from __future__ import annotations
 
@@ -11,15 +12,29 @@ import time
 from pathlib import Path
 from typing import Any
 
-MARK, STOP = "died", "stop"
-"""Files in the run's folder: once the worker has died, and once workers may end."""
+MARK, WRITES, LOST, STOP = "died", "writes", "lost", "stop"
+"""Files in the run's folder: once the worker has died, once the second checkpoint's pieces are written, once it may be
+complete, and once workers may end."""
 LIMIT = 240
-"""Seconds after which workers end that nobody stops."""
+"""Seconds after which what is awaited goes on."""
 
 if "cluster.work" in sys.modules:  # in a worker
     import cluster.work
+    from trainer.checkpoint import Checkpoints
 
-    validate, train_models = cluster.work.validate, cluster.work.train_models
+    validate, train_models, finish = cluster.work.validate, cluster.work.train_models, Checkpoints._finish
+
+    def wait_for(file: Path) -> None:
+        deadline = time.monotonic() + LIMIT
+        while not file.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+
+    def second_waits(self: Checkpoints, saving: Any) -> None:
+        run = Path(self.folder).parents[2]
+        if self.complete() and not (run / LOST).exists():
+            (run / WRITES).touch()
+            wait_for(run / LOST)
+        finish(self, saving)
 
     def dying(*arguments: Any, reader: Any, worker: Any, **options: Any) -> Any:
         mark = Path(reader.source.url).with_name(MARK)
@@ -31,8 +46,7 @@ if "cluster.work" in sys.modules:  # in a worker
     def staying(config: Any, models: list[str], worker: Any) -> None:
         train_models(config, models, worker)
         worker.at("all is trained", math.inf)
-        stop, deadline = Path(config.folder, STOP), time.monotonic() + LIMIT
-        while not stop.exists() and time.monotonic() < deadline:
-            time.sleep(0.2)
+        wait_for(Path(config.folder, STOP))
 
     cluster.work.validate, cluster.work.train_models = dying, staying
+    Checkpoints._finish = second_waits  # type: ignore[method-assign]

@@ -1,6 +1,7 @@
 """A model, a kind of feature, a source and a metric of one's own, each in one file, from the config to the report.
 
-On a cluster they are used in test_several_nodes.py."""
+On a cluster they are used in test_several_nodes.py, all but the source, which is read where the command runs.
+"""
 
 from __future__ import annotations
 

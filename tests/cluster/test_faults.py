@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 import time
@@ -118,8 +119,9 @@ def test_workers_leave_hang_are_lost_and_come_and_every_row_of_an_epoch_is_taken
         goes_on(9, "is drained")
         (own / "demo/hangs-ranking").touch()
         (model / "quick").touch()
-        assert training.wait(400) == 0, log.read_text()
-        assert "(_ranked)" in log.read_text()
+        goes_on_from_evaluation = r"it stands at: evaluate sasrec, batch \d+, in .*\(_ranked\)"
+        until(lambda: re.search(goes_on_from_evaluation, log.read_text()), training, log)
+        assert training.wait(300) == 0, log.read_text()
     finally:
         training.kill()
     groups = groups_of(model)

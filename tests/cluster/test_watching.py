@@ -12,8 +12,8 @@ import pytest
 
 from cluster import watching
 from cluster.watching import TAGS
+from tests.cluster.prometheus import EXPORTED
 from tests.cluster.readme import ROOT
-from tests.cluster.watched import EXPORTED
 
 NAME = re.compile(r"\bray_intentrec_\w+")
 

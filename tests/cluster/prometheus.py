@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import urllib.request
+from http.client import HTTPException
 
 from cluster.watching import METRICS, PREFIX
 
@@ -24,7 +25,7 @@ def scraped(run: str, model: str) -> dict[str, dict[str, float]]:
         try:
             with urllib.request.urlopen(url, timeout=30) as response:
                 lines = response.read().decode().splitlines()
-        except OSError:  # a busy node is asked again
+        except (OSError, HTTPException):  # a busy node is asked again
             continue
         for line in lines:
             name, _, rest = line.partition("{")
