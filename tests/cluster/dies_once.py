@@ -1,6 +1,6 @@
-"""An extension by which the second worker of a run dies in its first validation, once. The second checkpoint is not
-complete before there is a file LOST; and once all is trained workers stay until there is a file STOP, because Ray shows
-the figures of those alone that are there."""
+"""An extension by which the second worker of a run dies in its first validation, once. The one that is first to
+write the second checkpoint hangs before it is complete. Once all is trained workers stay until there is a file STOP,
+because Ray shows the figures of those alone that are there."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-MARK, WRITES, LOST, STOP = "died", "writes", "lost", "stop"
-"""Files in the run's folder: once the worker has died, once the second checkpoint's pieces are written, once it may be
-complete, and once workers may end."""
+MARK, WRITES, STOP = "died", "writes", "stop"
+"""Files in the run's folder: once the worker has died, once the second checkpoint's pieces are written, and once workers
+may end."""
 LIMIT = 240
 """Seconds after which what is awaited goes on."""
 
@@ -31,9 +31,9 @@ if "cluster.work" in sys.modules:  # in a worker
 
     def second_waits(self: Checkpoints, saving: Any) -> None:
         run = Path(self.folder).parents[2]
-        if self.complete() and not (run / LOST).exists():
+        if self.complete() and not (run / WRITES).exists():
             (run / WRITES).touch()
-            wait_for(run / LOST)
+            wait_for(run / STOP)
         finish(self, saving)
 
     def dying(*arguments: Any, reader: Any, worker: Any, **options: Any) -> Any:

@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cluster.cli import main
 from ingest.storage import open_filesystem, read_text
 from tests.cluster.conftest import SMALL, results_of
-from tests.cluster.dies_once import LIMIT, LOST, MARK, STOP, WRITES
+from tests.cluster.dies_once import LIMIT, MARK, STOP, WRITES
 from tests.cluster.prometheus import complete, scraped
 from tests.cluster.readme import ROOT
 from tests.cluster.two_nodes import NODE, lose_node
@@ -131,7 +131,6 @@ def test_a_node_is_lost_and_training_ends_as_if_nothing_had_been(
         while not (run / WRITES).exists() and not training.done():
             time.sleep(0.05)
         lose_node(ray_session)
-        (run / LOST).touch()
         ray_session.add_node(**NODE)
         figures, deadline = scraped("demo", "intentrec"), time.monotonic() + LIMIT
         try:
