@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 MARK, WRITES, STOP = "died", "writes", "stop"
-"""Files in the run's folder: once the worker has died, once the second checkpoint's pieces are written, and once workers
-may end."""
+"""Files in the run's folder: once the worker has died, once the second checkpoint's pieces are written, and once
+workers may end."""
 LIMIT = 240
 """Seconds after which what is awaited goes on."""
 
