@@ -55,6 +55,7 @@ def test_shipped_configs_run_on_real_data(config: str, files: list[str], tmp_pat
         "train.loss={kind: sampled, negatives: 64}",
         f"storage={tmp_path}",
         "evaluate.resamples=200",
+        "cluster.threads=1",
     ]
     if config in UNTIL:
         overrides.append(f"data.until={UNTIL[config]}")
