@@ -26,24 +26,21 @@ THREADS = {"POLARS_MAX_THREADS": "1", "OMP_NUM_THREADS": "1", "ARROW_IO_THREADS"
 
 
 class OnRay:
-    """A `Runner` on the cluster of the config, which is joined once there is work for it, until the block ends."""
+    """A `Runner` on the cluster of the config, which is joined once there is work for it.
 
-    def __init__(self, config: ClusterConfig, storage: str | None = None) -> None:
-        """`storage`: where the tasks' files lie."""
-        self.config, self.storage = config, storage
-        self.joined, self.shown = ExitStack(), ExitStack()
-        self.is_joined = False
+    All calls in its block share a board for what they have to say, which is a process that takes a second to start.
+    """
+
+    def __init__(self, config: ClusterConfig, joined: ExitStack, storage: str | None = None) -> None:
+        """`joined`: by whose end the cluster is left; `storage`: where the tasks' files lie."""
+        self.config, self.joined, self.storage = config, joined, storage
+        self.shown = ExitStack()
         self.board: Any = None
 
     def __enter__(self) -> OnRay:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close_board()
-        self.joined.close()
-
-    def close_board(self) -> None:
-        """Print what tasks still had to say. Until then all calls share a board, a process that takes a second."""
         self.board = None
         self.shown.close()
 
@@ -52,10 +49,8 @@ class OnRay:
         if len(calls) == 1:
             InThisProcess().run(calls, description)
             return
-        if not self.is_joined:
-            self.joined.enter_context(ray_cluster(self.config, self.storage))
-            self.is_joined = True
         if self.board is None:
+            self.joined.enter_context(ray_cluster(self.config, self.storage))
             from cluster.remote_bar import drawn
 
             self.board = self.shown.enter_context(drawn())

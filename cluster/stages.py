@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 from cluster import fingerprints, summary
@@ -17,7 +17,6 @@ from ingest.data.manifest import Manifest, load_manifest
 from ingest.data.requests import read_requests
 from ingest.errors import InputError
 from ingest.prepare.pipeline import prepare
-from ingest.prepare.tasks import InThisProcess, Runner
 from ingest.raw.files import find_files
 from ingest.storage import exists, join, read_text, remove, write_text
 from trainer.progress import Markers, Progress, identity
@@ -52,8 +51,8 @@ class Stages:
 
     def prepare(self) -> None:
         """Events and items to the prepared data set."""
-        with self._runner() as runner:
-            self._prepare(runner)
+        with ExitStack() as joined:
+            self._prepare(joined)
 
     def train(self) -> None:
         """Train every neural model of the config that is not trained to its end yet."""
@@ -72,8 +71,8 @@ class Stages:
         if self.config.recommend is not None and self.config.recommend.requests is not None:
             find_files(self.config.recommend.requests, lambda _: None)  # refused now, and not when all is trained
         self.make_log()
-        with self._runner() as runner:  # a cluster that prepare has joined serves the other stages, too
-            self._prepare(runner)
+        with ExitStack() as joined:  # a cluster that prepare has joined serves the other stages, too
+            self._prepare(joined)
             self._work("train", *(["recommend"] if self.config.recommend is not None else []), "evaluate")
 
     def tune(self) -> None:
@@ -83,19 +82,16 @@ class Stages:
 
         check_space(self.config)
         self.make_log()
-        with self._runner() as runner:
-            self._prepare(runner)
+        with ExitStack() as joined:
+            self._prepare(joined)
             check_installed_versions()
             tune(self.config)
 
-    def _runner(self) -> AbstractContextManager[Runner]:
-        return OnRay(self.config.cluster, self.config.storage) if self.ray else nullcontext(InThisProcess())
-
-    def _prepare(self, runner: Runner) -> None:
+    def _prepare(self, joined: ExitStack) -> None:
+        """`joined`: by whose end a cluster is left that is joined for it."""
         config, began = self.config, time.perf_counter()
-        prepare(config.prepared_input(), config.data_folder, runner=runner, keep=self._trained_on_the_data)
-        if isinstance(runner, OnRay):
-            runner.close_board()
+        with OnRay(config.cluster, joined, config.storage) if self.ray else nullcontext() as runner:
+            prepare(config.prepared_input(), config.data_folder, runner=runner, keep=self._trained_on_the_data)
         self.seconds["prepare"] = time.perf_counter() - began
 
     def _trained_on_the_data(self) -> str:

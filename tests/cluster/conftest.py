@@ -91,13 +91,8 @@ def head(s3: ObjectStore) -> Iterator[Head]:
     scripts = Path(sys.executable).parent
     command = [
         *(str(scripts / "ray"), "start", "--head", "--block", "--num-cpus=2"),
-        *(
-            "--include-dashboard=true",
-            "--include-log-monitor=false",
-            "--disable-usage-stats",
-            f"--temp-dir={folder}",
-            "--node-ip-address=127.0.0.1",
-        ),
+        *("--include-dashboard=true", "--include-log-monitor=false", "--disable-usage-stats"),
+        *(f"--temp-dir={folder}", "--node-ip-address=127.0.0.1"),
         *(f"--port={port}", f"--dashboard-port={dashboard_port}", f"--ray-client-server-port={client}"),
         *(f"--dashboard-agent-listen-port={agent_http}", f"--dashboard-agent-grpc-port={agent_grpc}"),
         f"--object-store-memory={100 * 2**20}",

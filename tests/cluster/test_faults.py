@@ -119,8 +119,8 @@ def test_workers_leave_hang_are_lost_and_come_and_every_row_of_an_epoch_is_taken
         goes_on(9, "is drained")
         (own / "demo/hangs-ranking").touch()
         (model / "quick").touch()
-        goes_on_from_evaluation = r"it stands at: evaluate sasrec, batch \d+, in .*\(_ranked\)"
-        until(lambda: re.search(goes_on_from_evaluation, log.read_text()), training, log)
+        hangs = r"it stands at: evaluate sasrec, batch \d+, in .*\(_ranked\)"
+        until(lambda: re.search(hangs, log.read_text()), training, log)
         assert training.wait(300) == 0, log.read_text()
     finally:
         training.kill()

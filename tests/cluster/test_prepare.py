@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture
 def runner(ray_session: Cluster) -> Iterator[OnRay]:
-    with OnRay(ClusterConfig(workers=2)) as runner:
+    with ExitStack() as joined, OnRay(ClusterConfig(workers=2), joined) as runner:
         yield runner
 
 

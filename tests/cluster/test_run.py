@@ -114,7 +114,8 @@ def test_a_node_is_lost_and_training_ends_as_if_nothing_had_been(
     written, and another node comes in its place. Prometheus gets every worker's figures, and each epoch is a line."""
     filesystem, path = open_filesystem(stages)
     filesystem.get(path, str(tmp_path / "demo"), recursive=True)
-    run, models = tmp_path / "demo", tmp_path / "demo" / "models"
+    run = tmp_path / "demo"
+    models = run / "models"
     undisturbed = _curves(models / "intentrec")
     shutil.rmtree(models)
     alone = {"intentrec": yaml.safe_load(read_text(DEMO))["models"]["intentrec"]}
@@ -152,7 +153,7 @@ def test_a_node_is_lost_and_training_ends_as_if_nothing_had_been(
         assert figures["step_seconds"][rank] > 0
         assert 0 <= figures["data_wait_ratio"][rank] <= 1
     told = [line.split(":")[0] for line in printed.splitlines() if line.startswith("intentrec epoch ")]
-    assert set(told) == {"intentrec epoch 1/2", "intentrec epoch 2/2"}
+    assert list(dict.fromkeys(told)) == ["intentrec epoch 1/2", "intentrec epoch 2/2"]  # the second maybe again
 
 
 def _curves(model: Path) -> tuple[list, list]:

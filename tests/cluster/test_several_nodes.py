@@ -57,6 +57,7 @@ CONFIG: dict[str, Any] = {
     "cluster": {"workers": 2},
 }
 OPTIONS = "--disable-usage-stats --include-log-monitor=false --object-store-memory=100000000"
+"""Of `ray start`, on every machine."""
 TRAINED = "ray/session_2*/logs/train/ray-train-app-worker-*.log"
 """Where Ray keeps what a worker said, below /tmp."""
 EXTENSION = """
