@@ -26,7 +26,8 @@ from cluster.config import Config
 from ingest.settings import load_settings
 
 METRICS = ("HR@10", "NDCG@10", "MRR")
-FACTS = ("seeds", "intents", "quality", "oracle", "parameters", "table_parameters", "training", "latency")
+TIMES = ("training", "latency")
+FACTS = ("seeds", "intents", "quality", "oracle", "parameters", "table_parameters", *TIMES)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -36,16 +37,16 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         storage = next((word.partition("=")[2] for word in overrides if word.startswith("storage=")), temporary)
         config = with_seeds(source, Path(temporary), options.seeds, options.models)
         command = [sys.executable, "-m", "cluster.cli", "run", config, f"storage={temporary}", *overrides]
-        found = watch(command)
-        if found.status:
-            sys.exit(f"{' '.join(command)} ended with status {found.status}")
+        taken = watch(command)
+        if taken.status:
+            sys.exit(f"{' '.join(command)} ended with status {taken.status}")
         settings = load_settings(Config, config, overrides)
         folder = Path(storage, settings.name)
         results = json.loads((folder / "results.json").read_text())
         merged = together(results, str(folder / "targets"), settings.cluster.workers.max, settings.evaluate.resamples)
-    return header("main_job") | {
-        "seconds": {"all": found.seconds} | results["seconds"],
-        "peak_memory_gib": round(found.gib, 2),
+    found = header("main_job") | {
+        "seconds": {"all": taken.seconds} | results["seconds"],
+        "peak_memory_gib": round(taken.gib, 2),
         "data": {name: results["data"][name] for name in ("users", "items", "events")},
         "targets": results["protocol"]["targets"],
         "unknown_targets": results["protocol"]["unknown_targets"],
@@ -64,6 +65,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "simple": results["simple"],
         "segments": results["segments"],
     }
+    return without_times(found) if options.busy else found
+
+
+def without_times(run: dict[str, Any]) -> dict[str, Any]:
+    """The same without what other work on the machine has made longer."""
+    models = {name: model | dict.fromkeys(TIMES) for name, model in run["models"].items()}
+    return run | {"seconds": None, "models": models}
 
 
 def section(run: dict[str, Any]) -> str:
@@ -71,13 +79,17 @@ def section(run: dict[str, Any]) -> str:
     data, seconds, words = run["data"], run["seconds"], run["command"].split()
     words = [word for word in words if "/" not in word.partition("=")[2]]
     first, *_ = run["models"]
+    took = "It ran beside other work, so no times are kept."
+    if seconds:
+        took = (
+            f"From the log to the report {seconds['all'] / 60:.1f} minutes (training {seconds['train']:.0f} s, "
+            f"evaluation {seconds['evaluate']:.0f} s) and {run['peak_memory_gib']:.1f} GiB over all processes."
+        )
     lines = [
         f"## {Path(words[3]).stem}",
         "",
         f"{data['events']:,} events of {data['users']:,} users and {data['items']:,} items; {run['targets']:,} targets"
-        f", of which {run['unknown_targets']:,} are items that training does not know. From the log to the report "
-        f"{seconds['all'] / 60:.1f} minutes (training {seconds['train']:.0f} s, evaluation {seconds['evaluate']:.0f} s)"
-        f" and {run['peak_memory_gib']:.1f} GiB over all processes.",
+        f", of which {run['unknown_targets']:,} are items that training does not know. {took}",
         "",
         f"`{' '.join(words)}`, {run['date'][:10]}, commit {run['commit']}, {run['machine']}, "
         f"torch {run['versions']['torch']}.",
@@ -159,5 +171,6 @@ if __name__ == "__main__":
     parser.add_argument("words", nargs="+", metavar="CONFIG | key.sub=value", help="a config, and what is laid over it")
     parser.add_argument("--seeds", type=int, default=1, help="that `--models` are trained with, in the same run")
     parser.add_argument("--models", type=lambda names: names.split(","), default=[], help="such as intentrec,deep")
+    parser.add_argument("--busy", action="store_true", help="the machine has other work: keep no times")
     options = parser.parse_intermixed_args()
     print(json.dumps(rounded(measure(options)), indent=1))

@@ -10,7 +10,8 @@ are of the config's model `paper`, or of its first IntentRec. What the config ha
 with one seed. Every row with every seed is an `intentrec run` of its own on the same prepared data, in
 `storage`/<name>-paper: what is there is not done again, so the same command goes on where it was stopped, and with more
 rows or seeds it adds them. After each, docs/results/paper/<name>.json is written anew: it is small, and to be
-committed. `storage` has to be a folder of this machine.
+committed. Rows that it has of another `storage` stay, as long as config, data and protocol are the same; what they are
+against IntentRec only where that is the same run. `storage` has to be a folder of this machine.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,8 @@ class Paper:
         self.baselines = baselines(self.config, self.content)
         self.rows = sections(self.config, self.content, changes) | self.baselines
         self.folder = Path(self.config.storage, f"{self.name}-paper")
-        self.kept = self.folder / "kept"
+        self.kept, self.page = self.folder / "kept", Path(options.kept, f"{self.name}.json")
+        self.before = json.loads(self.page.read_text()) if self.page.exists() else {}
 
     def run(self, row: str, seed: int) -> None:
         """Train and evaluate one row with one seed, unless that is done."""
@@ -117,8 +119,40 @@ class Paper:
         done.write_text(json.dumps(found))
         results.unlink()
 
+    def refuse_others(self, rows: Iterable[str]) -> None:
+        """Refuse kept rows that are not among the `rows` to be run, and are of another section than now."""
+        for row in self.before.get("models", {}).keys() - rows:
+            was, now = self.before["rows"][row], self.rows.get(row)
+            if was != now:
+                raise InputError(
+                    f"{self.page}: {row} there is of {was}, and the row now is {now}: run it, too, or remove it there"
+                )
+
+    def with_before(self, summary: dict[str, Any]) -> dict[str, Any]:
+        """`summary`, and the rows that are kept of another storage: those that have more seeds, or are not here."""
+        ours, theirs = summary["models"], self.before.get("models", {})
+        stay = {
+            row: model
+            for row, model in theirs.items()
+            if self.before["rows"][row] == self.rows.get(row)
+            and (row not in ours or len(model["seeds"]) > len(ours[row]["seeds"]))
+        }
+        for name in ("protocol", "data", "epochs") if stay else ():
+            if self.before[name] != summary[name]:
+                raise InputError(
+                    f"{self.page}: {', '.join(stay)} there have {name} {self.before[name]}, and it is {summary[name]} "
+                    "now: run them, too, or remove that file"
+                )
+        models = ours | stay
+        first = models.get(FIRST)
+        versus = summary["versus"] if first == ours.get(FIRST) else {}
+        if first == theirs.get(FIRST):
+            versus = versus | {row: found for row, found in self.before.get("versus", {}).items() if row in stay}
+        order = {row: models[row] for row in (FIRST, *self.rows) if row in models}
+        return summary | {"models": order, "versus": versus}
+
     def summary(self) -> dict[str, Any]:
-        """All that is kept of this log; the rows that were not run are missing."""
+        """All that is kept of this log in this storage; the rows that were not run are missing."""
         found: dict[str, Any] = {}
         for row, section in self.rows.items():
             paths = self.kept.glob(f"{row}{COPY}*.json")
@@ -163,7 +197,7 @@ def _facts(model: Mapping[str, Any]) -> dict[str, Any]:
     return of | {name: model[name] for name in ("intents", "intents_deviation")}
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="such as configs/ml-100k.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="what is laid over it")
@@ -175,7 +209,7 @@ def main() -> None:
     parser.add_argument(
         "--kept", type=Path, default=KEPT, help="the folder of what is kept; by default docs/results/paper"
     )
-    options = parser.parse_intermixed_args()
+    options = parser.parse_intermixed_args(words)
     try:
         _run(options, parser)
     except InputError as error:
@@ -187,14 +221,15 @@ def _run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     rows = options.rows or list(paper.rows)
     if others := [row for row in rows if row not in paper.rows]:
         parser.error(f"--rows takes {', '.join(paper.rows)}; got {', '.join(others)}")
+    paper.refuse_others(rows)
     options.kept.mkdir(parents=True, exist_ok=True)
     for seed in range(options.seeds):
         for row in sorted(rows, key=lambda row: (row != FIRST, row not in paper.baselines)):
             if seed and row in paper.baselines:
                 continue
             paper.run(row, seed)
-            (options.kept / f"{paper.name}.json").write_text(json.dumps(paper.summary(), indent=1) + "\n")
-            print(f"{row}, seed {seed}: {options.kept / paper.name}.json", file=sys.stderr)
+            paper.page.write_text(json.dumps(paper.with_before(paper.summary()), indent=1) + "\n")
+            print(f"{row}, seed {seed}: {paper.page}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,19 +21,24 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cluster.pulse import Pulse
 
 _SECONDS = 0.5
+_PATIENCE = 5.0
+"""Seconds that the driver waits for the board's answer before it looks whether the block has ended."""
+State = tuple[str, int, int, str, bool]
+"""Of a bar: description, total, done, unit, closed."""
 
 
 @ray.remote(num_cpus=0)
 class Board:
-    """Holds the states of bars, number -> (description, total, done, unit, closed), lines to print, and pulses."""
+    """Holds the states of bars, lines to print, and pulses."""
 
     def __init__(self) -> None:
-        self.bars: dict[int, tuple[str, int, int, str, bool]] = {}
+        self.bars: dict[str, State] = {}
         self.lines: list[str] = []
         self.begin(0)
 
     def begin(self, attempt: int) -> None:
-        """The workers are started anew, for the time `attempt`."""
+        """The workers are started anew, for the time `attempt`: bars that their last ones left open are closed."""
+        self.bars = {name: (*bar[:4], True) for name, bar in self.bars.items()}
         self.attempt, self.why, self.wish = attempt, "", ""
         self.last: dict[int, tuple[Pulse, float]] = {}
 
@@ -54,16 +60,16 @@ class Board:
         now = time.monotonic()
         return {rank: replace(pulse, age=now - came) for rank, (pulse, came) in self.last.items()}
 
-    def post(self, number: int, state: tuple[str, int, int, str, bool]) -> None:
-        self.bars[number] = state
+    def post(self, name: str, state: State) -> None:
+        self.bars[name] = state
 
     def say(self, line: str) -> None:
         self.lines.append(line)
 
-    def read(self) -> tuple[dict[int, tuple[str, int, int, str, bool]], list[str]]:
+    def read(self) -> tuple[dict[str, State], list[str]]:
         """All bars, closed ones once more and then never again, and the lines since the last call."""
         bars, lines = dict(self.bars), self.lines
-        self.bars, self.lines = {number: bar for number, bar in bars.items() if not bar[4]}, []
+        self.bars, self.lines = {name: bar for name, bar in bars.items() if not bar[4]}, []
         return bars, lines
 
 
@@ -75,12 +81,9 @@ def say(board: Any, line: str) -> None:
 class RemoteBar:
     """The worker's end, with the calls of `tqdm.tqdm` that the trainer makes; posts twice a second at most."""
 
-    number = 0
-
     def __init__(self, board: Any, total: int, desc: str, unit: str) -> None:
-        RemoteBar.number += 1
         self.board, self.total, self.description, self.unit = board, total, desc, unit
-        self.number, self.done, self.posted = RemoteBar.number, 0, 0.0
+        self.name, self.done, self.posted = uuid.uuid4().hex, 0, 0.0
 
     def update(self, done: int) -> None:
         self.done += done
@@ -96,7 +99,7 @@ class RemoteBar:
     def _post(self, closed: bool = False) -> None:
         if closed or time.monotonic() - self.posted >= _SECONDS:
             self.posted = time.monotonic()
-            self.board.post.remote(self.number, (self.description, self.total, self.done, self.unit, closed))
+            self.board.post.remote(self.name, (self.description, self.total, self.done, self.unit, closed))
 
 
 @contextmanager
@@ -116,21 +119,30 @@ def drawn() -> Iterator[Any]:
 
 
 def _draw(board: Any, stopped: threading.Event) -> None:
-    bars: dict[int, tqdm.tqdm] = {}
-    last = False
+    bars: dict[str, tqdm.tqdm] = {}
+    reading, ends, last = None, False, False
     while not last:
-        last = stopped.wait(_SECONDS)
+        ended = stopped.wait(_SECONDS)
+        if reading is None:
+            reading, ends = board.read.remote(), ended
         try:
-            states, lines = ray.get(board.read.remote(), timeout=5)
-        except (ray.exceptions.RayError, TimeoutError):
+            states, lines = ray.get(reading, timeout=_PATIENCE)
+        except ray.exceptions.GetTimeoutError:  # the answer is still to come, and has what the board no longer holds
+            last = ended
             continue
+        except ray.exceptions.RayError:
+            reading, last = None, ended
+            continue
+        reading, last = None, ends
         for line in lines:
             tqdm.tqdm.write(line)
-        for number, (description, total, done, unit, closed) in sorted(states.items()):
-            bar = bars.get(number) or bars.setdefault(number, tqdm.tqdm(total=total, unit=unit, mininterval=_SECONDS))
+        for name, (description, total, done, unit, closed) in states.items():
+            bar = bars.pop(name, None) or tqdm.tqdm(total=total, unit=unit, mininterval=_SECONDS)
             bar.set_description(description, refresh=False)
             bar.update(done - bar.n)
             if closed:
                 bar.close()
+            else:
+                bars[name] = bar
     for bar in bars.values():
         bar.close()

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 hypothesis.settings.register_profile("untimed", deadline=None)  # the first example compiles
 hypothesis.settings.load_profile("untimed")
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves its workers beside the other process of tests
+WAITING = "test_faults.py"
+"""What takes longest by far, most of it without computing."""
 
 
 @cache
@@ -44,12 +46,18 @@ def scope_of(path: Path) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest first; but what starts clusters of its own last, as it computes as much again beside others.
-    Of that the longest last, so that nothing waits behind it in its process."""
-    own = [item for item in items if ray_of(item.path) == "own"]
-    others = [item for item in items if ray_of(item.path) != "own"]
-    others.sort(key=lambda item: ["shared cluster", "two workers", ""].index(scope_of(item.path)))
-    items[:] = others + sorted(own, key=lambda item: item.path, reverse=True)
+    """What takes longest first: faults, which wait more than they compute, beside what shares one cluster and what
+    shares two workers. What else starts clusters of its own last, as it computes as much again beside others."""
+    scopes = ["shared cluster", "two workers", ""]
+
+    def place(item: pytest.Item) -> tuple[int, str]:
+        if item.path.name == WAITING:
+            return -1, ""
+        if ray_of(item.path) == "own":
+            return len(scopes), str(item.path)
+        return scopes.index(scope_of(item.path)), ""
+
+    items.sort(key=place)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:

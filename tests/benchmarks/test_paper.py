@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from benchmarks.paper import sections
+from benchmarks.paper import main, sections
 from benchmarks.paper_tables import AGAINST_TRANSACT, AGAINST_V1, NAMES, PAPER_ROWS, p_of, tables
 from benchmarks.results import PAGE, made
 from cluster.config import Config
@@ -46,11 +44,7 @@ class Tiny:
         self.overrides = [f"storage={folder / 'runs'}"]
 
     def __call__(self, *words: str) -> Any:
-        command = [sys.executable, "-m", "benchmarks.paper", str(self.config), *self.overrides, "--no-ray"]
-        done = subprocess.run(
-            [*command, "--kept", str(self.kept), *words], cwd=ROOT, env=os.environ, capture_output=True
-        )
-        assert done.returncode == 0, done.stderr.decode()
+        main([str(self.config), *self.overrides, "--no-ray", "--kept", str(self.kept), *words])
         return json.loads((self.kept / "tiny.json").read_text())
 
 
@@ -124,12 +118,36 @@ def test_a_section_is_replaced_alone_and_a_new_one_stands_before_the_words(tiny:
     assert made(text, tiny.kept.parent) == (text, figures)
 
 
+def test_what_is_kept_of_another_storage_stays(tiny: Tiny, two_rows: Any, tmp_path: Path) -> None:
+    other = Tiny(tmp_path)
+    shutil.copytree(tiny.kept, other.kept)
+    (other.kept / "tiny.json").write_text(json.dumps(two_rows))
+    shutil.copytree(tiny.rows, other.rows)
+    (other.rows / "lstm.seed-0.json").unlink()
+    (other.rows / "popular.seed-0.json").unlink(missing_ok=True)
+    run = other("--rows", "intentrec")
+    assert (run["models"], run["versus"]) == (two_rows["models"], two_rows["versus"])
+    (other.rows / "intentrec.seed-1.json").unlink()
+    assert other("--rows", "intentrec")["models"]["intentrec"]["seeds"] == [0, 1]
+    (other.kept / "tiny.json").write_text(json.dumps(two_rows | {"models": {"lstm": two_rows["models"]["lstm"]}}))
+    run = other("--rows", "intentrec")
+    assert run["models"].keys() == {"intentrec", "lstm"}
+    assert run["versus"] == {}, "of another run of IntentRec"
+    for key, value, told in (
+        ("rows", run["rows"] | {"lstm": {"kind": "lstm"}}, "lstm there is of {'kind': 'lstm'}, and the row now is {"),
+        ("data", run["data"] | {"events": 1}, "lstm there have data {'users': "),
+    ):
+        (other.kept / "tiny.json").write_text(json.dumps(run | {key: value}))
+        with pytest.raises(SystemExit, match=re.escape(told)):
+            other("--rows", "intentrec")
+
+
 def test_a_row_that_was_run_otherwise_is_refused(tiny: Tiny) -> None:
-    command = [sys.executable, "-m", "benchmarks.paper", str(tiny.config), *tiny.overrides, "--kept", str(tiny.kept)]
-    words = ["--no-ray", "--rows", "intentrec", "--set", "lstm.hidden=4"]
-    done = subprocess.run([*command, *words], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "lstm.seed-0.json: is of {" in done.stderr
+    kept = (tiny.kept / "tiny.json").read_text()
+    (tiny.kept / "tiny.json").unlink()
+    with pytest.raises(SystemExit, match=r"lstm\.seed-0\.json: is of {"):
+        tiny("--rows", "intentrec", "--set", "lstm.hidden=4")
+    (tiny.kept / "tiny.json").write_text(kept)
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "configs").glob("*.yaml")))

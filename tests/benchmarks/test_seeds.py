@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 import yaml
 
-from benchmarks.main_job import section
+from benchmarks.main_job import section, without_times
 from benchmarks.results import made
 from benchmarks.seeds import together, with_seeds
 from cluster.config import Config
@@ -91,7 +91,13 @@ def test_seeds_are_compared_as_their_mean(data: Data, tmp_path: Path) -> None:
         f"| action | intentrec | {quality['action']['accuracy']:.3f} | {quality['action']['macro_f1']:.3f} | " in text
     )
     assert f"| action | last label | {found.simple['last label']['action'].accuracy:.3f} | " in text
-    assert "| intentrec | 12,345 | 678 | 61.5 | 4,321 | 1.38 | 23.4 | 987 |" in text
+    times = "| intentrec | 12,345 | 678 | 61.5 | 4,321 | 1.38 | 23.4 | 987 |"
+    assert times in text
+    assert "minutes (training 1 s" in text
+    busy = section(without_times(run))
+    assert times not in busy
+    assert "minutes" not in busy
+    assert "so no times are kept." in busy
     kept, after = tmp_path / "results", "## globo\n\nkept\n\n## What this says\n\nwords\n"
     kept.mkdir()
     (kept / "demo.json").write_text(json.dumps(run))
