@@ -14,8 +14,10 @@ from torch import Tensor
 from embeddings.workers import Worker
 from ingest.errors import InputError
 from tests.gated import gated
+from tests.models import KINDS
 from tests.small import MODEL, Data, make_step, make_trainer, small_pieces, train_config, watched, weights
 from trainer.checkpoint import Checkpoints
+from trainer.models.registry import NeuralConfig
 from trainer.progress import Progress, identity
 from trainer.step import Step
 
@@ -23,7 +25,7 @@ INCREMENTAL: dict[str, dict[str, Any]] = {
     "row_wise": {"sharding": "row_wise"},
     "one number a row": {"sharding": "row_wise", "optimizer": "rowwise_adagrad"},
     "table_wise": {"sharding": "table_wise", "optimizer": "rowwise_adagrad"},
-    "column_wise": {"sharding": "column_wise", "dimension": 256},
+    "column_wise": {"sharding": "column_wise", "dimension": 256, "model": KINDS["gru"]},
 }
 
 
@@ -123,7 +125,13 @@ def drifting(data: Data, folder: Path, worker: Worker, what: str) -> dict[str, A
 
 
 def incremental(
-    data: Data, folder: Path, worker: Worker, sharding: str, dimension: int = 8, optimizer: str = "adagrad"
+    data: Data,
+    folder: Path,
+    worker: Worker,
+    sharding: str,
+    dimension: int = 8,
+    optimizer: str = "adagrad",
+    model: NeuralConfig = MODEL,
 ) -> dict[str, Any]:
     """A whole checkpoint and two of what has changed since, all tables' rows and those with a mapping among them; the
     weights with the last one, which another step has loaded, and both after one more step."""
@@ -132,7 +140,7 @@ def incremental(
     zch = {} if sharding == "column_wise" else {"genres": {"size": 5, "interval": 2}}
     settings |= {"optimizer": optimizer, "zch": zch}
     changes: dict[str, Any] = {"tables": settings, "loss": {"kind": "sampled", "negatives": 1}}
-    step = make_step(data.manifest, worker, **changes)
+    step = make_step(data.manifest, worker, model, **changes)
     name = f"incremental-{worker.workers}-{sharding}-{optimizer}"
     checkpoints = Checkpoints(str(folder / name), train_config(keep=9, **changes), worker)
     mappings: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
@@ -144,12 +152,12 @@ def incremental(
                 checkpoints.save(step, Progress(step=number + 1), {})
                 saved = weights(step)
                 checkpoints.wait()
-                again = make_step(data.manifest, worker, seed=9, **changes)
+                again = make_step(data.manifest, worker, model, seed=9, **changes)
                 Checkpoints(checkpoints.folder, checkpoints.settings, worker).load(again, str(checkpoints.latest()))
                 mappings.append((_mappings(step), _mappings(again)))
         finally:
             Checkpoints._is_less = original  # type: ignore[method-assign]
-        again = make_step(data.manifest, worker, seed=9, **changes)
+        again = make_step(data.manifest, worker, model, seed=9, **changes)
         again.config, again.sampler, again.recommender.tables.collisions.seed = step.config, step.sampler, 0
         checkpoints.load(again, "step-0000000003")
         loaded = weights(again)
