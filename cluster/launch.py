@@ -1,6 +1,6 @@
 """Runs a function in every worker of a training group: Ray Train's workers, or this very process.
 
-With Ray, `TorchTrainer` places the workers and forms the process group (gloo on CPU, NCCL on GPU), once for each call
+With Ray, a `TorchTrainer` places the workers and forms the process group (gloo on CPU, NCCL on GPU), once for each call
 of `fit`: starting again is done here and not by Ray Train, whose FailureConfig counts the user's mistakes as failures
 that may pass, and whose elastic groups (`num_workers=(min, max)`) are resized by killing workers in the middle of a
 step. A failure that the user has to mend (`InputError`) is shown as such at once; any other starts the group again, up
@@ -183,13 +183,12 @@ def _run(group: Group) -> Any:
 def _fit(group: Group, size: int, attempt: int, failures: int) -> dict[str, Any]:
     """What `size` workers come to: "value", or why they have "left" before."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
 
-    from cluster.worker_process import GroupConfig, in_worker
+    from cluster.worker_process import GroupConfig, GroupTrainer, in_worker
 
     use_gpu, config = group.room.use_gpu, group.config
     result = join(group.storage, group.name, f".result-{os.getpid()}.json")
-    trainer = TorchTrainer(
+    trainer = GroupTrainer(
         functools.partial(in_worker, group.work),
         train_loop_config={
             "arguments": group.arguments,

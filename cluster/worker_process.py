@@ -11,14 +11,23 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.train.torch import TorchConfig
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _TorchBackend
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 
 from cluster.entry import imported, interface_of, quiet
 from cluster.pulse import Pulses, terminated
 from embeddings.workers import LeavingError, Worker
 from ingest.patience import Outage
 from ingest.storage import write_text
+
+
+class GroupTrainer(TorchTrainer):  # type: ignore[misc]
+    """Without the process that hands out shards of Ray Data, which nothing here reads and which begins as slowly as a
+    worker does."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [found for found in super()._create_default_callbacks() if not isinstance(found, DatasetsCallback)]
 
 
 class GroupConfig(TorchConfig):  # type: ignore[misc]
