@@ -34,7 +34,9 @@ class WorkersConfig(Settings):
     """How many workers there are at least and at most, by what the Ray cluster has; a number is both."""
 
     min: int = Field(default=1, ge=1)
+    """Without so many nothing begins."""
     max: int
+    """More are not taken."""
 
     @model_validator(mode="before")
     @classmethod
@@ -60,6 +62,7 @@ class ClusterConfig(Settings):
     gpus: bool | None = None
     """Whether each worker takes a GPU; by default they do where the cluster has enough of them."""
     cpus_per_worker: float = Field(default=1, gt=0)
+    """Of Ray's, that each worker takes."""
     threads: int | None = Field(default=None, ge=1)
     """Threads of a worker's tensor operations; by default its CPUs."""
     address: str | None = None
@@ -81,20 +84,28 @@ class Config(Settings):
     extensions: list[str] = []
     """Modules of one's own that register models, feature kinds, data sources or metrics; of the current folder, too."""
     name: str = Field(pattern=f"^{NAME}$")
+    """Of the run, whose folder is called so."""
     storage: str = "runs"
     """Folder or s3:// prefix under which the run's folder `name` lies. As all paths: relative ones are taken from the
     current folder."""
     simulate: SimulateConfig | None = None
+    """The log is made by the rule of docs/simulation.md."""
     import_: SerializeAsAny[Source] | None = Field(default=None, alias="import")
+    """The log is made of a public data set, by `kind`."""
     data: DataConfig
+    """Where the log is, and what its columns mean."""
     train: TrainConfig = TrainConfig()
+    """How models are trained."""
     models: dict[str, SerializeAsAny[ModelConfig]] = Field(min_length=1)
+    """What is trained and compared, by names of one's own; `kind` says what each is."""
     evaluate: EvaluateConfig = EvaluateConfig()
+    """How models are compared."""
     recommend: RecommendConfig | None = None
     """With this section, even an empty one, `run` ends with recommendations for every user."""
     tune: TuneConfig | None = None
     """What `intentrec tune` tries."""
     cluster: ClusterConfig = ClusterConfig()
+    """The workers."""
 
     _anywhere = field_validator("storage")(absolute)
 

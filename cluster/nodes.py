@@ -112,20 +112,36 @@ class Room:
         """How many workers start now: the most, or those for which there is room once that stays so for a while.
 
         What ended workers held comes back in seconds, on a busy machine in more, and a dead node takes some to be known
-        as such.
+        as such. While there is not room for the least, a cluster that grows on demand is asked for it.
         """
-        found, since = -1, time.monotonic()
-        while self.least < self.most and not received():
-            free = self._free()
-            now = min(sum(free.values()), self.most)
-            if now != found:
-                found, since = now, time.monotonic()
-            returned = all(free[node] >= number for node, number in self.held.items() if node in free)
-            settled = time.monotonic() - since > (SETTLED if returned else RETURNED)
-            if found == self.most or (found >= self.least and settled):
-                return found
-            time.sleep(1)
-        return self.most
+        if self.least == self.most:
+            return self.most
+        asked = False
+        try:
+            found, since = -1, time.monotonic()
+            while not received():
+                free = self._free()
+                now = min(sum(free.values()), self.most)
+                if now != found:
+                    found, since = now, time.monotonic()
+                returned = all(free[node] >= number for node, number in self.held.items() if node in free)
+                settled = time.monotonic() - since > (SETTLED if returned else RETURNED)
+                if found == self.most or (found >= self.least and settled):
+                    return found
+                if found < self.least and not asked:
+                    self._ask(self.least)
+                    asked = True
+                time.sleep(1)
+            return self.most
+        finally:
+            if asked:
+                self._ask(0)
+
+    def _ask(self, workers: int) -> None:
+        """Ask the autoscaler, where there is one, that so many workers find room, until it is asked otherwise."""
+        from ray.autoscaler.sdk import request_resources
+
+        request_resources(bundles=[self.of_one] * workers)
 
     def free(self) -> int:
         """For how many more workers there is room now."""

@@ -24,7 +24,9 @@ class RangeConfig(Settings):
     """The values of one key: exactly one of these."""
 
     choice: list[Any] | None = Field(default=None, min_length=1)
+    """One of these."""
     uniform: Annotated[tuple[float, float], AfterValidator(_rising)] | None = None
+    """Between the two, evenly."""
     log_uniform: Annotated[tuple[Annotated[float, Field(gt=0)], float], AfterValidator(_rising)] | None = None
     """Even in the logarithm."""
     int_: Annotated[tuple[int, int], AfterValidator(_rising)] | None = Field(default=None, alias="int")
@@ -82,5 +84,6 @@ class TuneConfig(Settings):
     at_once: int | None = Field(default=None, ge=1)
     """Trials that run at a time; by default as many as the cluster has room for."""
     cpus_per_trial: float = Field(default=1, gt=0)
+    """Of Ray's, that each trial takes."""
     gpus_per_trial: float | None = Field(default=None, ge=0)
     """Of less than one several trials share a GPU; by default one where the cluster has any."""

@@ -55,6 +55,7 @@ class TableConfig(Settings):
     optimizer: Optimizer = "rowwise_adagrad"
     """The fused optimizer, applied in the backward pass. `adam` and `rowwise_adam` run on GPU only."""
     learning_rate: float = Field(default=0.05, gt=0)
+    """Of the fused optimizer."""
     learning_rates: dict[str, Annotated[float, Field(gt=0)]] = {}
     """Table -> its own learning rate, where it is other than `learning_rate`."""
     initial_deviation: float = Field(default=0.05, gt=0)

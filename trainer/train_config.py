@@ -17,6 +17,7 @@ class LossConfig(Settings):
     kind: Literal["sampled", "full"] = "sampled"
     """Softmax over negatives shared by the batch, or over the whole catalogue."""
     negatives: int = Field(default=512, ge=1)
+    """Of a step, drawn once for the whole batch."""
     sampling: Literal["uniform", "log_uniform", "in_batch", "mixed"] = "log_uniform"
     """Item indices fall with the items' popularity, so `log_uniform` draws popular items more often. `in_batch` draws
     from the targets of the global batch, `mixed` both from them and uniformly."""
@@ -36,6 +37,7 @@ class TrainConfig(Settings):
     """How a neural model is trained. A model's own `train` keys are laid over these."""
 
     epochs: int = Field(default=10, ge=1)
+    """At most; `patience` may end training before."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Of AdamW for the dense part; the tables have their own. For the batch of all workers that there can be: one of a
     part of it has this times the part's square root, and so have tables whose optimizer is an Adam (the square root
@@ -54,6 +56,7 @@ class TrainConfig(Settings):
     compile: bool = False
     """Whether the feed-forward layers go through torch.compile. It takes some minutes at the start."""
     seed: int = Field(default=0, ge=0)
+    """Of the first weights, the order of the data, dropout and negatives."""
     metric: str = "MRR"
     """The validation metric that chooses the best epoch; the evaluation knows which there are."""
     patience: int = Field(default=3, ge=1)
@@ -68,6 +71,7 @@ class TrainConfig(Settings):
     keep: int = Field(default=2, ge=1)
     """Checkpoints kept besides the best one. With 1 there is none before it to go on from where it is damaged."""
     log_steps: int = Field(default=10, ge=1)
+    """Steps between two points in TensorBoard."""
     unknown_share: float = Field(default=0.01, ge=0, lt=1)
     """The share of inputs (items, values of category features) that are unknown in a training step, so that the rows
     for unknown values are trained; 0 for none."""
@@ -76,5 +80,8 @@ class TrainConfig(Settings):
     most_weight: float = Field(default=3.0, gt=0)
     """The weight of durations that are longer, so that a few of them are not the whole loss."""
     reader: ReaderConfig = ReaderConfig()
+    """How shards become batches."""
     tables: TableConfig = TableConfig()
+    """The embedding tables."""
     loss: LossConfig = LossConfig()
+    """Of the next item."""

@@ -34,8 +34,11 @@ if TYPE_CHECKING:
 class FollowedConfig(LatelyConfig):
     kind: Literal["followed"] = "followed"
     weight: OneOrMore[Annotated[float, Field(gt=0, le=1)]] = 0.5
+    """Of what followed the last item, against what is taken most."""
     half_life: OneOrMore[Annotated[str, AfterValidator(of_buckets)]] = "1h"
+    """After which a time that an item followed counts half."""
     length: OneOrMore[Positive] = 256
+    """The newest times that anyone took an item after the last one."""
 
     def scorer(self, data: Prepared) -> Followed:
         span, live = parse_duration(single(self.span)) // BUCKET, single(self.live)

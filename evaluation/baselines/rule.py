@@ -50,6 +50,7 @@ KNOWN = {
 class RuleConfig(BaselineConfig):
     kind: Literal["rule"] = "rule"
     knows: Literal["intent", "tastes", "log"] = "log"
+    """Beside the rule: the target's intent; the user's tastes and the intent before; or what the log shows before."""
     log: str | None = None
     """Folder of the log that `intentrec simulate` has made; by default that of the run."""
     oracle: ClassVar[bool] = True

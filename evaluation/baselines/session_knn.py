@@ -39,6 +39,7 @@ Weights: TypeAlias = Literal["same", "linear", "div"]
 class SessionKnnConfig(BaselineConfig):
     kind: Literal["session_knn"] = "session_knn"
     neighbours: OneOrMore[Positive] = 100
+    """The most similar rows, whose items are scored."""
     sample: OneOrMore[Positive] = 500
     """The newest rows that share an item with the history, of which the neighbours are taken."""
     length: OneOrMore[Positive] = 20

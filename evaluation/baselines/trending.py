@@ -40,6 +40,7 @@ class LatelyConfig(BaselineConfig):
     """Of a baseline that counts what is taken in a span of time."""
 
     span: OneOrMore[Annotated[str, AfterValidator(of_buckets)]] = "1d"
+    """How long ago a time that an item was taken still counts."""
     live: OneOrMore[bool] = False
     """Whether the span ends with the request, or before all requests."""
 

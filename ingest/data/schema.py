@@ -26,8 +26,11 @@ class Split(Settings):
     """
 
     kind: Literal["leave_one_out", "point_in_time"] = "leave_one_out"
+    """By each user's last two events, or by the last two spans of the log."""
     validation: str | None = None
+    """The span before the test's, for `point_in_time`, such as 1d."""
     test: str | None = None
+    """The last span of the log, for `point_in_time`, such as 1d."""
 
     @field_validator("validation", "test")
     @classmethod
@@ -54,8 +57,11 @@ class DataConfig(Settings):
     items: str | None = None
     """The item table, a Parquet file or folder; a log without one is fine."""
     user: str = "user_id"
+    """The column of users, integers or text."""
     item: str = "item_id"
+    """The column of items, in the log and in the item table, integers or text."""
     time: str = "timestamp"
+    """The column of times."""
     time_unit: Literal["datetime", "s", "ms", "us", "ns", "position"] = "datetime"
     """`datetime` for date columns, a unit for integers since 1970, `position` where a log has an order only."""
     duration: str | None = None
@@ -63,7 +69,9 @@ class DataConfig(Settings):
     title: str | None = None
     """A column of the item table that the report shows."""
     features: list[Feature] = []
+    """What else of events and items is known, and which of it are intents."""
     split: Split = Split()
+    """How training, validation and test are told apart."""
     until: datetime.datetime | None = None
     """Events at or after this moment (UTC) are left out, and counted: for a log with a few stray last events."""
     min_item_count: int = Field(default=1, ge=1)
@@ -82,7 +90,9 @@ class DataConfig(Settings):
     work: str | None = None
     """Where preparing spills to, a folder that all machines see; by default in the folder of the prepared data."""
     shard_interactions: int = Field(default=2_000_000, ge=1)
+    """Interactions of a file of prepared sequences, about."""
     row_group_interactions: int = Field(default=32_768, ge=1)
+    """Interactions of a row group in it, which is read and set aside as one, about."""
 
     @field_validator("events", "items", "work")
     @classmethod

@@ -52,16 +52,21 @@ class Feature(Settings):
     """
 
     name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")
+    """What it is called everywhere; also its column, where `column` names none."""
     kind: KindName = "category"
+    """`category`, `categories`, `number`, `elapsed`, `repeat`, or one that an extension registers."""
     of: Literal["event", "item"] = "event"
+    """Which of the two tables has it."""
     column: str | None = None
     """The column that holds it; by default the one called like the feature."""
     intent: bool = False
+    """Whether it is also predicted for the next interaction."""
     min_count: int = Field(default=1, ge=1)
     """Values that the training data have less often than this are unknown."""
     bins: list[str | float] | int | None = None
     """Upper edges of the bins (durations such as 7d for `elapsed`), or a number of bins of equal frequency."""
     bin_labels: list[str] | None = None
+    """What the report calls the bins, from the lowest: one more than there are edges."""
     unit: Literal["year", "s", "ms", "us", "ns"] | None = None
     """Of an `elapsed` whose column has integers: years, or a unit since 1970; by default data.time_unit."""
     first_of: dict[str, str] | None = None

@@ -63,15 +63,23 @@ class SimulateConfig(Source):
     events_path: ClassVar[str] = "events"
     items_path: ClassVar[str] = "items"
     users: int = Field(default=20_000, ge=1)
+    """Users with 3 events or more."""
     items: int = Field(default=5_000, ge=20)
+    """Of the catalogue; a series is one."""
     days: int = Field(default=90, ge=1, le=3_650)
+    """Of the log, from `start` on."""
     seed: int = Field(default=0, ge=0)
+    """Of all draws."""
     start: datetime.date = Field(
         default=datetime.date(2024, 1, 1), ge=datetime.date(1980, 1, 1), le=datetime.date(2100, 1, 1)
     )
+    """The first day."""
     user: UserSettings = UserSettings()
+    """What the users are like."""
     catalogue: CatalogueSettings = CatalogueSettings()
+    """What the catalogue is like."""
     rule: Rule = Rule()
+    """By what events are drawn."""
     processes: int | None = Field(
         default=None, ge=1, description="default: one for each core that this process may use"
     )

@@ -35,6 +35,7 @@ class SequenceConfig(NeuralConfig):
     intents: list[str] | None = None
     """Those that it predicts; by default all of data.features."""
     dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the network's activations that are zero in a training step."""
 
     @field_validator("intents")
     @classmethod
@@ -92,6 +93,7 @@ class RecurrentConfig(TaughtConfig):
     """A model with recurrent layers."""
 
     layers: int = Field(default=1, ge=1)
+    """Recurrent layers."""
     hidden: int | None = Field(default=None, ge=1)
     """Width of the state; by default that of the item table."""
 
@@ -100,6 +102,7 @@ class AttentionConfig(SequenceConfig):
     """A model with attention."""
 
     heads: int = Field(default=2, ge=1)
+    """Of attention; they have to divide `train.tables.dimension`."""
 
     def check(self, data: DataConfig, train: TrainConfig) -> None:
         super().check(data, train)
@@ -122,7 +125,9 @@ class WindowConfig(TransformerConfig):
     window: Span = "7d"
     """H, how far back the short-term encoder sees: a span of time, or a number of positions; null for none of it."""
     intent_layers: int = Field(default=1, ge=1)
+    """Blocks of the intent encoder."""
     item_layers: int = Field(default=1, ge=1)
+    """Blocks of the item encoder."""
 
     def check(self, data: DataConfig, train: TrainConfig) -> None:
         super().check(data, train)

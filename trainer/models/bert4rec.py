@@ -38,6 +38,7 @@ class BERT4RecConfig(TaughtConfig, TransformerConfig):
     times: bool = False
     intents: list[str] | None = []
     layers: int = Field(default=2, ge=1)
+    """Blocks of the encoder."""
     hidden_share: float = Field(default=0.2, ge=0, lt=1)
     """The share of interactions that are hidden in an epoch, besides the last of each sequence."""
 

@@ -38,6 +38,7 @@ class HSTUConfig(TaughtConfig, AttentionConfig):
 
     kind: Literal["hstu"] = "hstu"
     layers: int = Field(default=2, ge=1)
+    """Blocks of the encoder."""
 
     def network(self, manifest: Manifest, dimension: int, max_length: int) -> nn.Module:
         return network_class()(self, manifest, dimension, max_length)

@@ -97,6 +97,7 @@ class NeuralConfig(ModelConfig):
     moment of the request; `transitions`, what others took lately after the user's last item; `age`, how old each item
     is at the request, and whether it is out; `intents`, the predicted labels, which act on what bears them."""
     moments: MomentsConfig = MomentsConfig()
+    """For `recent` and `transitions`: which items are candidates besides."""
     cold_share: float = Field(default=0.1, ge=0, le=1)
     """The share of candidates that have the row for unknown items in a training step, so that it, and what is known
     besides of an item without a row, are trained; of a model that knows `attributes`, `recent` or `transitions`. With 1

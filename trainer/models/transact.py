@@ -38,6 +38,7 @@ class TransActConfig(TaughtConfig, TransformerConfig):
     kind: Literal["transact"] = "transact"
     times: bool = False
     layers: int = Field(default=2, ge=1)
+    """Blocks of the encoder."""
     newest: int = Field(default=10, ge=1)
     """K: how many of the newest rows are read one by one."""
     mask: Span = "24h"

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 class TransformerModelConfig(TaughtConfig, TransformerConfig):
     kind: Literal["transformer"] = "transformer"
     layers: int = Field(default=2, ge=1)
+    """Blocks of the encoder."""
 
     def network(self, manifest: Manifest, dimension: int, max_length: int) -> nn.Module:
         return network_class()(self, manifest, dimension, max_length)
