@@ -1,6 +1,7 @@
 # make demo    a fresh clone -> a trained IntentRec with its accuracy report
 # make test    lint, types and tests
 # make results docs/results.md and its figures from what is kept in docs/results
+# make keys     docs/keys.md from the classes that check a config
 # make bench-peers   our SASRec against RecTools' on MovieLens 1M: ML1M=folder OPTIONS=...
 # make bench-peer-models   our models' scores against RecTools' and RecBole's with the same weights
 # All set up .venv by themselves. ACCELERATOR=cpu|cuda: chosen by whether nvidia-smi answers.
@@ -18,7 +19,7 @@ else ifeq ($(ACCELERATOR),cpu)
   INDEX := --index $(TORCH_CPU_INDEX) --index-strategy unsafe-best-match
 endif
 
-.PHONY: setup demo test lint results s3 bench-peers bench-peer-models lock clean
+.PHONY: setup demo test lint results keys s3 bench-peers bench-peer-models lock clean
 
 # Compiled to bytecode at once: where PYTHONDONTWRITEBYTECODE is set, every process would take ten seconds longer to start.
 setup: $(VENV)/.installed-$(ACCELERATOR)
@@ -51,6 +52,9 @@ test: lint
 
 results: setup
 	$(BIN)/python -m benchmarks.results
+
+keys: setup
+	$(BIN)/python -m cluster.keys > docs/keys.md
 
 # An S3 server on this machine, to try s3:// paths with: it prints the variables to set, and keeps its data in build/s3.
 s3: setup

@@ -27,6 +27,7 @@ MAY_CHANGE = {
     for key in (
         *("epochs", "patience", "keep", "log_steps", "learning_rate", "decay", "clip_norm"),
         *("checkpoint_steps", "checkpoint_minutes", "checkpoint_gib"),
+        *("reader.on_bad_shard", "reader.retry_seconds", "reader.fetch"),
     )
 }
 """What may be other than in the checkpoint that training goes on from; the tables' placement may, too."""

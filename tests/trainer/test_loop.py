@@ -180,10 +180,15 @@ def test_other_data_in_the_same_folder_are_refused(undisturbed: dict[str, Any], 
         make_trainer(prepared["one group"], undisturbed["folder"], **EXACT).fit()
 
 
-def test_more_epochs_and_another_sharding_may_follow(prepared: dict[str, str], tmp_path: Path) -> None:
+def test_more_epochs_another_sharding_and_leave_to_skip_damage_may_follow(
+    prepared: dict[str, str], tmp_path: Path
+) -> None:
     make_trainer(prepared["one group"], tmp_path, epochs=1).fit()
-    tables = {"sharding": {"item": "table_wise", "genres": "row_wise"}}
-    assert make_trainer(prepared["one group"], tmp_path, epochs=2, tables=tables).fit().epoch == 2
+    changes: dict[str, Any] = {
+        "tables": {"sharding": {"item": "table_wise", "genres": "row_wise"}},
+        "reader": {"on_bad_shard": "skip", "retry_seconds": 1.0, "fetch": 2},
+    }
+    assert make_trainer(prepared["one group"], tmp_path, epochs=2, **changes).fit().epoch == 2
 
 
 SELDOM: dict[str, Any] = {"log_steps": 10**6}
