@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from evaluation.charts import SERIES_COLOURS, interval_chart, line_chart, number, signed
-from evaluation.metrics import HEADLINE, METRICS
+from evaluation.metrics import METRICS
 from evaluation.results import Comparison, IntentQuality, ModelResults, Results
 from ingest.storage import join, write_text
 
@@ -119,7 +119,7 @@ def leading_model(results: Results) -> str:
     speakers = [key for key, model in results.models.items() if model.intents]
     if speakers:
         return speakers[0]
-    return max(competitors(results) or results.models, key=lambda key: _headline_value(results.models[key]))
+    return max(competitors(results) or results.models, key=lambda key: _headline_value(results, key))
 
 
 def against_baselines(results: Results) -> str:
@@ -232,15 +232,17 @@ def _percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
-def _headline_value(model: ModelResults) -> float:
-    return model.metrics.get(HEADLINE, max(model.metrics.values(), default=0.0))
+def _headline_value(results: Results, model: str) -> float:
+    """In the metric that models are compared by."""
+    metrics = results.models[model].metrics
+    return metrics.get(results.protocol.metric, max(metrics.values(), default=0.0))
 
 
 def _headline(results: Results, first: str) -> str:
     """What came out, in one sentence: the leading model against the best of the others."""
     best = max(
         (key for key in competitors(results) if key != first),
-        key=lambda key: _headline_value(results.models[key]),
+        key=lambda key: _headline_value(results, key),
         default="",
     )
     for key, other, row, relative in _comparisons(results):

@@ -46,7 +46,9 @@ class Comparison(Settings):
 
     @property
     def verdict(self) -> str:
-        """better, worse, or even where the interval holds zero."""
+        """better, worse, or even where the interval holds zero or p is not below 0.05: few users have narrow ones."""
+        if self.p >= 0.05:
+            return "even"
         return "better" if self.low > 0 else "worse" if self.high < 0 else "even"
 
 

@@ -63,7 +63,7 @@ class Followed(BaselineScorer):
         last_Q = batch.past_T[batch.target_position_Q]
         found = self.successions.newest(last_Q.cpu().numpy(), until_Q.cpu().numpy(), self.length)
         item_QR, time_QR = (torch.from_numpy(values).to(last_Q.device) for values in found)
-        count_QR = 0.5 ** ((until_Q[:, None] - time_QR).double() / self.half_life) * (item_QR > 0)
+        count_QR = (0.5 ** ((until_Q[:, None] - time_QR).double() / self.half_life)).masked_fill(item_QR <= 0, 0)
         more = (0, self.length - item_QR.shape[1])  # the same width on all workers
         return *self.trending.query(batch), pad(item_QR, more), pad(count_QR, more)
 

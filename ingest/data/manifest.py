@@ -72,6 +72,8 @@ class Manifest(Record):
     first_time: int
     last_time: int
     """Of the training data, in the unit of the shards' `time`."""
+    newest_time: int | None = None
+    """Of the whole log; None in what was prepared before it was kept."""
     has_duration: bool
     mean_duration: float = 1.0
     split: dict[str, Any]

@@ -14,13 +14,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from ingest.arrays.jagged import Integers
 from ingest.data.activity import BUCKET, read_activity, read_activity_by
 from ingest.data.items import ItemTable
 from ingest.data.manifest import Manifest
-from ingest.durations import parse_duration
+from ingest.durations import duration_text, parse_duration
+from ingest.errors import InputError
 from ingest.features.elapsed import MISSING_TIME
 from ingest.features.feature import FIRST_VALUE, PADDING, dated
 
@@ -57,11 +59,12 @@ def take_snapshots(
 
     `total`: of the events of all splits, else of the training data's. The last moment is the one after the last of
     these events. `by`: a feature that is known at the request. Raises `InputError` where prepare has counted no
-    activity.
+    activity, and where all moments together take more than half of this machine's memory.
     """
     item_N, bucket_N, count_N = _counted(read_activity(url), total)
     buckets, first = step // BUCKET, manifest.first_time // step
     last = int(bucket_N[-1]) // buckets + 1 if len(bucket_N) else first
+    _check_memory(url, last + 1 - first, step, size * (8 + 4 * FEATURES + 4 * len(BY_SPANS) * _values(manifest, by)))
     since_V = _since(manifest, items)
     first_item, place = np.unique(item_N, return_index=True)
     first_time = bucket_N[place] * BUCKET
@@ -69,9 +72,23 @@ def take_snapshots(
     counts, by_value = _Windows(item_N, bucket_N, count_N, len(since_V), (*SPANS, EVER)), None
     if by is not None:
         item_N, bucket_N, value_N, count_N = _counted(read_activity_by(url, by), total)
-        values = manifest.feature(by).size
+        values = _values(manifest, by)
         by_value = _Windows(item_N * values + value_N, bucket_N, count_N, len(since_V) * values, BY_SPANS)
     return _Sweep(counts, by_value, since_V, size).snapshots(first, last + 1, buckets)
+
+
+def _values(manifest: Manifest, by: str | None) -> int:
+    return 0 if by is None else manifest.feature(by).size
+
+
+def _check_memory(url: str, moments: int, step: int, bytes_of_one: int) -> None:
+    gib, has = moments * bytes_of_one / 2**30, psutil.virtual_memory().total / 2**30
+    if gib > has / 2:
+        raise InputError(
+            f"{url}: from the first training event to the last event there are {moments:,} moments of "
+            f"{duration_text(step)}, which take {gib:.1f} GiB of memory, and this machine has {has:.1f}: take a longer "
+            "moments.step or fewer moments.items, or leave out events that lie long before all others"
+        )
 
 
 def _counted(parts: Iterator[tuple[Integers, ...]], total: bool) -> Integers:

@@ -111,7 +111,7 @@ class Reader:
 
     def rows(self) -> Iterator[StoredRows]:
         """The rows of every worker as they are stored, a shuffle block at a time, in the stored order."""
-        yield from self._read(self.order.stored())
+        yield from (rows for rows in self._read(self.order.stored()) if len(rows))
 
     def _builds(self, epoch: int, blocks: Sequence[ShuffleBlock]) -> Generator[Build, None, None]:
         """The batches as they are being built, several at a time."""

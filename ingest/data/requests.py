@@ -56,13 +56,15 @@ def read_requests(url: str, config: DataConfig, manifest: Manifest, data: str) -
     for path in find_files(url, lambda _: None):
         columns = read_columns(path, names)
         users.append(columns[config.user].ids())
-        times.append(_moments(columns[config.time], config.time_unit))
+        moments = _moments(columns[config.time], config.time_unit)
+        times.append(moments.to_numpy().astype(np.int64))
         for feature in asked:
             kind = kind_of(feature)
-            values = kind.compact(kind.read(declared[feature.name], columns, config.time_unit).to_arrow())
+            read = kind.seen_at(kind.read(declared[feature.name], columns, config.time_unit), moments)
+            values = kind.compact(read.to_arrow())
             found = partial(look_up, join(data, "vocab", f"{feature.name}.parquet"))
             indices[feature.name].append(np.asarray(kind.encode(feature, values, found)))
-    user_N = pl.concat(users)
+    user_N = _together(url, config.user, users)
     twice = user_N.filter(user_N.is_duplicated())
     if len(twice):
         count = int((user_N == twice[0]).sum())
@@ -71,10 +73,20 @@ def read_requests(url: str, config: DataConfig, manifest: Manifest, data: str) -
     return Requests(place, np.concatenate(times), {name: np.concatenate(parts) for name, parts in indices.items()})
 
 
-def _moments(column: Column, unit: str) -> Integers:
+def _together(url: str, name: str, users: list[pl.Series]) -> pl.Series:
+    """The users of all files, whose integers may be of several widths."""
+    integers = [series.dtype.is_integer() for series in users if len(series)]
+    if any(integers) and not all(integers):
+        raise InputError(f"{url}: column {name!r} has integers in some files and text in others, takes one of them")
+    if len({series.dtype for series in users}) > 1 and any(integers):
+        users = [series.cast(pl.Int128) for series in users if len(series)]
+    return pl.concat(users)
+
+
+def _moments(column: Column, unit: str) -> pl.Series:
     """The times, each of which there has to be; one in the future is fine."""
     moments = column.moments(unit)
     missing = moments.is_null().arg_true()
     if len(missing):
         raise InputError(f"{column.file}: column {column.name!r} has no value in row {missing[0]}")
-    return moments.to_numpy().astype(np.int64)
+    return moments

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,9 +128,11 @@ class Shards:
         return self._rows(table, int(rows), int(interactions), where)
 
     def user_type(self) -> pa.DataType:
-        """The Arrow type of the log's own user ids; there must be a shard."""
-        with self._open(0) as file:
-            return file.schema_arrow.field("user").type
+        """The Arrow type of the log's own user ids, by the first shard that can be read; there must be one."""
+        for shard in range(len(self.shards)):
+            with suppress(DamagedShardError, pa.ArrowException, OSError), self._open(shard) as file:
+                return file.schema_arrow.field("user").type
+        raise DamagedShardError(f"{self.path(0)}: neither this shard nor any other one of its split can be read")
 
     def _open(self, shard: int) -> pq.ParquetFile:
         """A shard; its footer is read and checked once, while it is among the `MOST_OPEN` last ones."""

@@ -9,6 +9,7 @@ billion different values a bin's share of the events is then off by less than on
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -27,6 +28,7 @@ from ingest.features.feature import (
     Kind,
     LookUp,
     PreparedFeature,
+    as_declared,
     prepared,
 )
 from ingest.features.vocabulary import summed
@@ -64,10 +66,13 @@ class Binned(Kind):
         if not isinstance(feature.bins, list):
             return []
         try:
-            return [float(parse_duration(edge) if self.durations else edge) for edge in feature.bins]
-        except ValueError as error:
+            edges = [float(parse_duration(edge) if self.durations else edge) for edge in feature.bins]
+        except (ValueError, OverflowError) as error:
             what = str(error) if self.durations else "takes numbers"
             raise SettingError("bins", what) from None
+        if not all(map(math.isfinite, edges)):
+            raise SettingError("bins", "takes finite numbers: the first and the last bin are open")
+        return edges
 
     def in_bins(self, feature: Feature | PreparedFeature) -> bool:
         return True
@@ -88,7 +93,12 @@ class Binned(Kind):
 
     def fit(self, feature: Feature, counted: pl.DataFrame | None, base: Base | None) -> Fitted:
         if base is not None and base.values is not None:
-            return Fitted(base.feature, _named_bins(base.values.to_list()))
+            if isinstance(feature.bins, list) and self.edges(feature) != base.feature.edges:
+                raise InputError(
+                    f"feature {feature.name!r}: a data set that grows keeps its bins, and bins has others now: prepare "
+                    "it anew in another folder"
+                )
+            return Fitted(as_declared(base.feature, feature), _named_bins(base.values.to_list()))
         edges = self.edges(feature)
         if isinstance(feature.bins, int) and counted is not None:
             edges = _quantile_edges(counted, feature.bins)

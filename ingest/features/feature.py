@@ -86,6 +86,10 @@ class Feature(Settings):
         kind_of(self).check(self)
         if self.at_request and (self.of == "item" or not has_one_index(self)):
             raise SettingError("at_request", "takes an event's feature with one value of a vocabulary or of bins")
+        if self.at_request and not kind_of(self).columns(self):
+            raise SettingError(
+                "at_request", f"kind {self.kind} is made of the item, which is chosen later: leave it out"
+            )
         if self.at_request and self.intent:
             raise SettingError("at_request", "what is known at the request is nothing to predict: leave out intent")
         return self
@@ -268,6 +272,11 @@ def register(name: str) -> Callable[[type[Kind]], type[Kind]]:
         return cls
 
     return added
+
+
+def as_declared(base: PreparedFeature, feature: Feature) -> PreparedFeature:
+    """What a data set that grows has learned of a feature, for what it is declared as now."""
+    return base.model_copy(update={"intent": feature.intent, "at_request": feature.at_request})
 
 
 def prepared(

@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ingest.features.bins import Binned
-from ingest.features.feature import Base, Feature, Fitted, LookUp, PreparedFeature, prepared, register
+from ingest.features.feature import Base, Feature, Fitted, LookUp, PreparedFeature, as_declared, prepared, register
 from ingest.raw import columns as raw
 from ingest.settings import SettingError
 
@@ -88,10 +88,11 @@ class Number(Binned):
         assert counted is not None
         moments = Moments(**counted.row(0, named=True))
         standard = prepared(feature, 0, mean=moments.mean, deviation=moments.deviation or 1.0)
-        return Fitted(standard if base is None else base.feature)
+        return Fitted(standard if base is None else as_declared(base.feature, feature))
 
     def encode(self, feature: PreparedFeature, values: pa.Array, look_up: LookUp) -> pa.Array:
         if self.in_bins(feature):
             return super().encode(feature, values, look_up)
         number = pl.Series(values)
-        return ((number - feature.mean) / feature.deviation).fill_null(0.0).cast(pl.Float32).to_arrow()
+        standard = ((number - feature.mean) / feature.deviation).fill_null(0.0).clip(-raw.LARGEST, raw.LARGEST)
+        return standard.cast(pl.Float32).to_arrow()

@@ -86,11 +86,16 @@ def read_parts(url: str, columns: list[str] | None = None) -> Iterator[pl.DataFr
 
 
 def look_up(url: str, values: pl.Series) -> NDArray[np.int32]:
-    """The index of each of `values`, which are all different, in the vocabulary `url`; 1 where it is not there."""
+    """The index of each of `values`, which are all different, in the vocabulary `url`; 1 where it is not there.
+
+    Values of another type than the vocabulary's are compared as text.
+    """
     index = np.full(len(values), UNKNOWN, dtype=np.int32)
     wanted = values.alias("value").to_frame().with_row_index("place")
     for part in read_parts(url, ["value", "index"]):
-        known = part.filter(pl.col("index") >= FIRST_VALUE).with_columns(pl.col("value").cast(values.dtype))
+        known = part.filter(pl.col("index") >= FIRST_VALUE)
+        if known["value"].dtype != values.dtype:
+            known, wanted = (frame.with_columns(pl.col("value").cast(pl.String)) for frame in (known, wanted))
         found = wanted.join(known, on="value", how="inner")
         index[found["place"].to_numpy()] = found["index"].to_numpy()
     return index

@@ -97,6 +97,10 @@ def _kept(job: Job, user_N: NDArray[np.int64], events: pa.Table) -> tuple[NDArra
     return kept_N & ~rare_U[user_N], counts
 
 
+PLACE = "_place"
+"""A column that no feature is called like, as their names begin with a letter."""
+
+
 def _duplicates(user_N: NDArray[np.int64], events: pa.Table) -> NDArray[np.int64]:
     """The events that agree with one before in every column: only those with the same user and time can."""
     time_N = events["time"].to_numpy()
@@ -107,8 +111,8 @@ def _duplicates(user_N: NDArray[np.int64], events: pa.Table) -> NDArray[np.int64
     places = np.flatnonzero(tied_N)
     rows = pl.from_arrow(take(events, places))
     assert isinstance(rows, pl.DataFrame)
-    rows = rows.with_columns(user=pl.Series(user_N[places]), place=pl.Series(places))
-    first = rows.unique(subset=[name for name in rows.columns if name != "place"], keep="first")["place"].to_numpy()
+    rows = rows.with_columns(pl.Series("user", user_N[places]), pl.Series(PLACE, places))
+    first = rows.unique(subset=[name for name in rows.columns if name != PLACE], keep="first")[PLACE].to_numpy()
     return np.setdiff1d(places, first, assume_unique=True)
 
 

@@ -46,7 +46,8 @@ def build_items(job: Job, files: list[str]) -> dict[str, Any]:
     unknown = 0
     if items is not None:
         unknown = _unknown_events(config, logged, items)
-        items = items.rename({"item": "id"}).with_columns(listed=True)
+        names = {"item": "id"} | {name: f"of {name}" for name in _declared(config)}
+        items = items.rename(names).with_columns(listed=True)
         table = table.join(items, on="id", how="left", maintain_order="left")
     columns = [*table.select("index", "id", "count"), _exists(config, table)]
     if config.title:
@@ -55,7 +56,7 @@ def build_items(job: Job, files: list[str]) -> dict[str, Any]:
     features: dict[str, Any] = {}
     for feature in item_features(config):
         kind = kind_of(feature)
-        values = table[feature.name] if kind.columns(feature) else table["first"]
+        values = table[f"of {feature.name}"] if kind.columns(feature) else table["first"]
         if kind.of_time:
             columns.append(values.cast(pl.Int64).alias(feature.name))
             continue
@@ -69,6 +70,11 @@ def build_items(job: Job, files: list[str]) -> dict[str, Any]:
         "unknown_item_events": unknown,
         "ranges": _ranges(table["total"].fill_null(0).to_numpy(), job.partitions),
     }
+
+
+def _declared(config: DataConfig) -> list[str]:
+    """The features that are columns of the item table; ours, such as `first`, have no space in them."""
+    return [feature.name for feature in item_features(config) if kind_of(feature).columns(feature)]
 
 
 def _catalogue(job: Job, logged: pl.DataFrame, items: pl.DataFrame | None) -> pl.DataFrame:

@@ -159,6 +159,7 @@ class _Pipeline:
             time_unit="position" if config.time_unit == "position" else "time",
             first_time=min(part["first_time"] for part in histories if part["first_time"] is not None),
             last_time=max(part["last_time"] for part in histories if part["last_time"] is not None),
+            newest_time=self.job.last_time,
             has_duration=config.duration is not None,
             mean_duration=mean_duration,
             split=config.split.model_dump(),

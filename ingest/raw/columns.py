@@ -20,6 +20,8 @@ from ingest.errors import InputError
 from ingest.raw.files import folder_values
 
 DAY_MS = 86_400_000
+LARGEST = 3.4028234663852886e38
+"""The largest number of fp32, in which shards and models have numbers."""
 _PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 _YEAR_1_MS, _YEAR_1971_MS, _YEAR_9999_MS = -62_135_596_800_000, 31_536_000_000, 253_402_300_799_999
 NOT_A_TIME = -(2**63)
@@ -169,11 +171,12 @@ class Column:
         return self._milliseconds("datetime", _YEAR_1_MS, _YEAR_9999_MS, "is not between the years 1 and 9999")
 
     def numbers(self) -> pl.Series:
-        """Float64, with nulls; NaN and infinity are refused."""
+        """Float64, with nulls; NaN, infinity and what fp32 has not are refused, integers over 2^53 are rounded."""
         self = self._of_folder_as(pa.float64())
         self._require(_is_number, "a number")
-        series = _to_polars(self.data.cast(pa.float64()))
+        series = _to_polars(self.data.cast(pa.float64(), safe=False))
         self._refuse(~series.is_finite().fill_null(True), "takes finite numbers, not")
+        self._refuse((series.abs() > LARGEST).fill_null(False), f"takes numbers up to {LARGEST:.2g}, not")
         return series
 
     def durations(self) -> pl.Series:

@@ -178,3 +178,12 @@ def test_what_cannot_be_compared_is_refused() -> None:
     empty = np.array([], dtype=np.int64)
     with pytest.raises(InputError, match="no targets"):
         compare(empty, empty, "MRR", seed=0)
+
+
+@pytest.mark.parametrize("users", [1, 3])
+def test_few_users_that_agree_are_no_verdict(users: int) -> None:
+    """Their interval has next to no width, but as few signs are all alike by chance."""
+    found = compare(np.full(users, 1), np.full(users, 3), "MRR", seed=0, resamples=1000)
+    assert found.low > 0
+    assert found.p > 0.2
+    assert found.verdict == "even"

@@ -152,3 +152,25 @@ def test_a_resumed_epoch_sets_the_same_row_groups_aside(prepared: dict[str, str]
         position = Position(0, (whole[stop - 1][1].blocks(),))
         resumed = [batch.time_T.tolist() for batch, _ in found.epoch(0, position)]
         assert resumed == [batch.time_T.tolist() for batch, _ in whole[stop:]]
+
+
+def test_what_is_whole_beside_a_shard_that_is_not_is_read(prepared: dict[str, str], tmp_path: Path) -> None:
+    """By baselines, which take all rows as they are stored, and by who writes users in the log's own type."""
+    shutil.copytree(prepared["data"], tmp_path / "data")
+    url = str(tmp_path / "data")
+    shards = load_manifest(url).shards["train"]
+    assert len(shards) > 1
+    whole = reader(url)
+    kept = [user for rows in whole.rows() for user in rows.users]
+    kind = whole.source.user_type()
+    lost = pq.read_table(tmp_path / "data" / shards[0].path)["user"].to_pylist()
+    Path(url, shards[0].path).unlink()
+    found = reader(url, on_bad_shard="skip", shuffle_buffer=1)
+    parts = list(found.rows())
+    assert all("item" in rows.columns for rows in parts)
+    assert sorted(user for rows in parts for user in rows.users) == sorted(set(kept) - set(lost))
+    assert found.source.user_type() == kind
+    for shard in shards[1:]:
+        truncated(Path(url, shard.path))
+    with pytest.raises(DamagedShardError, match="neither this shard nor any other one of its split can be read"):
+        reader(url, on_bad_shard="skip").source.user_type()

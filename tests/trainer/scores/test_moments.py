@@ -10,6 +10,7 @@ import torch
 
 from ingest.data.activity import BUCKET
 from ingest.data.moments import BY_SPANS, SPANS, take_snapshots
+from ingest.errors import InputError
 from ingest.features.elapsed import MISSING_TIME
 from tests.small import HOUR, Data, take_rows
 from trainer.scores.intents import Acting
@@ -140,3 +141,10 @@ def test_requests_outside_the_log_have_its_first_or_last_moment(data: Data) -> N
     assert moments.feature_GMF[0, 0, -1] == 0
     assert moments.feature_GMF[1, 0, -1] == pytest.approx(math.log(1000), rel=0.01)
     assert moments.item_U[moments.place_GM].tolist() == snapshots.item_GM[[0, -1]].tolist()
+
+
+def test_more_moments_than_memory_holds_are_refused(data: Data) -> None:
+    """As where one event lies centuries before all others."""
+    manifest = data.manifest.model_copy(update={"first_time": -62_000_000_000_000})
+    with pytest.raises(InputError, match=r"moments of 5m, which take \d+\.\d GiB of memory, and this machine has"):
+        take_snapshots(data.url, manifest, data.items, BUCKET, 4096, True)
