@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.memory import watch
 from benchmarks.paper_tables import p_of
-from benchmarks.seeds import together, with_seeds
+from benchmarks.seeds import COPY, together, with_seeds
 from benchmarks.training import header, rounded
 from cluster.config import Config
 from ingest.settings import load_settings
@@ -43,7 +43,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         settings = load_settings(Config, config, overrides)
         folder = Path(storage, settings.name)
         results = json.loads((folder / "results.json").read_text())
-        merged = together(results, str(folder / "targets"), settings.cluster.workers.max, settings.evaluate.resamples)
+        given = str(folder / "targets"), settings.cluster.workers.max, settings.evaluate.resamples
+        merged = together(results, *given)
+        best = best_of(merged["models"], results["protocol"]["metric"])
+        own_first = sorted(results["models"], key=lambda name: name.partition(COPY)[0] != best)
+        led = together(results | {"models": {name: results["models"][name] for name in own_first}}, *given)
     found = header("main_job") | {
         "seconds": {"all": taken.seconds} | results["seconds"],
         "peak_memory_gib": round(taken.gib, 2),
@@ -61,11 +65,18 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         },
         "chosen": {name: model["chosen"]["settings"] for name, model in merged["models"].items() if model["chosen"]},
         "versus": merged["versus"],
+        "best": {"model": best, "versus": led["versus"]},
         "majority": results["majority"],
         "simple": results["simple"],
         "segments": results["segments"],
     }
     return without_times(found) if options.busy else found
+
+
+def best_of(models: dict[str, Any], metric: str) -> str:
+    """The trained model, of several seeds by their mean, that is best in the metric that models are compared by."""
+    trained = [name for name, model in models.items() if model["parameters"] is not None]
+    return max(trained, key=lambda name: models[name]["metrics"][metric])
 
 
 def without_times(run: dict[str, Any]) -> dict[str, Any]:
@@ -106,10 +117,24 @@ def section(run: dict[str, Any]) -> str:
     several = [f"{model} {found['seeds']}" for model, found in run["models"].items() if found["deviation"]]
     if several:
         lines += ["", f"Means over seeds ± the standard deviation of a seed: {', '.join(several)} of them."]
+    lines += _against_baselines(run)
     if run["chosen"]:
         chosen = (f"{name} {', '.join(f'{k} {v}' for k, v in found.items())}" for name, found in run["chosen"].items())
         lines += ["", f"Chosen on validation: {'; '.join(chosen)}."]
     return "\n".join([*lines, *_intents(run), *_segments(run), *_times(run)])
+
+
+def _against_baselines(run: dict[str, Any]) -> list[str]:
+    """The best trained model against each that is not trained; runs of before it was kept have none."""
+    if "best" not in run:
+        return []
+    best, versus = run["best"]["model"], run["best"]["versus"]
+    against = [
+        f"{name} {found['difference']:+.4f} {found['metric']} (p {p_of(found['p'])})"
+        for name, found in versus.items()
+        if run["models"][name]["parameters"] is None
+    ]
+    return ["", f"The best trained model, {best}, against each baseline: {', '.join(against)}."] if against else []
 
 
 def _value(found: dict[str, Any], metric: str) -> str:

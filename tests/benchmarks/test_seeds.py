@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 import yaml
 
-from benchmarks.main_job import section, without_times
+from benchmarks.main_job import best_of, section, without_times
 from benchmarks.results import made
 from benchmarks.seeds import together, with_seeds
 from cluster.config import Config
@@ -69,7 +69,7 @@ def test_seeds_are_compared_as_their_mean(data: Data, tmp_path: Path) -> None:
     run |= {"data": {"users": 1, "items": 2, "events": 3}, "chosen": {}, "date": "2026-11-29", "machine": "a machine"}
     run |= {"command": "python -m benchmarks.main_job configs/demo.yaml", "versions": {"torch": "2"}, "commit": "c0de+"}
     quality = found.models["intentrec"].model_dump()["quality"]
-    facts = {"quality": {}, "training": None, "latency": None}
+    facts = {"quality": {}, "training": None, "latency": None, "parameters": None}
     merged["models"] = {name: model | facts for name, model in merged["models"].items()}
     merged["models"]["intentrec"] |= {
         "quality": quality,
@@ -91,6 +91,11 @@ def test_seeds_are_compared_as_their_mean(data: Data, tmp_path: Path) -> None:
         f"| action | intentrec | {quality['action']['accuracy']:.3f} | {quality['action']['macro_f1']:.3f} | " in text
     )
     assert f"| action | last label | {found.simple['last label']['action'].accuracy:.3f} | " in text
+    assert "against each baseline" not in text
+    best = {"model": "intentrec", "versus": {"popularity": {"metric": "MRR", "difference": 0.02, "p": 0.0004}}}
+    line = "The best trained model, intentrec, against each baseline: popularity +0.0200 MRR (p < 0.001)."
+    assert line in section(run | {"best": best}).splitlines()
+    assert best_of(merged["models"], "MRR") == "intentrec"
     times = "| intentrec | 12,345 | 678 | 61.5 | 4,321 | 1.38 | 23.4 | 987 |"
     assert times in text
     assert "minutes (training 1 s" in text

@@ -12,9 +12,9 @@ from cluster.cli import main
 from tests.cluster.conftest import real_data, results_of
 from tests.cluster.readme import ROOT
 
-UNTIL = {"globo": "2017-10-01T10:00", "retailrocket": "2015-05-15T00:00"}
+UNTIL = {"globo": "2017-10-01T08:00", "retailrocket": "2015-05-10T00:00"}
 """Of real logs, which are tried in parts."""
-USERS = {"ml-1m": 30, "ml-100k": 6, "kuairand": 20}
+USERS = {"ml-1m": 30, "ml-100k": 6, "kuairand": 40}
 """Of each so many users one is taken."""
 
 
@@ -60,6 +60,6 @@ def test_shipped_configs_run_on_real_data(config: str, files: list[str], tmp_pat
     if config in UNTIL:
         overrides.append(f"data.until={UNTIL[config]}")
     if config == "globo":  # its whole test day is a hundred thousand targets
-        overrides.append("data.split.test=30m")
+        overrides.append("data.split.test=15m")
     assert main(["run", str(ROOT / "configs" / f"{config}.yaml"), *overrides, "--no-ray"]) == 0
     assert results_of(tmp_path / config)["models"]["intentrec"]["metrics"]["HR@20"] > 0
