@@ -76,7 +76,7 @@ class Dropout(nn.Module):
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
-        self.dropped = round(rate * 2**16)
+        self.dropped = min(round(rate * 2**16), 2**16 - 1)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or not self.dropped:

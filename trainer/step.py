@@ -233,7 +233,8 @@ class Step:
         if self.side is not None:
             torch.cuda.current_stream().wait_stream(self.side)
             used_on(torch.cuda.current_stream(), prepared)
-        torch.manual_seed((self.config.seed * 1_000_003 + number) * self.worker.workers + self.worker.rank)
+        seed = (self.config.seed * 1_000_003 + number) * self.worker.workers + self.worker.rank
+        torch.manual_seed(seed % 2**63)
         self._set_learning_rate(number if warm is None else warm, epoch)
         self.optimizer.zero_grad(set_to_none=True)
         losses = self.losses(prepared)

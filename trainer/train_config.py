@@ -55,7 +55,7 @@ class TrainConfig(Settings):
     It is for GPUs, where it takes the jagged flash attention kernel."""
     compile: bool = False
     """Whether the feed-forward layers go through torch.compile. It takes some minutes at the start."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Of the first weights, the order of the data, dropout and negatives."""
     metric: str = "MRR"
     """The validation metric that chooses the best epoch; the evaluation knows which there are."""

@@ -101,7 +101,7 @@ class Manifest(Record):
         if not self.begins:
             return None
         begins = np.array(sorted(self.begins.values()))
-        return begins[np.maximum(np.searchsorted(begins, time_Q, side="right") - 1, 0)]
+        return np.minimum(begins[np.maximum(np.searchsorted(begins, time_Q, side="right") - 1, 0)], time_Q)
 
     @property
     def intents(self) -> list[PreparedFeature]:

@@ -41,6 +41,7 @@ def test_dropout_depends_on_the_seed_and_is_none_in_evaluation() -> None:
     assert not torch.equal(masks[0], masks[2])
     assert dropout.eval()(x) is x
     assert Dropout(0.0)(x) is x
+    assert Dropout(0.999999)(x).isfinite().all()
 
 
 def test_encoders_inputs_are_products_with_the_concatenation(data: Data) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
+from ingest.data.schema import DataConfig
 from tests.small import Data, make_trainer, weights
 from trainer.models.registry import MODELS, NeuralConfig, register
+from trainer.train_config import TrainConfig
 
 
 def test_reading_the_built_in_configs_imports_no_torch() -> None:
@@ -67,3 +69,22 @@ def test_a_model_of_one_own_file_trains_and_ranks(data: Data, tmp_path: Path) ->
             scores = table @ linear(table[batch.item_T[begin : at + 1]].mean(dim=0))
             reciprocal.append(1 / int((scores[2:] >= scores[target]).sum()) if target >= 2 else 0.0)
     assert progress.best == pytest.approx(sum(reciprocal) / len(reciprocal), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        (
+            {"cold_share": 0.9, "knows": ["history"]},
+            "cold_share: acts on a model that knows attributes or recent or tr",
+        ),
+        (
+            {"moments": {"live": False}},
+            "moments: acts on a model that knows recent or transitions; this one knows none",
+        ),
+    ],
+)
+def test_a_key_that_would_do_nothing_is_refused(model: dict[str, Any], told: str) -> None:
+    config = MODELS["sasrec"].model_validate(model)
+    with pytest.raises(ValueError, match=told):
+        config.check(DataConfig(events="log.parquet"), TrainConfig())

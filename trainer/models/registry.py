@@ -29,6 +29,13 @@ if TYPE_CHECKING:
 Knowledge: TypeAlias = Literal["request", "history", "attributes", "recent", "transitions", "age", "intents"]
 
 
+NEEDS: dict[str, tuple[Knowledge, ...]] = {
+    "cold_share": ("attributes", "recent", "transitions"),
+    "moments": ("recent", "transitions"),
+}
+"""Keys of a model that do nothing where it knows none of these."""
+
+
 def _once(values: list[Knowledge]) -> list[Knowledge]:
     if len(set(values)) < len(values):
         raise ValueError(f"takes each part once, got {', '.join(values)}")
@@ -110,6 +117,9 @@ class NeuralConfig(ModelConfig):
         for part in {"request", "recent", "transitions", "age"} & set(self.knows):
             if data.time_unit == "position":
                 raise ValueError(f"knows: {part} needs real times, not time_unit position")
+        for key, parts in NEEDS.items():
+            if not set(parts) & set(self.knows) and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key}: acts on a model that knows {' or '.join(parts)}; this one knows none of them")
         asked = [feature.name for feature in data.features if feature.at_request and self.reads_features]
         if self.moments.by is not None and self.moments.by not in asked:
             names = ", ".join(asked) or "none"

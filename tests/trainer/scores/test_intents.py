@@ -86,14 +86,18 @@ def test_gates_are_linear_in_all_log_probabilities(data: Data) -> None:
     torch.testing.assert_close(scores.acting(log_p, torch.empty(0), Part.RECENT).own_N, gates[:, 2])
 
 
-@pytest.mark.parametrize("acts", [False, True])
-def test_an_item_gains_what_its_age_in_days_says(data: Data, acts: bool) -> None:
-    feature = dated(data.manifest.features)
+@pytest.mark.parametrize(("acts", "trained"), [(False, 99), (True, 99), (False, 1)])
+def test_an_item_gains_what_its_age_in_days_says(data: Data, acts: bool, trained: int) -> None:
+    """Also where training ends long before the log, after `trained` days: in the last ones, and of items from them."""
+    last = min(data.manifest.first_time + trained * DAY, data.manifest.last_time)
+    manifest = data.manifest.model_copy(update={"last_time": last})
+    feature = dated(manifest.features)
     assert feature is not None
     released, unreleased = data.items.columns["release_age"].copy(), 0  # type: ignore[union-attr]
     released[5::7] = data.manifest.last_time + 3 * DAY
+    released[6::7] = data.manifest.last_time - DAY
     items_then = replace(data.items, columns=data.items.columns | {"release_age": released})
-    ages, dates = AgeScores(data.manifest, feature, 8, acts), Dates(data.manifest, items_then, torch.device("cpu"))
+    ages, dates = AgeScores(manifest, feature, 8, acts), Dates(manifest, items_then, torch.device("cpu"))
     drawn(ages)
     batch: Batch = data.batch(range(12))
     time_Q = batch.request_time_T[batch.target_position_Q][::9]
@@ -116,11 +120,19 @@ def test_an_item_gains_what_its_age_in_days_says(data: Data, acts: bool) -> None
     assert set(ages.edges) >= {0, 7, 30}
 
 
+def test_a_feature_whose_ages_are_all_alike_has_one_bin(data: Data) -> None:
+    feature = dated(data.manifest.features)
+    assert feature is not None
+    ages = AgeScores(data.manifest, feature.model_copy(update={"edges": []}), 8, acts=True)
+    assert not ages.label_A.any()
+
+
 def test_a_log_of_many_years_counts_in_spans_of_days(data: Data) -> None:
     manifest = load_manifest(data.url)
     feature = dated(manifest.features)
     assert feature is not None
-    decades = Calendar(manifest.model_copy(update={"last_time": manifest.first_time + 9000 * DAY}), feature)
+    end = manifest.first_time + 9000 * DAY
+    decades = Calendar(manifest.model_copy(update={"last_time": end, "newest_time": end}), feature)
     assert decades.days <= 1024
     assert decades.span == 9 * DAY
     ends = decades.of(torch.tensor([manifest.first_time - 30 * DAY, manifest.first_time + 9000 * DAY]))
