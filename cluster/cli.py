@@ -138,9 +138,10 @@ def _refuse_local_paths(content: dict[str, Any]) -> None:
         "data.items": data.get("items"),
         "data.work": data.get("work"),
         "import.source": source.get("source"),
+        "recommend.requests": (content.get("recommend") or {}).get("requests"),
     }
     for key, path in paths.items():
-        if path is not None and not is_remote(str(path)) and not str(path).startswith("/"):
+        if path is not None and not is_remote(str(path)) and not str(path).removeprefix("file://").startswith("/"):
             raise InputError(
                 f"{key}: {str(path)!r} is a folder of this machine; a job takes s3://... or an absolute path that "
                 "every node of the cluster sees"

@@ -166,7 +166,10 @@ class Config(Settings):
     def train_config(self, model: str) -> TrainConfig:
         """The `train` section with the model's own keys laid over it."""
         merged = _laid_over(self.train.model_dump(), self.neural[model].train if model in self.neural else {})
-        return self._has_metric(build_settings(TrainConfig, merged, f"models.{model}.train"))
+        try:
+            return self._has_metric(build_settings(TrainConfig, merged, f"models.{model}.train"))
+        except SettingError as error:
+            raise SettingError(f"models.{model}.train.{error.key}", str(error)) from None
 
     def text(self) -> str:
         """The config as YAML, with every default."""
@@ -247,7 +250,7 @@ def _import(module: str) -> None:
         sys.path.append(os.getcwd())
     try:
         import_module(module)
-    except ImportError as error:
+    except (ImportError, TypeError, ValueError) as error:
         raise ValueError(f"extensions: {module!r} can not be imported from {os.getcwd()}: {error}") from None
 
 

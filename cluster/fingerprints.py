@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 
 from cluster.config import Config
 from ingest.data.manifest import load_manifest
@@ -21,10 +22,13 @@ def of_recommendations(config: Config, model: str) -> str:
 
 
 def _fingerprint(config: Config, models: list[str], section: str = "") -> str:
+    train = config.train  # of which baselines have their metric, comparisons their seed, histories their length
     parts = [section, config.evaluate.model_dump_json(), load_manifest(config.data_folder).fingerprint]
+    parts += [train.metric, str(train.seed), train.reader.model_dump_json()]
     for name in models:
         parts += [name, config.models[name].model_dump_json()]
         if name in config.neural:
             markers = Markers(config.checkpoints(name))
-            parts += [markers.best() or "", *markers.complete()]
+            best = markers.best()
+            parts += [best or "", *markers.complete(), json.dumps(markers.marker(best)) if best else ""]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import http.client
 import sys
 import time
 import urllib.error
@@ -78,13 +79,14 @@ def followed(client: JobSubmissionClient, job: str, address: str) -> JobStatus:
     """The status of `job` after its end, until when its output is printed. As `follow_job`."""
     hint = hint_for(client, job)
     try:
-        asyncio.run(_print_output(client, job))
+        try:
+            asyncio.run(_print_output(client, job))
+        except NETWORK_ERRORS as error:
+            print(f"the connection to the output broke ({type(error).__name__}): {hint}", flush=True)
+        status = _end(client, job, address)
     except KeyboardInterrupt:
         print(f"\nno longer following; the job goes on: {hint}", flush=True)
         raise SystemExit(130) from None
-    except NETWORK_ERRORS as error:
-        print(f"the connection to the output broke ({type(error).__name__}): {hint}", flush=True)
-    status = _end(client, job, address)
     if status != JobStatus.SUCCEEDED:
         message = client.get_job_info(job).message or "no reason given"
         raise InputError(f"job {job} ended as {status.value}: {hidden(' '.join(message.split()))}")
@@ -132,7 +134,7 @@ def connect(address: str) -> JobSubmissionClient:
     takes = "takes the address of a Ray dashboard, such as http://127.0.0.1:8265"
     try:
         parts = urllib.parse.urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0 or parts.username is not None:
             raise ValueError
     except ValueError:
         raise InputError(f"address {public(address)!r}: {takes}") from None
@@ -140,7 +142,7 @@ def connect(address: str) -> JobSubmissionClient:
         urllib.request.urlopen(f"{url}/api/version", timeout=10).close()
     except urllib.error.HTTPError:
         pass
-    except (OSError, ValueError, urllib.error.URLError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise InputError(f"address {public(address)!r}: no Ray dashboard answers there ({reason}); {takes}") from None
     with refusals(f"address {public(address)!r}: not a Ray dashboard that takes jobs"):

@@ -78,6 +78,11 @@ def ray_cluster(config: ClusterConfig, storage: str | None = None) -> Iterator[N
             signal.signal(signal.SIGTERM, handler)  # Ray puts its own there
     except ConnectionError as error:
         raise InputError(f"cluster.address {address}: no Ray cluster answers there: {error}") from None
+    except ValueError as error:
+        if not address:
+            raise
+        takes = "takes auto, or the address of a Ray cluster, such as 10.0.0.1:6379"
+        raise InputError(f"cluster.address {address}: {takes} ({error})") from None
     try:
         if address and storage:
             check_storage(storage)

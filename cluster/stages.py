@@ -24,6 +24,8 @@ from trainer.versions import check_installed_versions
 
 WORK = "cluster.work:run_stages"
 MARKER = "complete.json"
+SAME_LOG = {"processes"}
+"""Keys of a source that change nothing of what it makes."""
 
 
 class Stages:
@@ -38,13 +40,16 @@ class Stages:
         source, folder = self.config.source, self.config.log_folder
         if source is None:
             return
-        marker, made = join(folder, "made.json"), json.dumps(source.model_dump(mode="json"), sort_keys=True)
-        if exists(marker) and read_text(marker) == made:
-            print(f"log: {folder} is there already")
-            return
+        marker, made = join(folder, "made.json"), source.model_dump(mode="json", exclude=SAME_LOG)
+        if exists(marker) and exists(join(folder, source.events_path)):
+            before = json.loads(read_text(marker))
+            if {key: value for key, value in before.items() if key not in SAME_LOG} == made:
+                print(f"log: {folder} is there already")
+                return
         began = time.perf_counter()
+        remove(marker)
         counts = source.make(folder)
-        write_text(marker, made)
+        write_text(marker, json.dumps(made, sort_keys=True))
         self.seconds["log"] = time.perf_counter() - began
         numbers = ", ".join(f"{value:,} {name}" for name, value in counts.items() if isinstance(value, int))
         print(f"log: {folder}: {numbers}")
@@ -166,13 +171,11 @@ class Stages:
         """Whether what `verb` makes is there, and was made from the config, data and checkpoints that there are."""
         config = self.config
         if verb == "evaluate":
-            path = join(config.folder, RESULTS)
-            done = json.loads(read_text(path)).get("data", {}) if exists(path) else {}
-            same = done.get("fingerprint") == fingerprints.of_evaluation(config)
-            return same and exists(join(config.folder, REPORT))
-        marker = join(config.recommendations_folder, MARKER)
+            ours = fingerprints.of_evaluation(config)
+            done = _read(join(config.folder, RESULTS)).get("data", {}), _read(join(config.targets_folder, MARKER))
+            return all(found.get("fingerprint") == ours for found in done) and exists(join(config.folder, REPORT))
         ours = fingerprints.of_recommendations(config, self._recommended)
-        return exists(marker) and json.loads(read_text(marker)).get("fingerprint") == ours
+        return _read(join(config.recommendations_folder, MARKER)).get("fingerprint") == ours
 
     def _end_training(self, trained: list[str]) -> None:
         manifest = load_manifest(self.config.data_folder)
@@ -199,4 +202,14 @@ class Stages:
         else:
             ours = fingerprints.of_evaluation(config)
             results = results_of(config, Evaluated.model_validate(found), ours, self.seconds)
+            write_text(join(config.targets_folder, MARKER), json.dumps({"fingerprint": ours}))
         summary.print_results(config, results)
+
+
+def _read(path: str) -> dict[str, Any]:
+    """A file that says what was made; nothing where it is not there or not whole."""
+    try:
+        found = json.loads(read_text(path)) if exists(path) else {}
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -20,6 +20,12 @@ def _rising(bounds: tuple[float, float]) -> tuple[float, float]:
     return bounds
 
 
+def _once(names: list[str]) -> list[str]:
+    if len(set(names)) < len(names):
+        raise ValueError(f"takes each model once, got {', '.join(names)}")
+    return names
+
+
 class RangeConfig(Settings):
     """The values of one key: exactly one of these."""
 
@@ -65,8 +71,8 @@ class RangeConfig(Settings):
 class TuneConfig(Settings):
     """How `intentrec tune` looks for settings. All models may try as many, for as long."""
 
-    models: list[str] | None = Field(default=None, min_length=1)
-    """Those that are tuned; by default all that are trained."""
+    models: Annotated[list[str], Field(min_length=1), AfterValidator(_once)] | None = None
+    """Those that are tuned, each once; by default all that are trained."""
     space: dict[str, RangeConfig] = Field(min_length=1)
     """Keys of the config with the values to try: `train.<key>` and `model.<key>` for each model by itself,
     `models.<name>.<key>` for one, in place of the same key for all."""

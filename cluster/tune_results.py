@@ -67,7 +67,10 @@ class Kept:
         self.config, self.url, self.asked = config, join(config.tune_folder, RESULTS), asked(config)
         self.outcomes: dict[str, Outcome] = {}
         if exists(self.url):
-            found = Results.model_validate_json(read_text(self.url))
+            try:
+                found = Results.model_validate_json(read_text(self.url))
+            except ValueError:
+                raise InputError(f"{self.url}: is damaged; remove it to tune anew") from None
             self._check_same(found.asked)
             self.asked["models"] = found.asked["models"] | self.asked["models"]
             self.outcomes = {outcome.name: outcome for outcome in found.trials}
@@ -110,8 +113,9 @@ class Kept:
         print(f"best         {target}, taken by `intentrec run CONFIG --with {target}`")
 
     def _best(self, model: str) -> Outcome:
+        """Of those that did not fail: a run with the settings of one that did would fail, too."""
         ours = [outcome for outcome in self.outcomes.values() if outcome.model == model]
-        best = max(ours, key=lambda outcome: (outcome.best, -outcome.number))
-        if not best.curve:
-            raise InputError(f"model {model}: no trial has come through an epoch: {ours[0].reason}")
-        return best
+        sound = [outcome for outcome in ours if outcome.curve and outcome.status != "failed"]
+        if not sound:
+            raise InputError(f"model {model}: no trial has come to its end: {ours[0].reason}")
+        return max(sound, key=lambda outcome: (outcome.best, -outcome.number))

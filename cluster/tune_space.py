@@ -68,7 +68,12 @@ def space_of(config: Config, model: str) -> dict[str, tuple[str, RangeConfig]]:
 def check_space(config: Config) -> None:
     """Raises `InputError` with the key of `tune.space` that a model does not have, or whose value it does not take."""
     tune = section(config)
+    taken = {"metric": "trials are compared by it", "keep": "a trial keeps one checkpoint"}
+    taken |= {"epochs": "tune.epochs says it"} if tune.epochs is not None else {}
     for key in tune.space:
+        head, _, last = key.rpartition(".")
+        if last in taken and head.rpartition(".")[2] == "train":
+            raise InputError(f"tune.space: takes no {key}: {taken[last]}")
         if not key.startswith(("train.", "model.", *(f"models.{name}." for name in config.tuned))):
             raise InputError(
                 f"tune.space: takes train.<key>, model.<key> and models.<name>.<key>, the name one of "

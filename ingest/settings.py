@@ -110,7 +110,7 @@ def parse_content(text: str, source: str) -> dict[str, Any]:
     """The YAML `text` of a config or a part of one; `source` is the name that an error gives for where it came from."""
     _refuse_credential(source, text)
     try:
-        content = yaml.load(text, _Loader) or {}
+        content = _unshared(yaml.load(text, _Loader)) or {}
     except yaml.YAMLError as error:
         raise InputError(f"{source}: {_yaml_sentence(error)}") from None
     if not isinstance(content, dict):
@@ -124,7 +124,7 @@ def overrides_of(content: Mapping[str, Any], above: str = "") -> Iterator[str]:
         if isinstance(value, dict) and value:
             yield from overrides_of(value, f"{above}{key}.")
         else:
-            yield f"{above}{key}={json.dumps(value)}"
+            yield f"{above}{key}={json.dumps(value, default=str)}"
 
 
 def _refuse_credential(where: str, text: str) -> None:
@@ -142,6 +142,13 @@ def build_settings(cls: type[S], content: dict[str, Any], source: str) -> S:
         return cls.model_validate(content)
     except ValidationError as error:
         raise InputError(sentence(error, content, source)) from None
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which what an anchor names is there once for each alias, so that one can be changed alone."""
+    if isinstance(value, dict):
+        return {key: _unshared(below) for key, below in value.items()}
+    return [_unshared(each) for each in value] if isinstance(value, list) else value
 
 
 class _Loader(yaml.SafeLoader):
@@ -170,20 +177,27 @@ def apply_override(content: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise InputError(f"override {override!r}: takes the form key.sub=value")
     try:
-        value = yaml.load(text, _Loader)
+        value = _unshared(yaml.load(text, _Loader))
     except yaml.YAMLError as error:
         raise InputError(f"override {override!r}: the value is not valid YAML: {_yaml_sentence(error)}") from None
     set_key(content, key, value, f"override {override!r}")
 
 
 def set_key(content: dict[str, Any], key: str, value: Any, source: str) -> None:
-    """Set `key.sub` in `content` to `value`, in place; `source` is what an error says that it came from."""
-    *parents, last = key.replace("[", ".").replace("]", "").split(".")
+    """Set `key.sub` in `content` to `value`, in place; `source` is what an error says that it came from.
+
+    A key that is there may have dots itself, as a model's name.
+    """
+    parts = key.replace("[", ".").replace("]", "").split(".")
     node: Any = content
-    for parent in parents:
+    parents: list[str] = []
+    while len(parts := _joined(node, parts)) > 1:
+        parent, *parts = parts
+        parents.append(parent)
         if isinstance(node, dict) and node.get(parent) is None:
             node[parent] = {}
         node = _child(node, parent, source)
+    (last,) = parts
     if isinstance(node, dict):
         node[last] = value
     elif isinstance(node, list):
@@ -191,6 +205,14 @@ def set_key(content: dict[str, Any], key: str, value: Any, source: str) -> None:
         node[int(last)] = value
     else:
         raise InputError(f"{source}: {'.'.join(parents)} is a {type(node).__name__} and has no keys")
+
+
+def _joined(node: Any, parts: list[str]) -> list[str]:
+    """The same with the most parts joined at the front that are a key of `node` together."""
+    for count in range(len(parts), 1, -1) if isinstance(node, dict) else ():
+        if (together := ".".join(parts[:count])) in node:
+            return [together, *parts[count:]]
+    return parts
 
 
 def _child(node: Any, key: str, source: str) -> Any:

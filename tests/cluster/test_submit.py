@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -136,10 +138,31 @@ def test_a_dead_address_is_refused_in_one_sentence(prefix: str) -> None:
         assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "http://", "http://host:port", "auto:x"])
+@pytest.mark.parametrize(
+    "address",
+    ["ray://127.0.0.1:10001", "http://", "http://host:port", "auto:x", "http://a host:1", "http://me:word@host"],
+)
 def test_what_is_no_dashboard_address_is_refused(address: str) -> None:
-    with pytest.raises(InputError, match="takes the address of a Ray dashboard"):
+    with pytest.raises(InputError, match="takes the address of a Ray dashboard") as error:
         submit(["true"], address, None, {})
+    assert "word" not in str(error.value)
+
+
+def test_what_speaks_no_http_is_refused() -> None:
+    """As Ray's own ports, which are easily mistaken for the dashboard's."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"\x00\x00\x12\x04\x00\x00\x00\x00\x00\r\n")
+
+        answering = threading.Thread(target=answer)
+        answering.start()
+        with pytest.raises(InputError, match="no Ray dashboard answers there"):
+            print_jobs(f"127.0.0.1:{server.getsockname()[1]}")
+        answering.join()
 
 
 def test_credentials_are_refused_before_anything_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
