@@ -177,7 +177,7 @@ def test_intentrec_needs_an_intent() -> None:
         (SASRecConfig(knows=["request"]), "position", "knows: request needs real times, not time_unit position"),
         (SASRecConfig(knows=["history", "recent"]), "position", "knows: recent needs real times"),
         (
-            SASRecConfig(moments=MomentsConfig(by="device")),
+            SASRecConfig(knows=["recent"], moments=MomentsConfig(by="device")),
             "time",
             "moments.by: takes a feature with `at_request: true` that the model reads, got 'device'; allowed: none",
         ),
