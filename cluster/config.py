@@ -154,10 +154,9 @@ class Config(Settings):
         if others := [name for name in self.tuned if name not in self.neural]:
             takes = ", ".join(self.neural) or "none of these is trained"
             raise ValueError(f"tune.models: takes models that are trained ({takes}), got {others[0]!r}")
-        if self.recommend is not None and self.recommend.moment is not None and self.data.time_unit == "position":
-            raise ValueError("recommend.moment: a log with time_unit position has no moments: leave it out")
-        if self.recommend is not None and self.recommend.requests is not None and self.data.time_unit == "position":
-            raise ValueError("recommend.requests: a log with time_unit position has no moments: leave them out")
+        for key in ("moment", "requests") if self.recommend is not None and self.data.time_unit == "position" else ():
+            if getattr(self.recommend, key) is not None:
+                raise ValueError(f"recommend.{key}: a log with time_unit position has no moments: leave it out")
         if self.recommend is not None and self.recommended not in self.neural:
             takes = ", ".join(self.neural) or "none of these is trained"
             raise ValueError(f"recommend.model: takes a model that is trained ({takes}), got {self.recommended!r}")

@@ -137,12 +137,12 @@ def _draw(board: Any, stopped: threading.Event) -> None:
         for line in lines:
             tqdm.tqdm.write(line)
         for name, (description, total, done, unit, closed) in states.items():
-            bar = bars.pop(name, None) or tqdm.tqdm(total=total, unit=unit, mininterval=_SECONDS)
+            if name not in bars:  # a bar of nothing is False
+                bars[name] = tqdm.tqdm(total=total, unit=unit, mininterval=_SECONDS)
+            bar = bars[name]
             bar.set_description(description, refresh=False)
             bar.update(done - bar.n)
             if closed:
-                bar.close()
-            else:
-                bars[name] = bar
+                bars.pop(name).close()
     for bar in bars.values():
         bar.close()

@@ -41,11 +41,10 @@ class Stages:
         if source is None:
             return
         marker, made = join(folder, "made.json"), source.model_dump(mode="json", exclude=SAME_LOG)
-        if exists(marker) and exists(join(folder, source.events_path)):
-            before = json.loads(read_text(marker))
-            if {key: value for key, value in before.items() if key not in SAME_LOG} == made:
-                print(f"log: {folder} is there already")
-                return
+        before = {key: value for key, value in _read(marker).items() if key not in SAME_LOG}
+        if before == made and exists(join(folder, source.events_path)):
+            print(f"log: {folder} is there already")
+            return
         began = time.perf_counter()
         remove(marker)
         counts = source.make(folder)

@@ -48,8 +48,7 @@ class BatchBuilder:
         requests: Requests | None = None,
     ) -> None:
         self.manifest, self.items, self.requests = manifest, items, requests
-        newest = manifest.last_time if manifest.newest_time is None else manifest.newest_time
-        self.moment = newest if moment is None else moment
+        self.moment = manifest.end if moment is None else moment
         self.features = manifest.features if features else []
         self.max_length, self.windows = max_length, windows and not after_last
         self.with_seen, self.after_last = with_seen, after_last

@@ -90,6 +90,11 @@ class Manifest(Record):
     """Of the config's data section and the input files: the same means that nothing has to be prepared again."""
     shards: dict[SplitName, list[Shard]]
 
+    @property
+    def end(self) -> int:
+        """The time of the log's last event, or of the training data's where the former was not kept."""
+        return self.last_time if self.newest_time is None else self.newest_time
+
     def feature(self, name: str) -> PreparedFeature:
         return next(feature for feature in self.features if feature.name == name)
 

@@ -33,8 +33,7 @@ class Calendar:
     """The days of a log, or spans of several days: from when all ages are alike to two days after its end."""
 
     def __init__(self, manifest: Manifest, feature: PreparedFeature) -> None:
-        newest = manifest.last_time if manifest.newest_time is None else manifest.newest_time
-        oldest = manifest.first_time - int(feature.edges[-1] if feature.edges else 0)
+        oldest, newest = manifest.first_time - int(feature.edges[-1] if feature.edges else 0), manifest.end
         self.span = DAY * max(1, -(-(newest - oldest) // (DAY * (MOST_DAYS - 4))))
         self.first = oldest // self.span - 1
         self.days = newest // self.span + 3 - self.first
