@@ -35,7 +35,7 @@ class Batch:
     """Tensors of one batch; integers are int64."""
 
     rows: int
-    """Users' rows that it was made from."""
+    """Users' rows that it was made from, or parts of them."""
     items: int
     """Training knows the items from `FIRST_VALUE` to before this one (`Manifest.items`)."""
     lengths_B: Tensor

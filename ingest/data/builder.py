@@ -1,4 +1,4 @@
-"""Cuts users' rows into sequences and builds batches of them, with numpy's gathers: no Python loop over rows.
+"""Builds batches of users' rows, with numpy's gathers: no Python loop over rows.
 
 B  sequences        T  tokens        Q  targets        K  batches that are built together
 """
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ingest.arrays.jagged import Column, Integers, Jagged, offsets_of, ranges
 from ingest.data.batch import Batch, Lists
+from ingest.data.cutting import Cutting, Parts
 from ingest.data.items import ItemTable
 from ingest.data.manifest import Manifest
 from ingest.data.requests import Requests
@@ -24,10 +25,7 @@ from ingest.features.feature import PADDING, UNKNOWN, PreparedFeature
 
 
 class BatchBuilder:
-    """Cuts rows into sequences and builds a `Batch` from them.
-
-    A row with more than `max_length` + 1 interactions is cut: with `windows` into several sequences that hold every
-    target once, each with at least half of `max_length` of history where there is one; without into its last.
+    """Builds a `Batch` from rows, which `ingest.data.cutting` cuts into sequences.
 
     With `after_last` a row is a history that is to go on: all its interactions are inputs, and its one target is the
     one after the last, whose item (`PADDING`) and intents nobody knows. It is asked for at `moment`, in milliseconds
@@ -50,39 +48,21 @@ class BatchBuilder:
         self.manifest, self.items, self.requests = manifest, items, requests
         self.moment = manifest.end if moment is None else moment
         self.features = manifest.features if features else []
-        self.max_length, self.windows = max_length, windows and not after_last
+        self.cutting = Cutting(max_length, windows, after_last)
         self.with_seen, self.after_last = with_seen, after_last
-
-    def tokens_of(self, lengths: Integers, targets: Integers) -> Integers:
-        """How many tokens each row gives: [R] interactions and targets -> [R]."""
-        rows, starts, ends, _ = self._sequences(lengths, targets)
-        return np.bincount(rows, weights=ends - starts - 1, minlength=len(lengths)).astype(np.int64)
-
-    def _sequences(self, lengths: Integers, targets: Integers) -> tuple[Integers, Integers, Integers, Integers]:
-        """Row, start, end and number of targets of every sequence; the last interaction is no input."""
-        if self.after_last:
-            lengths, targets = lengths + 1, np.ones_like(targets)
-        span = self.max_length
-        stride = max(span // 2, 1)
-        count = np.ones(len(lengths), dtype=np.int64)
-        if self.windows:
-            until_whole = -(-np.maximum(lengths - span - 1, 0) // stride)
-            count = np.minimum(np.maximum(-(-targets // stride), 1), 1 + until_whole)
-        rows = np.repeat(np.arange(len(lengths)), count)
-        nth = ranges(np.zeros_like(count), count)
-        ends = lengths[rows] - nth * stride
-        starts = np.maximum(ends - span - 1, 0)
-        limit = np.where(nth + 1 < count[rows], stride, ends - starts - 1)
-        return rows, starts, ends, np.minimum(targets[rows] - nth * stride, limit)
 
     def build(self, rows: StoredRows, index: NDArray[np.int64] | None = None) -> Batch:
         """The batch of all sequences of `rows`, or of its rows `index` in that order."""
-        return self.build_all(rows, [np.arange(len(rows)) if index is None else index])[0]
+        index = np.arange(len(rows)) if index is None else index
+        return self.build_all(rows, [Parts(index, rows.lengths[index], rows.targets[index])])[0]
 
-    def build_all(self, rows: StoredRows, indices: Sequence[NDArray[np.int64]]) -> list[Batch]:
-        """The batches of the rows of each of `indices`, made together, which costs less than one by one."""
-        index, rows_K = np.concatenate(indices), np.array([len(part) for part in indices])
-        row_B, start_B, end_B, targets_B = self._sequences(rows.lengths[index], rows.targets[index])
+    def build_all(self, rows: StoredRows, batches: Sequence[Parts]) -> list[Batch]:
+        """The batch of each of `batches`, parts of `rows`; made together, which costs less than one by one."""
+        rows_K = np.array([len(parts) for parts in batches])
+        index = np.concatenate([parts.row_P for parts in batches])
+        lengths = np.concatenate([parts.length_P for parts in batches])
+        targets = np.concatenate([parts.targets_P for parts in batches])
+        row_B, start_B, end_B, targets_B = self.cutting.sequences(Parts(index, lengths, targets))
         batch_B = np.repeat(np.arange(len(rows_K)), rows_K)[row_B]
         order = np.lexsort((end_B - start_B, batch_B))  # batch_B rises already and stays as it is
         row_B, start_B, end_B, targets_B = row_B[order], start_B[order], end_B[order], targets_B[order]

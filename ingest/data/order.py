@@ -32,7 +32,8 @@ RUNS_A_WORKER = 16
 class ShuffleBlock:
     """Row groups (shard, row group) whose rows are shuffled together, and how many rows of them are consumed.
 
-    `until`: the rows from that one on are another worker's; None where there are none.
+    A row that comes in parts (`ingest.data.cutting`) counts as many. `until`: the rows from that one on are another
+    worker's, or there are no more; None, of a block that is not begun, for all there are.
     """
 
     row_groups: tuple[tuple[int, int], ...]
@@ -97,7 +98,10 @@ def _parts(block: ShuffleBlock, number: int, shards: Sequence[Shard]) -> list[tu
     end = rows if block.until is None else block.until
     bounds = [block.consumed + (end - block.consumed) * part // number for part in range(number + 1)]
     return [
-        (replace(block, consumed=begin, until=block.until if stop == end else stop), (stop - begin) * size / rows)
+        (
+            replace(block, consumed=begin, until=block.until if stop == end else stop),
+            (stop - begin) * size / max(rows, end),
+        )
         for begin, stop in pairwise(bounds)
     ]
 
@@ -130,10 +134,14 @@ class Remaining:
     number: int = 0
     consumed: int | None = None
     """None where that block is through."""
+    until: int | None = None
+    """How many rows that block has for this worker."""
 
     def blocks(self) -> tuple[ShuffleBlock, ...]:
         after = tuple(self.of[number] for number in range(self.number + 1, len(self.of)))
-        return after if self.consumed is None else (replace(self.of[self.number], consumed=self.consumed), *after)
+        if self.consumed is None:
+            return after
+        return (replace(self.of[self.number], consumed=self.consumed, until=self.until), *after)
 
 
 class EpochOrder:

@@ -17,9 +17,9 @@ from typing import TypeAlias, TypeVar
 
 import numpy as np
 
-from ingest.arrays.jagged import Integers
 from ingest.data.batch import Batch
 from ingest.data.builder import BatchBuilder
+from ingest.data.cutting import Parts
 from ingest.data.items import ItemTable
 from ingest.data.manifest import Manifest, Shard, SplitName
 from ingest.data.order import EpochOrder, Position, Remaining, ShuffleBlock
@@ -119,31 +119,37 @@ class Reader:
             for number, rows in enumerate(read):
                 if not len(rows):
                     continue
-                order = self.order.rows(epoch, blocks[number], len(rows))
-                if (requests := self.builder.requests) is not None:
-                    order = order[requests.places([rows.users[row] for row in order]) >= 0]
-                    if not len(order):
-                        continue
-                begun, last = blocks[number].consumed, min(blocks[number].until or len(order), len(order))
-                cuts = [begun, *(cut for cut in self._cuts(rows, order) if begun < cut < last)]
+                parts = self._parts(rows)
+                parts = parts.take(self.order.rows(epoch, blocks[number], len(parts)))
+                if not len(parts):
+                    continue
+                begun, last = blocks[number].consumed, min(blocks[number].until or len(parts), len(parts))
+                cuts = [begun, *(cut for cut in self._cuts(parts) if begun < cut < last)]
                 batches = list(pairwise([*cuts[:: self.merged], last])) if begun < last else []
                 for first in range(0, len(batches), self._together):
                     chosen = batches[first : first + self._together]
-                    remaining = [Remaining(blocks, number, end if end < last else None) for _, end in chosen]
-                    indices = [order[begin:end] for begin, end in chosen]
-                    yield pool.submit(self.builder.build_all, rows, indices), remaining
+                    remaining = [Remaining(blocks, number, end if end < last else None, last) for _, end in chosen]
+                    taken = [parts.take(np.arange(begin, end)) for begin, end in chosen]
+                    yield pool.submit(self.builder.build_all, rows, taken), remaining
 
     @property
     def _together(self) -> int:
         """Batches that are built at once; one when evaluating, where seen items, not tokens, are what takes memory."""
         return 1 if self.evaluate else max(1, BUILT_TOGETHER // (self.config.tokens * self.merged))
 
-    def _cuts(self, rows: StoredRows, order: Integers) -> list[int]:
-        """Places in `order` at which the block is cut into batches of about the same number of tokens."""
-        total = np.cumsum(self.builder.tokens_of(rows.lengths, rows.targets)[order])
+    def _parts(self, rows: StoredRows) -> Parts:
+        """The rows of a block, those that are long for a batch in parts; with requests those alone that have one."""
+        parts = self.builder.cutting.parts(rows.lengths, rows.targets, self.config.tokens, self.evaluate)
+        if (requests := self.builder.requests) is None:
+            return parts
+        return parts.take(np.flatnonzero(requests.places([rows.users[row] for row in parts.row_P]) >= 0))
+
+    def _cuts(self, parts: Parts) -> list[int]:
+        """Places at which a block's parts are cut into batches of about the same number of tokens."""
+        total = np.cumsum(self.builder.cutting.cost(parts, self.config.tokens, self.evaluate))
         count = max(1, -(-int(total[-1]) // self.config.tokens))
         inner = np.searchsorted(total, np.arange(1, count) * (total[-1] / count))
-        return np.unique([0, *np.clip(inner, 1, len(order) - 1), len(order)]).tolist()
+        return np.unique([0, *np.clip(inner, 1, len(parts) - 1), len(parts)]).tolist()
 
     def _read(self, blocks: Iterable[ShuffleBlock]) -> Generator[StoredRows, None, None]:
         """The rows of each block, while the next one's are being read, `fetch` runs at a time."""

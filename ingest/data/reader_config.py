@@ -13,7 +13,7 @@ class ReaderConfig(Settings):
     """How shards become batches; part of the `train` section."""
 
     tokens: int = Field(default=8192, ge=1)
-    """Tokens in a worker's batch, about: a row is never cut."""
+    """Tokens in a worker's batch, about: a sequence is never cut."""
     most_tokens: int | None = Field(default=None, ge=1)
     """What a worker's batch grows to at most, by whole batches, where there are so few workers of `cluster.workers.max`
     that the global batch stays the same; by default it does not grow. Not when evaluating."""

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from ingest.arrays.jagged import Jagged
 from ingest.data.batch import Batch, Lists
 from ingest.data.builder import BatchBuilder
+from ingest.data.cutting import Parts
 from ingest.data.shards import StoredRows
 from ingest.features.elapsed import MISSING_TIME
 from tests.small import Data
@@ -118,7 +119,8 @@ def test_batches_are_what_single_interactions_give(
     item[::7] = 1
     columns = data.rows.columns | {"item": item}
     rows = replace(data.rows, columns=columns, users=[f"user {number}" for number in range(len(data.rows))])
-    batches = builder.build_all(rows, [np.array(index) for index in indices])
+    whole = Parts(np.arange(len(rows)), rows.lengths, rows.targets)
+    batches = builder.build_all(rows, [whole.take(np.array(index)) for index in indices])
     for batch, index in zip(batches, indices, strict=True):
         check(data, rows, batch, index, max_length, windows)
         assert batch.users == [f"user {row}" for row in index]
