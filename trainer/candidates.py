@@ -6,7 +6,7 @@ Q  targets     C  candidates
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -63,13 +63,15 @@ class CandidateReader:
         """Whether candidates have any but the row for unknown items."""
 
     def of(self, batch: Batch, item_C: Tensor, number: int | None) -> tuple[Tensor, Facts, Further]:
-        """The rows of the candidates `item_C` and behind them those of further ones, what is known of all, and these.
+        """The rows of the candidates `item_C`, what is known of them, and further ones; where there are further ones,
+        the rows and what is known are those of the different ones of all, `Further.place_C` of which they are.
 
         In training step `number` a share of the items has the row for unknown ones, the same on all workers.
         """
         further = self._further(batch, number)
         if further.items:
-            item_C = torch.cat([item_C, *further.items])
+            item_C, place_C = torch.cat([item_C, *further.items]).unique(return_inverse=True)
+            further = replace(further, place_C=place_C)
         row_C = self.rows(item_C)
         if number is not None and self.cold_share:
             row_C = row_C.masked_fill(chosen(row_C, self.cold_share, self.seed, number), UNKNOWN)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from embeddings.table_config import ITEM
@@ -84,6 +85,7 @@ class Recommender(nn.Module):
         scores, batch, facts, further, layout = self.scores, asked.batch, asked.facts, asked.further, asked.layout
         found = self.tables(asked.lookup)
         vectors, candidates_CD = found.inputs, scores.vectors(found.candidates_CD, found.attributes)
+        label_CL, day_C = scores.labels(facts.labels, len(candidates_CD)), facts.day_C
         columns = [batch.features[name] for name in self.numbers]
         numbers_Tn = (
             torch.stack([column for column in columns if isinstance(column, Tensor)], dim=1)
@@ -101,17 +103,19 @@ class Recommender(nn.Module):
         query_QD = output.query_TD.index_select(0, at).float()
         log_p_TL = None if scores.intents is None else scores.intents(output.intents or output.latent)
         log_p_QL = None if log_p_TL is None else log_p_TL.index_select(0, at)
-        label_CL, day_C = scores.labels(facts.labels, len(candidates_CD)), facts.day_C
         listed, pointed = not self.training, []
         if scores.history is not None:
             acting = scores.acting(log_p_TL, scores.labels(batch.features, batch.tokens), Part.HISTORY)
             pointed.append(scores.history(output.query_TD, features_TX, batch, inputs.layout, listed, acting))
-        sizes = [len(items) for items in further.items]
-        candidates_CD, *vectors_U = candidates_CD.split([len(candidates_CD) - sum(sizes), *sizes])
-        labels_U = [None for _ in sizes]
-        if label_CL is not None:
-            label_CL, *labels_U = label_CL.split([len(candidates_CD), *sizes])
-        day_C = None if day_C is None else day_C[: len(candidates_CD)]
+        vectors_U, labels_U = list[Tensor](), list[Tensor | None]()
+        if further.place_C is not None:
+            sizes = [len(items) for items in further.items]
+            place_C, *place_U = further.place_C.split([len(further.place_C) - sum(sizes), *sizes])
+            vectors_U = [F.embedding(place, candidates_CD) for place in place_U]
+            labels_U = [None if label_CL is None else label_CL.index_select(0, place) for place in place_U]
+            candidates_CD = F.embedding(place_C, candidates_CD)
+            label_CL = None if label_CL is None else label_CL.index_select(0, place_C)
+            day_C = None if day_C is None else day_C.index_select(0, place_C)
         if scores.transitions is not None:
             assert further.followers is not None
             pointed.append(scores.transitions(query_QD, vectors_U[-1], further.followers, batch.target_Q, listed))

@@ -158,21 +158,24 @@ def full_softmax(
     scores: int,
     pointed: Pointed | None = None,
     adds_v: Tensor | None = None,
+    learned: int | None = None,
 ) -> Tensor:
     """The weighted sum of -log of the target's probability, over all workers' slices of the catalogue and what is
     pointed at; a scalar.
 
     `items_vD`: the item table's rows from `first` on, this worker's slice without padding and unknown. `row_Q`: where
     the targets lie in the table; one in nobody's slice that nothing points at has to have weight 0. `adds_v`: which of
-    the query's further columns each row's score gains, int64. All workers have to call it at the same time, and its
-    backward with the same factor: the sum of their losses is the global loss, of which `items_vD` gets the whole
-    gradient here, as do the worker's own queries.
+    the query's further columns each row's score gains, int64. `learned`: how many of the rows' columns, the first, take
+    a gradient; by default all do. All workers have to call it at the same time, and its backward with the same factor:
+    the sum of their losses is the global loss, of which `items_vD` gets the whole gradient here, as do the worker's own
+    queries.
 
     As in Megatron-LM's vocabulary-parallel cross-entropy (arXiv 1909.08053), queries travel, [A, D], and scores do not.
     """
     all_Q, own_Q = _pointed(pointed, query_QX, weight_Q)
     given = all_Q, own_Q, row_Q, weight_Q, pointed is not None
-    loss: Tensor = _FullSoftmax.apply(query_QX, items_vD, *given, first, scores, adds_v)
+    learned = items_vD.shape[1] if learned is None else learned
+    loss: Tensor = _FullSoftmax.apply(query_QX, items_vD, *given, first, scores, adds_v, learned)
     return loss
 
 
@@ -190,6 +193,7 @@ class _FullSoftmax(torch.autograd.Function):
         first: int,
         scores: int,
         adds_v: Tensor | None,
+        learned: int,
     ) -> Tensor:
         product, exact = _types(query_QX, items_vD)
         with torch.autocast(query_QX.device.type, enabled=False):
@@ -202,7 +206,7 @@ class _FullSoftmax(torch.autograd.Function):
                 log_own_A = all_A.masked_fill(weight_A == 0, 0)
             workers, before = len(sizes), sum(sizes[: dist.get_rank()])
             own = slice(before, before + len(query_QX))
-            part = _Slice(query_AX.to(exact), items_vD, weight_A, all_A, adds_v, product, scores, workers == 1)
+            part = _Slice(query_AX.to(exact), items_vD, weight_A, all_A, adds_v, product, scores, workers == 1, learned)
             part.score()
             own_a = ((row_A >= first) & (row_A < first + len(items_vD))).nonzero()[:, 0]
             column_a = row_A[own_a] - first
@@ -222,6 +226,8 @@ class _FullSoftmax(torch.autograd.Function):
             summing = dist.all_reduce(grad_query_AX, async_op=True) if workers > 1 else None
             grad_items_vD = part.grad_items(log_total_A)
             grad_items_vD.index_add_(0, column_a, part.weighted_AD[own_a] * share_a, alpha=-1)
+            if learned < items_vD.shape[1]:
+                grad_items_vD = torch.nn.functional.pad(grad_items_vD, (0, items_vD.shape[1] - learned))
             if summing is not None:
                 summing.wait()
             loss = weight_A[own] @ (log_total_A - log_target_A)[own]
@@ -233,7 +239,7 @@ class _FullSoftmax(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return *(saved.mul_(gradients[0]) for saved in ctx.saved_tensors), *[None] * 6
+        return *(saved.mul_(gradients[0]) for saved in ctx.saved_tensors), *[None] * 7
 
 
 class _Slice:
@@ -253,14 +259,16 @@ class _Slice:
         product: torch.dtype,
         scores: int,
         fused: bool,
+        learned: int,
     ) -> None:
         self.query_AX, self.all_A, self.adds_v, self.product = query_AX, all_A, adds_v, product
         self.rows_vD = items_vD.to(product)
-        self.weighted_AD = weight_A[:, None] * query_AX[:, : items_vD.shape[1]]
+        self.weighted_AD = weight_A[:, None] * query_AX[:, :learned]
+        """Of the columns that are learned."""
         self.mean_AX = torch.zeros_like(query_AX)
         """The mean row under the softmax over the slice, and the shares of the columns that are added."""
         self.log_total_A = torch.full_like(weight_A, -torch.inf)
-        self.grad_items_vD = torch.zeros_like(items_vD, dtype=query_AX.dtype)
+        self.grad_items_vD = torch.zeros_like(items_vD[:, :learned], dtype=query_AX.dtype)
         whole = scores // max(1, len(items_vD))
         chunk = whole if whole >= FEWEST else min(TILED, scores)
         self.chunks = list(_chunks(len(query_AX), chunk))

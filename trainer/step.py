@@ -189,6 +189,7 @@ class Step:
             self.scores,
             prediction.pointed,
             prediction.adds_C,
+            learned=self.config.tables.dimension,  # labels are facts
         )
 
     def _sampled(self, prepared: Prepared, prediction: Prediction) -> Tensor:

@@ -49,6 +49,13 @@ class Snapshots:
     by_GMB: NDArray[np.float32]
     """log(1 + events) with each value of the feature, of one span after the other; of no column without one."""
 
+    def by(self, moment_Q: Integers, value_Q: Integers) -> NDArray[np.float32]:
+        """log(1 + events) of each item of moments, counted from the first, with one value each: [Q, M, spans]."""
+        values = self.by_GMB.shape[2] // len(BY_SPANS)
+        column_QS = value_Q[:, None] + values * np.arange(len(BY_SPANS))
+        place_M = np.arange(self.by_GMB.shape[1])
+        return self.by_GMB[moment_Q[:, None, None], place_M[:, None], column_QS[:, None]]
+
 
 def take_snapshots(
     url: str, manifest: Manifest, items: ItemTable, step: int, size: int, total: bool, by: str | None = None

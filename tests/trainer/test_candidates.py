@@ -98,3 +98,21 @@ def test_counts_are_updated_from_time_to_time(in_time: Data, number: int | None)
         assert sorted(found[found > 0].tolist()) == sorted(known)
         fresh, listed = fresh + len(after_times) - len(known), listed + len(known)
     assert min(fresh, listed) > 100
+
+
+def test_an_item_is_looked_up_once_however_often_it_is_a_candidate(in_time: Data) -> None:
+    moments = MomentsConfig(step="30m", items=40, transitions=500)
+    model = MODEL.model_copy(update={"knows": ["attributes", "recent", "transitions"], "moments": moments})
+    reader = CandidateReader(model, train_config(), in_time.manifest, Worker(), in_time.known)
+    batch = in_time.batch(range(20))
+    item_C = batch.target_Q.repeat(2)
+    row_U, facts, further = reader.of(batch, item_C, None)
+    item_N = torch.cat([item_C, *further.items])
+    assert further.place_C is not None
+    assert len(row_U) == len(item_N.unique()) < len(item_N)
+    assert row_U[further.place_C].tolist() == reader.rows(item_N).tolist()
+    for name, values in reader.facts(item_N).attributes.items():
+        if isinstance(values, torch.Tensor):
+            found = facts.attributes[name]
+            assert isinstance(found, torch.Tensor)
+            assert found[further.place_C].tolist() == values.tolist()

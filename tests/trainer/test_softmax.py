@@ -350,6 +350,19 @@ def test_a_column_that_is_added_is_one_of_a_one_hot_row(case: Case, kind: str, s
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("scores", [1, 10_000])
+def test_columns_that_are_facts_take_no_gradient(case: Case, scores: int) -> None:
+    query, items, target, weight = case
+    plain, short = (
+        torch.autograd.grad(full_softmax(query, items[2:], target, weight, 2, scores, learned=n), (query, items))
+        for n in (None, D - 2)
+    )
+    torch.testing.assert_close(short[0], plain[0])
+    torch.testing.assert_close(short[1][:, :-2], plain[1][:, :-2])
+    assert (plain[1][2:, -2:] != 0).all()
+    assert (short[1][:, -2:] == 0).all()
+
+
 def test_slices_add_columns_of_all_queries(case: Case) -> None:
     _, items, target, weight = (part.detach() for part in case)
     generator = torch.Generator().manual_seed(6)

@@ -20,8 +20,6 @@ pytestmark = pytest.mark.usefixtures("alone")
 SAMPLED: dict[str, Any] = {"kind": "sampled", "negatives": 16, "sampling": "mixed"}
 FULL = {"nonzero in trainer/softmax.py forward": 1}
 """Which targets a slice of the catalogue has."""
-MOMENTS = {"repeat_interleave in trainer/scores/moments.py products": 1}
-"""Blocks of targets of the same moment."""
 
 
 @pytest.mark.parametrize(
@@ -31,7 +29,7 @@ MOMENTS = {"repeat_interleave in trainer/scores/moments.py products": 1}
         (SASRecConfig(dropout=0.0), SAMPLED, {}),
         (HSTUConfig(heads=2, dropout=0.0), SAMPLED, {}),
         (MODEL, {"kind": "full"}, FULL),
-        (MODEL.model_copy(update={"knows": EVERYTHING}), SAMPLED, MOMENTS),
+        (MODEL.model_copy(update={"knows": EVERYTHING}), SAMPLED, {}),
     ],
     ids=["intentrec", "sasrec", "hstu", "full softmax", "knows everything"],
 )

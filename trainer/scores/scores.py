@@ -45,6 +45,8 @@ class Further:
 
     moments: Moments | None = None
     followers: Followers | None = None
+    place_C: Tensor | None = None
+    """Where all candidates are among the different ones, which alone are looked up; None where there are no further."""
 
     @property
     def items(self) -> list[Tensor]:
@@ -71,8 +73,7 @@ class Scores(nn.Module):
             self.history = HistoryPointer(self.features.width, dimension, length, items, request)
         self.recent: MomentPointer | None = None
         if "recent" in model.knows:
-            values = manifest.feature(model.moments.by).size if model.moments.by is not None else 0
-            self.recent = MomentPointer(dimension, manifest.items, model.moments.items, values)
+            self.recent = MomentPointer(dimension, manifest.items, model.moments.items, model.moments.by is not None)
         self.transitions: TransitionPointer | None = None
         if "transitions" in model.knows:
             self.transitions = TransitionPointer(dimension, manifest.items, model.moments.transitions)

@@ -14,7 +14,7 @@ from ingest.errors import InputError
 from ingest.features.elapsed import MISSING_TIME
 from tests.small import HOUR, Data, take_rows
 from trainer.scores.intents import Acting
-from trainer.scores.moments import MomentPointer, Moments, products
+from trainer.scores.moments import Groups, MomentPointer, Moments
 
 
 @pytest.mark.parametrize("total", [False, True])
@@ -66,15 +66,15 @@ def test_snapshots_are_counts_of_the_log_before_each_moment(data: Data, total: b
 def test_each_query_meets_the_rows_of_its_group() -> None:
     torch.manual_seed(0)
     group = torch.randint(0, 5, (70,))
-    group[group == 3] = 4  # nobody is of group 3, and of one there are more than a block
+    group[group == 3] = 4  # nobody is of group 3, and of each other there are more than a block
     query, rows = torch.randn(70, 6, requires_grad=True), torch.randn(5, 9, 6, requires_grad=True)
-    ours, expected = products(query, rows, group), torch.einsum("qx,qmx->qm", query, rows[group])
+    ours, expected = Groups.of(group, 5).products(query, rows), torch.einsum("qx,qmx->qm", query, rows[group])
     torch.testing.assert_close(ours, expected)
     weight = torch.randn_like(expected)
     pairs = (torch.autograd.grad((weight * out).sum(), (query, rows)) for out in (ours, expected))
     for ours_grad, theirs in zip(*pairs, strict=True):
         torch.testing.assert_close(ours_grad, theirs)
-    assert products(query[:0], rows, group[:0]).shape == (0, 9)
+    assert Groups.of(group[:0], 5).products(query[:0], rows).shape == (0, 9)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_candidates_are_those_of_the_request_and_have_the_formulas_logits(
     time_Q = batch.request_time_T[batch.target_position_Q]
     moments = Moments.of(snapshots, time_Q, time_Q - lag, step, value_Q)
     old = 0
-    pointer = MomentPointer(8, 40, size, values)
+    pointer = MomentPointer(8, 40, size, by is not None)
     if pointer.by is not None:
         torch.nn.init.normal_(pointer.by.weight)
     query, rows = torch.randn(len(time_Q), 8), torch.randn(len(moments.item_U), 8)
