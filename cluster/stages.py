@@ -18,6 +18,7 @@ from ingest.data.requests import read_requests
 from ingest.errors import InputError
 from ingest.prepare.pipeline import prepare
 from ingest.raw.files import find_files
+from ingest.sources.registry import Source
 from ingest.storage import exists, join, read_text, remove, write_text
 from trainer.progress import Markers, Progress, identity
 from trainer.versions import check_installed_versions
@@ -26,6 +27,8 @@ WORK = "cluster.work:run_stages"
 MARKER = "complete.json"
 SAME_LOG = {"processes"}
 """Keys of a source that change nothing of what it makes."""
+FILES = "made of"
+"""Where a log's marker keeps the files that it is made of, each with its size and time of change."""
 
 
 class Stages:
@@ -42,13 +45,15 @@ class Stages:
             return
         marker, made = join(folder, "made.json"), source.model_dump(mode="json", exclude=SAME_LOG)
         before = {key: value for key, value in _read(marker).items() if key not in SAME_LOG}
-        if before == made and exists(join(folder, source.events_path)):
+        files_before, files = before.pop(FILES, None), _files_of(source)
+        changed = files_before is not None and files is not None and files != files_before
+        if before == made and not changed and exists(join(folder, source.events_path)):
             print(f"log: {folder} is there already")
             return
         began = time.perf_counter()
         remove(marker)
         counts = source.make(folder)
-        write_text(marker, json.dumps(made, sort_keys=True))
+        write_text(marker, json.dumps(made | {FILES: files}, sort_keys=True))
         self.seconds["log"] = time.perf_counter() - began
         numbers = ", ".join(f"{value:,} {name}" for name, value in counts.items() if isinstance(value, int))
         print(f"log: {folder}: {numbers}")
@@ -203,6 +208,14 @@ class Stages:
             results = results_of(config, Evaluated.model_validate(found), ours, self.seconds)
             write_text(join(config.targets_folder, MARKER), json.dumps({"fingerprint": ours}))
         summary.print_results(config, results)
+
+
+def _files_of(source: Source) -> dict[str, str] | None:
+    """What a log is to be made of; None where that is not there, as when it was put away after the import."""
+    try:
+        return source.files()
+    except InputError:
+        return None
 
 
 def _read(path: str) -> dict[str, Any]:

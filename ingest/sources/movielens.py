@@ -52,6 +52,9 @@ class MovieLens(Source):
     interactions: str = "interactions.parquet"
     """Which file, where the source is a folder of Parquet."""
 
+    def files(self) -> dict[str, str]:
+        return storage.walk(self.source).files
+
     def make(self, destination: str) -> dict[str, Any]:
         """Write `destination`/events.parquet and items.parquet.
 

@@ -23,6 +23,10 @@ class Source(Kinded):
     def class_of(cls, kind: str | None) -> type[Source]:
         return SOURCES[kind or "movielens"]
 
+    def files(self) -> dict[str, str]:
+        """The files that it is made of, each with its size and time of change (or ETag); none of a simulation."""
+        return {}
+
     @abstractmethod
     def make(self, destination: str) -> dict[str, Any]:
         """Write events and items below `destination`, a folder or s3://, as Parquet.

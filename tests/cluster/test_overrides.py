@@ -19,6 +19,7 @@ from cluster.tune_space import check_space
 from ingest.errors import InputError
 from ingest.settings import load_content, load_settings
 from tests.cluster.readme import ROOT
+from tests.ingest.sources.test_movielens import LAYOUTS, write_layout
 from trainer.progress import Markers
 
 
@@ -149,3 +150,25 @@ def test_the_best_settings_are_of_a_trial_that_did_not_fail(shop: Path, capsys: 
             check_space(other)
     with pytest.raises(InputError, match="takes each model once"):
         load_settings(Config, shop, [*tune, "tune.models=[sasrec, sasrec]"])
+
+
+def test_a_log_is_imported_anew_when_its_files_have_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not when they were put away, nor a log of before they were kept."""
+    source, made = write_layout(tmp_path / "source", LAYOUTS["ml-1m"]), tmp_path / "ml-1m" / "log" / "made.json"
+    words = ["import", str(ROOT / "configs" / "ml-1m.yaml"), f"import.source={source}", f"storage={tmp_path}"]
+
+    def there_already() -> bool:
+        assert main(words) == 0
+        return "is there already" in capsys.readouterr().out
+
+    assert [there_already(), there_already()] == [False, True]
+    with (source / "ratings.dat").open("a") as file:
+        file.write("1::3::5::978300900\n")
+    assert main(words) == 0
+    assert "4 events" in capsys.readouterr().out
+    source.rename(tmp_path / "away")
+    assert there_already()
+    source.mkdir()
+    kept = json.loads(made.read_text())
+    made.write_text(json.dumps({key: value for key, value in kept.items() if key != "made of"}))
+    assert there_already()
