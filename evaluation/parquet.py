@@ -33,16 +33,19 @@ class PartWriter:
         self.writer: pq.ParquetWriter | None = None
 
     def add(self, table: pa.Table, user_N: Ints, users: int) -> None:
-        """Rows of the next `users` users; `user_N`: which of them each row is of, from 0, rising."""
-        first = 0
+        """Rows of the next `users` users; `user_N`: which of them each row is of, from 0, rising, or -1 where the user
+        before goes on, who stays in one row group."""
+        goes_on, first = int(np.searchsorted(user_N, 0)), 0
+        if goes_on:
+            self.tables.append(table.slice(0, goes_on))
         while first < users:
+            if self.users % ROW_GROUP == 0:
+                self.write()
             end = min(users, first + ROW_GROUP - self.users % ROW_GROUP)
             begin_row, end_row = np.searchsorted(user_N, [first, end]).tolist()
             self.tables.append(table.slice(begin_row, end_row - begin_row))
             self.users += end - first
             first = end
-            if self.users % ROW_GROUP == 0:
-                self.write()
 
     def write(self) -> None:
         """Write what is waiting, as a row group."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import pairwise
 from typing import TypeAlias
 
 import numpy as np
@@ -52,6 +53,8 @@ class TargetWriter:
     ) -> None:
         self.part, self.user, self.ids, self.counts, self.session = part, user, ids, counts, session
         self.time = pa.timestamp("ms", "UTC") if manifest.time_unit == "time" else pa.int64()
+        self.last: object = None
+        """The user of the last row, which may go on in the next batch."""
 
     def add(self, batch: Batch, ranks: Ints, hits: Hits) -> None:
         """The targets of a batch and their ranks, int64 [Q]."""
@@ -73,7 +76,9 @@ class TargetWriter:
         for name, (hits_Q, known_Q) in hits.items():
             columns[f"hit_{name}"] = pa.array(hits_Q.cpu().numpy(), mask=~known_Q.cpu().numpy())
         order = np.lexsort((place, row))
-        self.part.add(pa.table(columns).take(pa.array(order)), row[order], batch.rows)
+        begins = np.array([user != before for before, user in pairwise([self.last, *batch.users])], dtype=np.int64)
+        self.last = batch.users[-1]
+        self.part.add(pa.table(columns).take(pa.array(order)), (begins.cumsum() - 1)[row[order]], int(begins.sum()))
 
     def _new_session(self, batch: Batch) -> pa.Array:
         assert batch.target_time_Q is not None

@@ -71,7 +71,7 @@ class Cutting:
 
     def parts(self, lengths: Integers, targets: Integers, tokens: int, seen: bool) -> Parts:
         """[R] interactions and targets -> the rows, one after the other, each as a whole where it gives no more than
-        `tokens` tokens and otherwise in parts, which have the same sequences.
+        `tokens` tokens and otherwise in parts, its oldest targets first, which have the same sequences.
 
         With `seen`, parts are also so small that the histories of all their targets have at most `SEEN` items. A part
         has at least one sequence.
@@ -82,7 +82,7 @@ class Cutting:
         windows = self._count(lengths, targets)
         count = -(-windows // most)
         row = np.repeat(np.arange(len(lengths)), count)
-        nth = ranges(np.zeros_like(count), count)
+        nth = count[row] - 1 - ranges(np.zeros_like(count), count)  # the oldest interactions first
         before = nth * (most * self.stride)[row]
         own = np.where(nth + 1 < count[row], (most * self.stride)[row], targets[row] - before)
         return Parts(row, lengths[row] - before, own)
