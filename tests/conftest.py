@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from tests.small import Data
 
 
+gc.disable()  # until all tests are collected: what is imported stays
 hypothesis.settings.register_profile("untimed", deadline=None)  # the first example compiles
 hypothesis.settings.load_profile("untimed")
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves its workers beside the other process of tests
@@ -47,17 +49,23 @@ def scope_of(path: Path) -> str:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes longest first: faults, which wait more than they compute, beside what shares one cluster and what
-    shares two workers. What else starts clusters of its own last, as it computes as much again beside others."""
-    scopes = ["shared cluster", "two workers", ""]
+    shares two workers; then what else starts clusters of its own, the longest files first, so that no process is left
+    with one of them at the end."""
+    scopes = ["shared cluster", "two workers", "own cluster", ""]
 
-    def place(item: pytest.Item) -> tuple[int, str]:
+    def place(item: pytest.Item) -> tuple[int, int, str]:
         if item.path.name == WAITING:
-            return -1, ""
+            return -1, 0, ""
         if ray_of(item.path) == "own":
-            return len(scopes), str(item.path)
-        return scopes.index(scope_of(item.path)), ""
+            return scopes.index("own cluster"), -item.path.stat().st_size, str(item.path)
+        return scopes.index(scope_of(item.path)), 0, ""
 
     items.sort(key=place)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
@@ -69,6 +77,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
             return scope_of(config.rootpath / file) or file
+
+        def _reschedule(self, node: Any) -> None:
+            """A process takes a further file with its last test but one: not before, when another may be free."""
+            if node.shutting_down or not self.workqueue or self._pending_of(self.assigned_work[node]) <= 1:
+                super()._reschedule(node)
 
     config.option.loadscopereorder = False
     return ByScope(config, log)

@@ -269,11 +269,11 @@ def change_targets(folder: Path, change: Callable[[list[pa.Table]], None]) -> st
     return str(folder / "targets-1")
 
 
-def test_rows_in_another_order_are_paired_by_user_and_place(in_time: Data, tmp_path: Path, found: Evaluated) -> None:
+def test_rows_in_another_order_are_paired_by_user_and_place(folder: Path, tmp_path: Path, found: Evaluated) -> None:
     def turn_round(groups: list[pa.Table]) -> None:
         groups[:] = [group.take(np.arange(len(group))[::-1]) for group in groups]
 
-    evaluated(in_time, tmp_path, Worker())
+    shutil.copytree(folder / "targets-1", tmp_path / "targets-1")
     before = list(paired(str(tmp_path / "targets-1"), MODELS, Worker()))
     after = list(paired(change_targets(tmp_path, turn_round), MODELS, Worker()))
     for (users, ranks, _), (same_users, same_ranks, _) in zip(before, after, strict=True):
@@ -283,7 +283,7 @@ def test_rows_in_another_order_are_paired_by_user_and_place(in_time: Data, tmp_p
 
 
 @pytest.mark.parametrize("change", ["a target less", "a row group less", "another user"])
-def test_other_targets_are_refused(in_time: Data, tmp_path: Path, found: Evaluated, change: str) -> None:
+def test_other_targets_are_refused(folder: Path, tmp_path: Path, found: Evaluated, change: str) -> None:
     def change_groups(groups: list[pa.Table]) -> None:
         if change == "a target less":
             groups[0] = groups[0].slice(1)
@@ -292,7 +292,7 @@ def test_other_targets_are_refused(in_time: Data, tmp_path: Path, found: Evaluat
         else:
             groups.pop()
 
-    evaluated(in_time, tmp_path, Worker())
+    shutil.copytree(folder / "targets-1", tmp_path / "targets-1")
     url = change_targets(tmp_path, change_groups)
     with pytest.raises(InputError, match=r"popularity/part-00000.parquet: holds other targets"):
         list(paired(url, MODELS, Worker()))

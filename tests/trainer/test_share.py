@@ -43,10 +43,13 @@ def test_a_quarter_of_the_workers_train_as_one_with_lower_rates(
     lower = trained(
         data, tmp_path / "b", 1, learning_rate=RATE / 2, warmup_steps=WARM, decay=0.5, tables=tables(table_factor)
     )
-    whole = trained(data, tmp_path / "c", 1, learning_rate=RATE, warmup_steps=WARM // 4, decay=0.5, tables=tables(1))
     same(quarter, lower, 1e-6)
-    with pytest.raises(AssertionError):
-        same(quarter, whole, 1e-3)
+    if optimizer == "sgd":  # that other rates give other weights
+        whole = trained(
+            data, tmp_path / "c", 1, learning_rate=RATE, warmup_steps=WARM // 4, decay=0.5, tables=tables(1)
+        )
+        with pytest.raises(AssertionError):
+            same(quarter, whole, 1e-3)
 
 
 @pytest.mark.parametrize(

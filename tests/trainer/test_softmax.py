@@ -131,9 +131,9 @@ def test_sampled_softmax_and_its_gradients_are_the_formulas(case: Case, sampling
 def test_the_sampled_denominator_is_the_full_one_on_average(case: Case, sampling: str) -> None:
     """Batches are drawn from the items' frequencies, which is what the correction of in-batch negatives supposes."""
     query, items, target, _ = (part.detach() for part in case)
-    sampler = NegativeSampler(LossConfig.model_validate({"negatives": 256, "sampling": sampling}), V, 0, COUNTS)
+    sampler = NegativeSampler(LossConfig.model_validate({"negatives": 4096, "sampling": sampling}), V, 0, COUNTS)
     generator, frequency = torch.Generator().manual_seed(0), torch.from_numpy(COUNTS).double()
-    means, draws = torch.zeros(3, dtype=torch.float64), 800
+    means, draws = torch.zeros(3, dtype=torch.float64), 50
     positive = (query * items[target]).sum(dim=1)
     for step in range(draws):
         batch = torch.multinomial(frequency, 2000, replacement=True, generator=generator)

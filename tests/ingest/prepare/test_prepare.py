@@ -52,8 +52,8 @@ OPTIONS: list[Row] = [
     {"duplicates": "drop", "min_item_count": 2},
     {"min_user_events": 10, "min_item_count": 3, "shard_interactions": 40, "row_group_interactions": 25},
 ]
-PARTITIONS: Row = {"partition_events": 10}
-"""Makes some ten partitions of the small logs."""
+PARTITIONS: Row = {"partition_events": 30}
+"""Makes several partitions of the small logs."""
 
 
 @pytest.mark.parametrize("split", SPLITS)
