@@ -43,6 +43,8 @@ class Inputs:
     layout: Layout
     request_time_T: Tensor | None = None
     """The time of the request after each token, of a model that knows it."""
+    request_TD: Tensor | None = None
+    """What is known of that request, which the item's vector has, too, but for networks that `read_request`."""
     asked_Q: Tensor | None = None
     """The tokens whose outputs are wanted, which a causal model need not know."""
 

@@ -97,8 +97,9 @@ class Recommender(nn.Module):
         features_TX = scores.features(inputs) * scores.features.scale if scores.history else None
         if scores.request is not None:
             asked_TD = scores.request(inputs, batch.request_time_T, found.request)
-            vectors = vectors | {ITEM: vectors[ITEM] + asked_TD}
-            inputs = replace(inputs, vectors=vectors, request_time_T=batch.request_time_T)
+            inputs = replace(inputs, request_time_T=batch.request_time_T, request_TD=asked_TD)
+            if not getattr(self.network, "reads_request", False):
+                inputs = replace(inputs, vectors=vectors | {ITEM: vectors[ITEM] + asked_TD})
         output = self.network(inputs)
         query_QD = output.query_TD.index_select(0, at).float()
         log_p_TL = None if scores.intents is None else scores.intents(output.intents or output.latent)

@@ -5,12 +5,17 @@ R  rows of the matrix     N  its entries     v  items of this worker's slice    
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ingest.arrays.jagged import Integers, offsets_of, ranges
+from ingest.arrays.jagged import Integers, cut, offsets_of, ranges
+
+ENTRIES_AT_ONCE = 2**22
+"""Entries that are added at once, about; each takes some 40 bytes."""
 
 
 class SparseRows:
@@ -29,16 +34,18 @@ class SparseRows:
         query_M, place_M = weight_QL.cpu().numpy().nonzero()
         row_M, weight_M = (table.cpu().numpy()[query_M, place_M] for table in (row_QL, weight_QL))
         lengths_M = self.offsets[row_M + 1] - self.offsets[row_M]
-        entries = ranges(self.offsets[row_M], lengths_M)
-        query_N, column_N, value_N = (
-            torch.from_numpy(values).to(scores_Qv.device)
-            for values in (
-                np.repeat(query_M, lengths_M),
-                self.column_N[entries].astype(np.int64),
-                np.repeat(weight_M, lengths_M) * self.value_N[entries],
+        for begin, end in pairwise(cut(lengths_M, ENTRIES_AT_ONCE)):
+            part = slice(begin, end)
+            entries = ranges(self.offsets[row_M[part]], lengths_M[part])
+            query_N, column_N, value_N = (
+                torch.from_numpy(values).to(scores_Qv.device)
+                for values in (
+                    np.repeat(query_M[part], lengths_M[part]),
+                    self.column_N[entries].astype(np.int64),
+                    np.repeat(weight_M[part], lengths_M[part]) * self.value_N[entries],
+                )
             )
-        )
-        scores_Qv.index_put_((query_N, column_N), value_N.to(scores_Qv.dtype), accumulate=True)
+            scores_Qv.index_put_((query_N, column_N), value_N.to(scores_Qv.dtype), accumulate=True)
 
 
 def or_popular(scores_Qv: Tensor, popularity_v: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from ingest.data.batch import Batch, Lists
 from ingest.data.schema import DataConfig
 from tests.small import Data, Stopped, make_step, make_trainer, same, train_config, watched, weights
 from trainer.hidden import with_hidden
+from trainer.models import bert4rec
 from trainer.models.bert4rec import BERT4RecConfig
 from trainer.recommender import build
 from trainer.step import Step
@@ -115,9 +116,13 @@ def full_attention(attention: torch.nn.Module, x_LD: Tensor) -> Tensor:
 
 
 @pytest.mark.usefixtures("alone")
-@pytest.mark.parametrize("training", [False, True])
-def test_queries_equal_those_of_each_user_alone(training: bool, data: Data) -> None:
-    """In training one sequence a user with all that is asked hidden; else one a target, cut before it."""
+@pytest.mark.parametrize(("training", "places"), [(False, 10**6), (False, 30), (True, 30)])
+def test_queries_equal_those_of_each_user_alone(
+    training: bool, places: int, data: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In training one sequence a user with all that is asked hidden; else one a target, cut before it, some at a
+    time."""
+    monkeypatch.setattr(bert4rec, "PLACES_AT_ONCE", places)
     step = make_step(data.manifest, model=KINDS["items"])
     network, items = step.recommender.network, weights(step)["item"]
     batch = with_hidden(data.batch(range(9)), 0.4, 0, 0)

@@ -195,6 +195,15 @@ def test_a_model_that_does_not_fit_is_refused(model: NeuralConfig, unit: str, me
         model.check(data, train_config())
 
 
+def test_a_date_that_the_future_gives_is_no_age() -> None:
+    """When an item is first taken tells the target."""
+    feature = {"name": "age", "kind": "elapsed", "of": "item", "since_first_event": True, "bins": ["1d"]}
+    data = DataConfig.model_validate({"events": "events", "items": "items", "features": [feature]})
+    SASRecConfig(knows=["recent"]).check(data, train_config())
+    with pytest.raises(ValueError, match="knows: age needs dates that are known before; 'age' has `since_first_event"):
+        SASRecConfig(knows=["age"]).check(data, train_config())
+
+
 @pytest.mark.parametrize(
     ("section", "message"),
     [

@@ -35,6 +35,7 @@ def test_a_query_joins_the_newest_rows_and_the_maximum_of_all_that_is_seen(
     inputs, x_TD = made_inputs()
     if request_known:
         inputs = replace(inputs, request_time_T=inputs.time_T + torch.randint(0, 3, inputs.time_T.shape) * HOUR)
+        inputs = replace(inputs, request_TD=torch.randn_like(x_TD))
     windows = torch.tensor([0, 2 * HOUR, 10**11, 3 * HOUR, 5 * HOUR])
     monkeypatch.setattr(network, "windows", lambda _: windows)
     ours, hidden = network.encode(x_TD, inputs), 0
@@ -50,6 +51,8 @@ def test_a_query_joins_the_newest_rows_and_the_maximum_of_all_that_is_seen(
             newest = [*rows.flip(0)[:4], *[torch.zeros(8)] * (4 - len(rows))]
             highest = rows.amax(dim=0) if len(rows) else torch.zeros(8)
             expected = network.out(torch.cat([*newest, highest]))
+            if inputs.request_TD is not None:  # its own alone, whatever the window hides
+                expected = expected + inputs.request_TD[row][k]
             torch.testing.assert_close(ours[begin + k], expected, rtol=1e-4, atol=1e-5)
         begin += length
     assert hidden

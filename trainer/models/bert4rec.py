@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from ingest.data.manifest import Manifest
 
 
+PLACES_AT_ONCE = 65_536
+"""Of the sequences that are ranked, about, beyond those of one target."""
+
+
 @register
 class BERT4RecConfig(TaughtConfig, TransformerConfig):
     kind: Literal["bert4rec"] = "bert4rec"
@@ -66,9 +70,11 @@ class BERT4RecConfig(TaughtConfig, TransformerConfig):
 
 @cache
 def network_class() -> type[nn.Module]:
+    import numpy as np
     import torch
     from torch import Tensor, nn
 
+    from ingest.arrays.jagged import cut
     from trainer.attention import Layout
     from trainer.device import sent
     from trainer.layers import Inputs, Transformer
@@ -90,7 +96,16 @@ def network_class() -> type[nn.Module]:
             query_TD = x_TD.new_zeros(x_TD.shape)
             if not self.training and not len(asked_Q):
                 return query_TD
-            length_B, token_X, at_Q = filled_in(inputs) if self.training else ended_at(inputs)
+            if self.training:
+                return self.answered(query_TD, x_TD, asked_Q, *filled_in(inputs))
+            for part_Q in parts(inputs, asked_Q):
+                query_TD = self.answered(query_TD, x_TD, part_Q, *ended_at(inputs, part_Q))
+            return query_TD
+
+        def answered(
+            self, query_TD: Tensor, x_TD: Tensor, asked_Q: Tensor, length_B: Tensor, token_X: Tensor, at_Q: Tensor
+        ) -> Tensor:
+            """`query_TD` with those of the tokens `asked_Q`, which the encoder gives at the places `at_Q`."""
             length_X = sent(length_B.repeat_interleave(length_B), x_TD.device)
             begin_X = sent((length_B.cumsum(0) - length_B).repeat_interleave(length_B), x_TD.device)
             back_X = begin_X + length_X - 1 - torch.arange(len(length_X), device=x_TD.device)
@@ -111,10 +126,13 @@ def network_class() -> type[nn.Module]:
         token_X = torch.arange(len(last_X)) - last_X.cumsum(0)
         return length_B + 1, sent(token_X, device), asked_Q + sequence_T[asked_Q] + 1
 
-    def ended_at(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    def parts(inputs: Inputs, asked_Q: Tensor) -> list[Tensor]:
+        """The tokens that are asked in parts whose sequences have some `PLACES_AT_ONCE` places together."""
+        bounds = cut((inputs.position_T[asked_Q] + 2).cpu().numpy(), PLACES_AT_ONCE)
+        return list(asked_Q.split(np.diff(bounds).tolist()))
+
+    def ended_at(inputs: Inputs, asked_Q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The same of a sequence for each token that is asked, which ends with the place after it; by length."""
-        asked_Q = inputs.asked_Q
-        assert asked_Q is not None
         length_Q = inputs.position_T[asked_Q] + 2
         order_Q = length_Q.argsort(stable=True)
         length_B = length_Q[order_Q]

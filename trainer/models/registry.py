@@ -131,6 +131,11 @@ class NeuralConfig(ModelConfig):
             raise ValueError("knows: attributes needs a category feature with `of: item` in data.features")
         if "age" in self.knows and dated(data.features) is None:
             raise ValueError("knows: age needs a feature of kind elapsed with `of: item` in data.features")
+        if "age" in self.knows and (feature := dated(data.features)) and feature.since_first_event:
+            raise ValueError(
+                f"knows: age needs dates that are known before; {feature.name!r} has `since_first_event: true`, and "
+                "when an item will first be taken tells the target; take `recent`, which counts up to the request"
+            )
         if "intents" in self.knows:
             if not self.has_heads:
                 raise ValueError(f"knows: intents needs a model with heads for them; kind: {self.kind} has none here")

@@ -8,8 +8,10 @@ time hides the newest actions, so that the model does not follow the last one al
 
 What is adapted: the original fuses the candidate into every row, which can not score a whole catalogue; that is left
 out. It ranks at one moment, here every place of a sequence is asked for what comes next: so attention is causal, and
-what a window hides is seen by no row before it. The window reaches back from the request where the model knows that,
-else from the last interaction, which each window then hides; so a share of the sequences has none.
+what a window hides is seen by no row before it. What is known of the request is added to the query and part of no row:
+a window hides actions, and the newest row that it leaves is not the one before the request. The window reaches back
+from the request where the model knows that, else from the last interaction, which each window then hides; so a share of
+the sequences has none.
 """
 
 from __future__ import annotations
@@ -68,6 +70,8 @@ def network_class() -> type[nn.Module]:
     from trainer.one_encoder import OneEncoder
 
     class TransAct(OneEncoder):
+        reads_request = True
+
         def __init__(self, config: TransActConfig, manifest: Manifest, dimension: int) -> None:
             super().__init__(config, manifest, dimension, None, config.times)
             self.newest, self.masked_share = config.newest, config.masked_share
@@ -86,7 +90,7 @@ def network_class() -> type[nn.Module]:
             newest_TX = with_zeros(row_TD)[place_TK].flatten(1)
             pooled_TD = with_zeros(highest_TD)[last_T.masked_fill(count_T == 0, nothing)]
             query_TD: Tensor = self.out(torch.cat([newest_TX, pooled_TD], dim=1))
-            return query_TD
+            return query_TD if inputs.request_TD is None else query_TD + inputs.request_TD
 
         def highest(self, row_TD: Tensor, inputs: Inputs) -> Tensor:
             """The maximum of each token's row and of those before it in its sequence, [T, D]."""
