@@ -3,7 +3,8 @@
 Ludewig and Jannach, "Evaluation of session-based recommendation algorithms", UMUAI 2018 (arXiv 1803.09587): of the
 newest rows that share an item with the history (a sample, so that the cost of a target is bounded), the most similar
 ones give their similarity to each of their items. `weights: same`, `idf: false` and `cosine` make their S-KNN;
-`weights: linear`, `idf: false` and `cosine: false`, V-SKNN. A row is a user's training events, also those of the target's own user.
+`weights: linear`, `idf: false` and `cosine: false`, V-SKNN. A row is a user's training events, also those of the
+target's own user.
 
     Q  targets     L  items of a history     k  neighbours     R  training rows, the newest first
     N  rows that an item of a history is in     P  the same, each row once for each target

@@ -74,8 +74,8 @@ class Feature(Settings):
     otherwise: str = "none"
     """The label of `first_of` where no flag is true."""
     since_first_event: bool = False
-    """An `elapsed` of the item that counts from its first event in the training data, or, where training has none, in the
-    log. No `age` of a model's `knows`: when an item will first be taken tells the target."""
+    """An `elapsed` of the item that counts from its first event in the training data, or, where training has none, in
+    the log. No `age` of a model's `knows`: when an item will first be taken tells the target."""
     at_request: bool = False
     """Of an event feature: its value is known when the request is made, before the item is chosen (a device, a place, a
     referrer), so that a model that knows the request has it as an input for the next interaction."""
