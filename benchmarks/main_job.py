@@ -35,12 +35,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     source, *overrides = options.words
     with tempfile.TemporaryDirectory() as temporary:
         storage = next((word.partition("=")[2] for word in overrides if word.startswith("storage=")), temporary)
-        config = with_seeds(source, Path(temporary), options.seeds, options.models)
-        command = [sys.executable, "-m", "cluster.cli", "run", config, f"storage={temporary}", *overrides]
+        config = with_seeds(source, overrides, Path(temporary), options.seeds, options.models)
+        command = [sys.executable, "-m", "cluster.cli", "run", config, f"storage={storage}"]
         taken = watch(command)
         if taken.status:
             sys.exit(f"{' '.join(command)} ended with status {taken.status}")
-        settings = load_settings(Config, config, overrides)
+        settings = load_settings(Config, config, [f"storage={storage}"])
         folder = Path(storage, settings.name)
         results = json.loads((folder / "results.json").read_text())
         given = str(folder / "targets"), settings.cluster.workers.max, settings.evaluate.resamples
@@ -68,7 +68,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "best": {"model": best, "versus": led["versus"]},
         "majority": results["majority"],
         "simple": results["simple"],
-        "segments": results["segments"],
+        "segments": merged["segments"],
     }
     return without_times(found) if options.busy else found
 
@@ -158,7 +158,7 @@ def _intents(run: dict[str, Any]) -> list[str]:
 
 
 def _segments(run: dict[str, Any]) -> list[str]:
-    """The first model against its control in parts of the targets; of several seeds the first."""
+    """The first model against its control in parts of the targets; of several seeds their means."""
     rows = [row for row in run["segments"] if row["versus"]]
     if not rows:
         return []
@@ -198,4 +198,6 @@ if __name__ == "__main__":
     parser.add_argument("--models", type=lambda names: names.split(","), default=[], help="such as intentrec,deep")
     parser.add_argument("--busy", action="store_true", help="the machine has other work: keep no times")
     options = parser.parse_intermixed_args()
+    if options.seeds > 1 and not options.models:
+        parser.error("--seeds: takes --models, too")
     print(json.dumps(rounded(measure(options)), indent=1))

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import psutil
 
-SECONDS_BETWEEN_LOOKS = 3.0
+MOST_SECONDS_BETWEEN_LOOKS = 3.0
+"""A tenth of what has passed until then: a look takes time of the processes that it looks at."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ def watch(command: list[str]) -> Watched:
     process = subprocess.Popen(command, stdout=sys.stderr)
 
     def look() -> None:
-        while not ended.wait(SECONDS_BETWEEN_LOOKS):
+        while not ended.wait(min(MOST_SECONDS_BETWEEN_LOOKS, 0.02 + (time.perf_counter() - began) / 10)):
             with contextlib.suppress(psutil.NoSuchProcess):
                 first = psutil.Process(process.pid)
                 sizes.append(sum(map(_proportional, (first, *first.children(recursive=True)))))

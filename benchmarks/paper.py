@@ -165,7 +165,7 @@ class Paper:
                 found[path.stem] = results
         models = {name: each["models"][name] for name, each in found.items()}
         first = {name: model for name, model in models.items() if name.startswith(f"{FIRST}{COPY}")}
-        results = {**next(iter(found.values())), "models": first | models}
+        results = {**next(iter(found.values())), "models": first | models, "segments": []}
         workers, resamples = self.config.cluster.workers.max, self.config.evaluate.resamples
         merged = together(results, str(self.kept / "targets"), workers, resamples)
         ran: dict[str, Any] = {}

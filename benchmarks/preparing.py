@@ -62,7 +62,10 @@ def timed(command: list[str]) -> dict[str, float]:
 def measure(log: Path, folder: Path, ray_data: bool) -> dict[str, Any]:
     """All sides on the log of `log`; what they write goes to `folder`."""
     paths = [f"storage={folder}", "simulate=null", f"data.events={log}/events", f"data.items={log}/items"]
+    paths += ["models={popularity: {kind: popularity}}", "recommend=null"]  # others read the rule of the log
     sides = {"prepare": timed([*STAGE, "prepare", *CONFIG, *paths])}
+    if "seconds" not in sides["prepare"]:
+        sys.exit("prepare has failed: its error stands above")
     counts = json.loads((folder / "run" / "data" / "manifest.json").read_text())["counts"]
     for name, script in SORTS.items():
         if importlib.util.find_spec(name) is not None and (ray_data or name != "ray.data"):

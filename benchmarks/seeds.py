@@ -12,27 +12,35 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
 import yaml
 
 from embeddings.workers import Worker
 from evaluation.metrics import target_values
+from evaluation.segments import SegmentSums, segments_of
 from evaluation.significance import Differences, compare
 from evaluation.targets import paired
+from ingest.errors import InputError
+from ingest.settings import load_content
 
 _AVERAGED = ("metrics", "intents")
 COPY = ".seed-"
 """Between a model's name and the seed of its copy."""
 
 
-def with_seeds(config: str, folder: Path, seeds: int, models: Sequence[str]) -> str:
-    """The config with a copy of each of `models` for every further seed, as a file in `folder`.
+def with_seeds(config: str, overrides: Sequence[str], folder: Path, seeds: int, models: Sequence[str]) -> str:
+    """The config, `overrides` laid over it, with a copy of each of `models` for every further seed, as a file in
+    `folder`.
 
-    A copy stands behind all models, so that the first stays the first.
+    A copy stands behind all models, so that the first stays the first. Raises `InputError` where one of `models` is
+    not there.
     """
-    content = yaml.safe_load(Path(config).read_text())
-    first = content.get("train", {}).get("seed", 0)
+    content = load_content(config, overrides)
     for name in models:
+        if name not in content["models"]:
+            raise InputError(f"--models: takes those of the config, {', '.join(content['models'])}; got {name!r}")
         section = content["models"][name]
+        first = {**content.get("train", {}), **section.get("train", {})}.get("seed", 0)
         for seed in range(1, seeds):
             train = section.get("train", {}) | {"seed": first + seed}
             content["models"][f"{name}{COPY}{seed}"] = section | {"train": train}
@@ -44,7 +52,9 @@ def with_seeds(config: str, folder: Path, seeds: int, models: Sequence[str]) -> 
 def together(results: Mapping[str, Any], targets: str, workers: int, resamples: int) -> dict[str, Any]:
     """The models of `results` with their copies as one, and the first model against all others.
 
-    `metrics` and `intents` are means, `spread` is the lowest and the highest of each metric, `deviation` and
+    `segments`, where the results have them, are of the means over seeds, those by an intent of what the first seed
+    named. `metrics` and `intents` are
+    means, `spread` is the lowest and the highest of each metric, `deviation` and
     `intents_deviation` the standard deviations of a seed; the last three are None of one seed. `targets`: the folder of
     the run's targets.
     """
@@ -57,14 +67,21 @@ def together(results: Mapping[str, Any], targets: str, workers: int, resamples: 
     metric = results["protocol"]["metric"]
     differences = {other: Differences(resamples) for other in others}
     every = [each for name in compared for each in groups[name]]
+    by = {row["by"] for row in results.get("segments", [])}
+    control = next((name for name in others if models[name]["kind"] == "deep"), None)
+    kinds = segments_of("session" in by, [name for name in models[first]["intents"] if f"intent {name}" in by])
+    sums = SegmentSums(kinds, compared, control, metric)
     for rank in range(workers):
-        for user_N, ranks, _ in paired(targets, every, Worker(rank, workers)):
+        for user_N, ranks, facts in paired(targets, every, Worker(rank, workers)):
             value = {name: sum(target_values(ranks[each], metric) for each in groups[name]) / len(groups[name])
                      for name in compared}  # fmt: skip
+            if by:
+                sums.add_values(user_N, np.stack([value[name] for name in compared], axis=1), facts)
             for other in others:
                 differences[other].add(value[first] - value[other], user_N)
     versus = {other: compare(found, metric, 0).model_dump() for other, found in differences.items()}
-    return {"models": models, "versus": versus}
+    segments = [segment.model_dump() for segment in sums.found([sums.sums], resamples)] if by else []
+    return {"models": models, "versus": versus, "segments": segments}
 
 
 def _mean(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

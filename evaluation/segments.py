@@ -57,9 +57,13 @@ class SegmentSums:
 
     def add(self, user_N: Ints, ranks: dict[str, Ints], facts: pl.DataFrame) -> None:
         """Count targets: a number of each one's user, its rank by model, and its columns."""
+        values = [target_values(ranks[model], self.metric) for model in self.models]
+        self.add_values(user_N, np.stack(values, axis=1), facts)
+
+    def add_values(self, user_N: Ints, value_NM: Floats, facts: pl.DataFrame) -> None:
+        """Likewise, with each model's value of the metric at each target."""
         inside = facts.select(where.fill_null(False).alias(str(s)) for s, where in enumerate(self.segments.values()))
         inside_NS = inside.to_numpy().astype(bool)
-        value_NM = np.stack([target_values(ranks[model], self.metric) for model in self.models], axis=1)
         self.targets_S += inside_NS.sum(axis=0)
         self.values_SM += inside_NS.T.astype(np.float64) @ value_NM
         if self.control is not None:

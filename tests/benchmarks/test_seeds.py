@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -17,6 +18,7 @@ from benchmarks.results import made
 from benchmarks.seeds import together, with_seeds
 from cluster.config import Config
 from embeddings.workers import Worker
+from ingest.errors import InputError
 from ingest.settings import load_settings
 from tests.evaluation.scenarios import evaluated
 from tests.small import Data
@@ -25,16 +27,22 @@ from tests.small import Data
 def test_a_model_is_trained_with_every_seed(tmp_path: Path) -> None:
     source = tmp_path / "run.yaml"
     model = {"kind": "intentrec", "train": {"epochs": 3}}
-    content = {"name": "run", "data": {"events": "events"}, "train": {"seed": 7}}
+    content = {"name": "run", "data": {"events": "events"}, "train": {"seed": 5}}
     features = {"features": [{"name": "action", "intent": True}]}
     content |= {"data": {"events": "events"} | features, "models": {"a": model, "b": {"kind": "markov"}}}
     source.write_text(yaml.safe_dump(content))
     folder = tmp_path / "seeds"
     folder.mkdir()
-    config = load_settings(Config, with_seeds(str(source), folder, 3, ["a"]))
+    config = load_settings(Config, with_seeds(str(source), ["train.seed=7"], folder, 3, ["a"]))
     assert list(config.models) == ["a", "b", "a.seed-1", "a.seed-2"]
     trains = [config.train_config(name) for name in config.neural]
     assert [(train.seed, train.epochs) for train in trains] == [(7, 3), (8, 3), (9, 3)]
+    own = ["models.a.train.seed=3", "models.a.dropout=0.05"]
+    config = load_settings(Config, with_seeds(str(source), own, folder, 2, ["a"]))
+    assert [config.train_config(name).seed for name in config.neural] == [3, 4]
+    assert [config.models[name].model_dump()["dropout"] for name in config.neural] == [0.05, 0.05]
+    with pytest.raises(InputError, match="--models: takes those of the config, a, b; got 'c'"):
+        with_seeds(str(source), [], folder, 2, ["c"])
 
 
 @pytest.mark.usefixtures("alone")
@@ -42,12 +50,15 @@ def test_seeds_are_compared_as_their_mean(data: Data, tmp_path: Path) -> None:
     found = evaluated(data, tmp_path, Worker())
     targets = tmp_path / "targets-1"
     shutil.copytree(targets / "markov", targets / "intentrec.seed-1")  # of another "seed"
-    models = {
-        name: {"metrics": dict(model.metrics), "intents": {}, "oracle": False} for name, model in found.models.items()
+    models: dict[str, Any] = {
+        name: {"kind": model.kind, "metrics": dict(model.metrics), "intents": {}, "oracle": False}
+        for name, model in found.models.items()
     }
     models["intentrec"]["intents"] = {"action": 0.5}
     models["intentrec.seed-1"] = models["markov"] | {"intents": {"action": 0.75}}
-    merged = together({"models": models, "protocol": {"metric": "NDCG@10"}}, str(targets), 1, 200)
+    results = {"models": models, "protocol": {"metric": "NDCG@10"}}
+    results["segments"] = [segment.model_dump() for segment in found.segments]
+    merged = together(results, str(targets), 1, 200)
     assert list(merged["models"]) == ["intentrec", "markov", "popularity"]
     ours = merged["models"]["intentrec"]
     pair = [models[name]["metrics"]["MRR"] for name in ("intentrec", "markov")]
@@ -65,10 +76,18 @@ def test_seeds_are_compared_as_their_mean(data: Data, tmp_path: Path) -> None:
     for other in ("markov", "popularity"):
         expected = (gains("intentrec") + gains("markov")).mean() / 2 - gains(other).mean()
         assert merged["versus"][other]["difference"] == pytest.approx(expected)
+    quality = found.models["intentrec"].model_dump()["quality"]
+    facts_of = pl.read_parquet(targets / "intentrec").sort("user", "place")
+    kinds = {row.by for row in found.segments} - {f"intent {name}" for name in quality if name != "action"}
+    assert {row["by"] for row in merged["segments"]} == kinds
+    for row in merged["segments"]:
+        if (row["by"], row["name"]) == ("item for the user", "new"):
+            new = ~facts_of["again"].to_numpy()
+            assert row["values"]["intentrec"] == pytest.approx((gains("intentrec") + gains("markov"))[new].mean() / 2)
+            assert row["targets"] == new.sum()
     run = {"seconds": {"all": 60, "train": 1, "evaluate": 1}, "peak_memory_gib": 1, "targets": 3, "unknown_targets": 0}
     run |= {"data": {"users": 1, "items": 2, "events": 3}, "chosen": {}, "date": "2026-11-29", "machine": "a machine"}
     run |= {"command": "python -m benchmarks.main_job configs/demo.yaml", "versions": {"torch": "2"}, "commit": "c0de+"}
-    quality = found.models["intentrec"].model_dump()["quality"]
     facts = {"quality": {}, "training": None, "latency": None, "parameters": None}
     merged["models"] = {name: model | facts for name, model in merged["models"].items()}
     merged["models"]["intentrec"] |= {
