@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -98,7 +99,11 @@ class Run:
     def ends(self) -> dict[str, float]:
         """The last epoch's mean training loss, and the last validation."""
         progress = self.progress()
-        (before, _), (_, metric) = progress.validation_curve[-2:]
+        ends = re.findall(r"epoch (\d+)/\d+: loss .*, step ([\d,]+),", self.log.read_text())
+        step_of = {int(epoch): int(step.replace(",", "")) for epoch, step in ends}
+        before, (last, metric) = step_of[max(step_of) - 1], progress.validation_curve[-1]
+        if last != max(step_of):
+            sys.exit(f"{self.log}: its last epoch is {max(step_of)}, that of the checkpoint {last}")
         return {"loss": fmean(loss for step, loss in progress.train_curve if step > before), "validation": metric}
 
     def disturbed(self, steps: int) -> dict[str, float]:

@@ -23,7 +23,6 @@ skip without one (pytest tests/trainer/test_device.py tests/embeddings/test_shar
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import logging
 import os
@@ -36,7 +35,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_checks import SMALL, Bench, Sizes, attention, moved, precision, tables
+from benchmarks.gpu_checks import SMALL, Bench, Sizes, attention, free, moved, precision, tables
 from benchmarks.gpu_rates import Steps, profiled, reading, throughput, timed, waiting
 from benchmarks.training import header, prepared
 from embeddings.table_config import ITEM
@@ -89,6 +88,7 @@ def full_softmax(bench: Bench) -> dict[str, Any]:
         with single_process(bench.device):
             case, batch = moved(case, bench.sizes.full_items, case.batches(1, Worker())[0])
             found[name] = timed(bench, Steps(case, batch, bench.device).take)
+        free(bench.device)
         bench.note({"losses": found})
     return {"items": bench.sizes.full_items, "losses": found}
 
@@ -105,12 +105,6 @@ PARTS: dict[str, tuple[Callable[[Bench], dict[str, Any]], float]] = {
     "profile": (profiled, 30),
 }
 """With about how many seconds each may take."""
-
-
-def free(device: torch.device) -> None:
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def checked(name: str, bench: Bench) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import time
 from collections.abc import Callable
@@ -338,6 +339,13 @@ def tables(bench: Bench) -> dict[str, Any]:
             if optimizer == "sgd" and bool((change[(gradient == 0).all(dim=1)].abs() > 1e-6).any()):
                 found.wrong.append(f"{name} rows of {table}: rows that nobody read have changed")
     return found.result()
+
+
+def free(device: torch.device) -> None:
+    """Let go of models that are no longer used: they have cycles, so a peak would count those of cases before."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def moved(case: Case, items: int, batch: Batch) -> tuple[Case, Batch]:

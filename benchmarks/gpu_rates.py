@@ -25,16 +25,26 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu_checks import Bench, moved
+from benchmarks.gpu_checks import Bench, free, moved
 from benchmarks.training import Case, targets_of
 from embeddings.workers import Worker, single_process, total
 from ingest.data.batch import Batch
+from ingest.errors import InputError
 from trainer.layers import Transformer
-from trainer.step import Step
+from trainer.step import Prepared, Step
 
 GIB = 2**30
 WARM_UP, ROUNDS = 3, 3
-BF16_FLOPS = {"H100": 989e12, "H200": 989e12, "H800": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12}
+BF16_FLOPS = {
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "H800": 989e12,
+    "A100": 312e12,
+    "B200": 2250e12,
+    "L40S": 362e12,
+}
 """Dense, of the data sheets, by what is in the card's name."""
 
 
@@ -80,13 +90,14 @@ def timed(bench: Bench, call: Callable[[], Any]) -> dict[str, Any]:
     return {"step_ms": round(1e3 * statistics.median(found), 3), "peak_gib": peak}
 
 
-def useful_flops(step: Step, batch: Batch) -> float:
-    """See the head of this file."""
+def useful_flops(step: Step, batch: Batch, prepared: Prepared) -> float:
+    """See the head of this file. `prepared`: a step on the batch, of whose negatives each is scored once however often
+    it was drawn."""
     network, dimension = step.recommender.network, step.config.tables.dimension
     weights = sum(module.weight.numel() for module in network.modules() if isinstance(module, nn.Linear))
     layers = sum(_layers(module) for module in network.modules())
     seen = float((batch.lengths_B * (batch.lengths_B + 1)).sum()) / 2
-    items = len(step.slice_v) if step.config.loss.kind == "full" else step.config.loss.negatives
+    items = len(step.slice_v) if prepared.negatives is None else len(prepared.negatives.item_N)
     scores = float(len(batch.target_Q) * items)
     return 6.0 * batch.tokens * weights + 12.0 * dimension * layers * seen + 6.0 * dimension * scores
 
@@ -134,16 +145,21 @@ def throughput(bench: Bench) -> dict[str, Any]:
             continue
         length, train = found["length"], {"precision": "bf16", "tokens": found["tokens"]}
         case = bench.case(found["model"], found["dimension"], 0.1, length=length or bench.sizes.longest, **train)
+        steps: Steps | None = None
         try:
             with single_process(bench.device):
                 case, batch = moved(case, found["items"], case.batches(1, Worker())[0])
-                steps = Steps(case, long(batch, length) if length else batch, bench.device)
+                batch = long(batch, length) if length else batch
+                steps = Steps(case, batch, bench.device)
                 found |= {"tokens": batch.tokens} | timed(bench, steps.take)
-                useful = useful_flops(steps.step, steps.step.asking(batch, 0)) / found["step_ms"] * 1e3
-                del steps
-        except torch.OutOfMemoryError:
-            found["skipped"] = "out of memory"
+                flops = useful_flops(steps.step, steps.step.asking(batch, 0), steps.prepared)
+                useful = flops / found["step_ms"] * 1e3
+        except (torch.OutOfMemoryError, InputError) as error:
+            found["skipped"] = f"does not fit: {str(error).splitlines()[0]}"
             continue
+        finally:
+            steps = None
+            free(bench.device)
         found["targets_per_second"] = round(1e3 * targets_of(batch) / found["step_ms"])
         found |= {"useful_tflops": round(useful / 1e12, 4), "of_best_matmul": round(useful / best, 4)}
         found["mfu"] = None if peak is None else round(useful / peak, 4)

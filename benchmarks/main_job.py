@@ -134,7 +134,10 @@ def _against_baselines(run: dict[str, Any]) -> list[str]:
         for name, found in versus.items()
         if run["models"][name]["parameters"] is None
     ]
-    return ["", f"The best trained model, {best}, against each baseline: {', '.join(against)}."] if against else []
+    trained = sum(found["parameters"] is not None for found in run["models"].values())
+    words = f"The best of the {trained} trained models above, {best}, against each baseline"
+    words += " (p as if it had been the only one)" * (trained > 1)
+    return ["", f"{words}: {', '.join(against)}."] if against else []
 
 
 def _value(found: dict[str, Any], metric: str) -> str:

@@ -154,6 +154,8 @@ class Step:
                 negatives = self.sampler(number, gather_rows(target_Q)[0] if self.sampler.needs_targets else target_Q)
                 item_C = torch.cat([target_Q, negatives.item_N])
             asked = self.recommender.ask(batch, *self.candidates.of(batch, item_C, number), training=True)
+            if self.worker.workers == 1:  # nothing travels, but TorchRec copies some numbers to the device here
+                asked.lookup.exchange()
         self.following = Prepared(number, asked, negatives)
         return self.following
 

@@ -62,10 +62,11 @@ def test_useful_flops_are_those_of_the_products_without_the_masked_half(data: Da
     batch, dimension = data.batch(range(8)), 8
     counted = []
     for lengths_B in (batch.lengths_B, torch.ones(batch.tokens, dtype=torch.int64)):
-        step = make_step(data.manifest, model=SASRecConfig(heads=2, dropout=0.0), loss={"scores_at_once": 10**6})
+        loss = {"scores_at_once": 10**6, "negatives": 500}  # far more than there are items
+        step = make_step(data.manifest, model=SASRecConfig(heads=2, dropout=0.0), loss=loss)
         given = replace(batch, lengths_B=lengths_B, position_T=torch.zeros_like(batch.position_T))
         prepared = step.prepare(given, 0)
-        useful = useful_flops(step, given)
+        useful = useful_flops(step, given, prepared)
         made = counted_flops(lambda: step.train(given, 0, (1.0, 1.0), 0, prepared))  # noqa: B023
         counted.append((useful, made))
     assert counted[1][0] == pytest.approx(counted[1][1], rel=0.1)

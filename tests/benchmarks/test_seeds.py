@@ -112,7 +112,9 @@ def test_seeds_are_compared_as_their_mean(data: Data, tmp_path: Path) -> None:
     assert f"| action | last label | {found.simple['last label']['action'].accuracy:.3f} | " in text
     assert "against each baseline" not in text
     best = {"model": "intentrec", "versus": {"popularity": {"metric": "MRR", "difference": 0.02, "p": 0.0004}}}
-    line = "The best trained model, intentrec, against each baseline: popularity +0.0200 MRR (p < 0.001)."
+    line = (
+        "The best of the 1 trained models above, intentrec, against each baseline: popularity +0.0200 MRR (p < 0.001)."
+    )
     assert line in section(run | {"best": best}).splitlines()
     assert best_of(merged["models"], "MRR") == "intentrec"
     times = "| intentrec | 12,345 | 678 | 61.5 | 4,321 | 1.38 | 23.4 | 987 |"

@@ -25,7 +25,7 @@ def test_every_key_has_words_and_every_kind_of_model_is_there() -> None:
 @pytest.mark.parametrize(
     "row",
     [
-        "| `tokens` | integer from 1 | `8192` | Tokens in a worker's batch, about: a row is never cut. |",
+        "| `tokens` | integer from 1 | `8192` | Tokens in a worker's batch, about: a sequence is never cut. |",
         "| `in_batch_share` | number over 0 below 1 | `0.5` | The part of `mixed` negatives that",
         "| `gpus` | `true`, `false`, `null` | `null` | ",
         "| `features` | `sasrec`, `bert4rec` | `true`, `false` | `false` | ",

@@ -19,7 +19,7 @@ from ingest.prepare.pipeline import prepare
 from ingest.prepare.tasks import Call
 from ingest.storage import list_files, open_file
 from tests.ingest.prepare.prepare_reference import config_for, random_log, write_log
-from tests.ingest.prepare.test_prepare import PARTITIONS, contents
+from tests.ingest.prepare.test_prepare import MANY_PARTITIONS, contents
 from tests.s3 import ObjectStore
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def test_a_cluster_and_one_process_write_the_same_bytes(
 ) -> None:
     """Locally, and in the object store."""
     write_log(tmp_path, *random_log(7, "string"), "string")
-    config = config_for(tmp_path, "point_in_time", **PARTITIONS)
+    config = config_for(tmp_path, "point_in_time", **MANY_PARTITIONS)
     prepare(config, str(tmp_path / "here"), lambda _: None)
     prepare(config, str(tmp_path / "there"), lambda _: None, runner)
     expected = contents(tmp_path / "here")
@@ -76,7 +76,7 @@ def test_a_refusal_in_a_task_is_one_sentence(runner: OnRay, tmp_path: Path) -> N
     events, items = random_log(7, "string")
     events[60]["user_id"] = None
     write_log(tmp_path, events, items, "string")
-    config = config_for(tmp_path, "leave_one_out", **PARTITIONS)
+    config = config_for(tmp_path, "leave_one_out", **MANY_PARTITIONS)
     with pytest.raises(InputError, match=r"events/\w\.parquet: column 'user_id' has no value in row \d+$"):
         prepare(config, str(tmp_path / "out"), lambda _: None, runner)
     assert not (tmp_path / "out").exists()

@@ -54,6 +54,8 @@ OPTIONS: list[Row] = [
 ]
 PARTITIONS: Row = {"partition_events": 30}
 """Makes several partitions of the small logs."""
+MANY_PARTITIONS: Row = {"partition_events": 10}
+"""Makes some ten, which are enough for tasks of their own."""
 
 
 @pytest.mark.parametrize("split", SPLITS)

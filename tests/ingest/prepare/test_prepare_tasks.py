@@ -16,7 +16,7 @@ from ingest.prepare import pipeline
 from ingest.prepare.pipeline import prepare
 from ingest.prepare.tasks import Call, run_stage
 from tests.ingest.prepare.prepare_reference import Row, config_for, random_log, write_log
-from tests.ingest.prepare.test_prepare import PARTITIONS, contents, read_rows, read_vocabulary
+from tests.ingest.prepare.test_prepare import MANY_PARTITIONS, contents, read_rows, read_vocabulary
 from tests.s3 import ObjectStore
 
 
@@ -47,7 +47,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def log_config(folder: Path, **more: object) -> DataConfig:
-    return config_for(folder, "leave_one_out", **PARTITIONS, **more)
+    return config_for(folder, "leave_one_out", **MANY_PARTITIONS, **more)
 
 
 def test_interrupted_after_any_call_it_goes_on_with_what_is_finished(log: Path, tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_a_data_set_grows_and_keeps_its_indices(tmp_path: Path, seed: int) -> No
     events, items = random_log(20 + seed, "int")
     half = len(events) // 2
     write_log(tmp_path, events[:half], items, "int")
-    config = config_for(tmp_path, "leave_one_out", **PARTITIONS, grow=True)
+    config = config_for(tmp_path, "leave_one_out", **MANY_PARTITIONS, grow=True)
     out = tmp_path / "out"
     before = prepare(config, str(out), lambda _: None)
     names = [path.stem for path in (out / "vocab").iterdir()]
