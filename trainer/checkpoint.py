@@ -247,15 +247,21 @@ class Checkpoints(Markers):
         self.buffers = None
 
     def _finish(self, saving: Saving) -> None:
-        """Write the marker and then the name of the best; remove what nothing needs any more."""
+        """Write the marker and then the name of the best; remove what nothing needs any more.
+
+        With both the checkpoint is complete, also where something can not be removed.
+        """
         folder = join(self.folder, saving.name)
         write_checked(join(folder, MARKER), saving.marker)
         if saving.best:
             write_checked(join(self.folder, BEST), {"checkpoint": saving.name})
-        for file in list_names(folder):
-            if file != MARKER and file.rpartition(".")[0] not in saving.marker["pieces"]:
-                remove(join(folder, file))
-        self._remove_old(saving.name)
+        try:
+            for file in list_names(folder):
+                if file != MARKER and file.rpartition(".")[0] not in saving.marker["pieces"]:
+                    remove(join(folder, file))
+            self._remove_old(saving.name)
+        except (OSError, InputError) as error:
+            self.worker.say(f"{self.folder}: what is no longer needed can not be removed: {error}")
 
     def _remove_old(self, newest: str) -> None:
         """All before `newest` but `keep`, the best, their bases, and damaged ones; also what was never completed.

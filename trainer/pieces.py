@@ -184,13 +184,15 @@ def write_pieces(stem: str, copied: Iterable[Filled], buffers: Buffers) -> None:
     pieces, size = list[Piece](), 0
     with open_blocks(f"{stem}.bin") as append:
         for filled in copied:
-            content = filled.buffer.numpy()[: _round_up(filled.used, BLOCK)].data
-            for piece in filled.pieces:
-                checksum = zlib.crc32(content[piece.offset : piece.offset + piece.length])
-                pieces.append(replace(piece, offset=size + piece.offset, checksum=checksum))
-            append(content)
-            size += len(content)
-            buffers.give_back(filled.buffer)
+            try:
+                content = filled.buffer.numpy()[: _round_up(filled.used, BLOCK)].data
+                for piece in filled.pieces:
+                    checksum = zlib.crc32(content[piece.offset : piece.offset + piece.length])
+                    pieces.append(replace(piece, offset=size + piece.offset, checksum=checksum))
+                append(content)
+                size += len(content)
+            finally:
+                buffers.give_back(filled.buffer)
     write_checked(f"{stem}.json", {"bytes": size, "pieces": [asdict(piece) for piece in pieces]})
 
 

@@ -76,15 +76,29 @@ class Position:
         if len(self.workers) == workers:
             return self.workers
         begun = sum(bool(block.consumed) for block in chain(*self.workers))
-        pieces: list[tuple[ShuffleBlock, float]] = []
-        for block in chain(*self.workers):
+        pieces, source = list[tuple[ShuffleBlock, float]](), list[int]()
+        for number, block in enumerate(chain(*self.workers)):
             pieces += _parts(block, -(-workers // begun), shards) if block.consumed else _groups(block, shards)
+            source += [number] * (len(pieces) - len(source))
         loads, dealt = [(0.0, worker) for worker in range(workers)], [list[int]() for _ in range(workers)]
         for number in sorted(range(len(pieces)), key=lambda number: -pieces[number][1]):
             load, least = loads[0]
             heapreplace(loads, (load + pieces[number][1], least))
             dealt[least].append(number)
-        return tuple(tuple(pieces[number][0] for number in sorted(own)) for own in dealt)
+        return tuple(_joined([(pieces[number][0], source[number]) for number in sorted(own)]) for own in dealt)
+
+
+def _joined(pieces: list[tuple[ShuffleBlock, int]]) -> tuple[ShuffleBlock, ...]:
+    """Blocks that are not begun and come from the same one (its number) as one again, so that their rows are shuffled
+    and cut into batches together."""
+    found: list[ShuffleBlock] = []
+    for (consumed, _), same in groupby(pieces, key=lambda piece: (piece[0].consumed, piece[1])):
+        blocks = [block for block, _ in same]
+        if consumed:
+            found += blocks
+        else:
+            found.append(ShuffleBlock(tuple(chain.from_iterable(block.row_groups for block in blocks))))
+    return tuple(found)
 
 
 def _groups(block: ShuffleBlock, shards: Sequence[Shard]) -> list[tuple[ShuffleBlock, float]]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import errno
 import re
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 from embeddings.workers import Worker
 from ingest import patience
@@ -17,6 +20,7 @@ from tests.gated import gated
 from tests.scenarios import TwoWorkers
 from tests.small import Data, make_step, make_trainer, same, train_config, watched, weights
 from tests.trainer.test_checkpoint import OURS, resumed, save
+from trainer import pieces
 from trainer.checkpoint import Checkpoints
 from trainer.loop import Validation
 from trainer.progress import Progress
@@ -64,6 +68,42 @@ def test_the_best_checkpoint_that_was_not_written_leaves_its_place_to_the_next(
     assert trainer.checkpoints.best() == trainer.checkpoints.latest()
     assert trainer.checkpoints.progress(str(trainer.checkpoints.best())).best == 0.5
     assert [line for line in said if "is left out, training goes on: " in line]
+
+
+def test_what_can_not_be_removed_leaves_a_checkpoint_complete(
+    prepared: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where another process reads an old one on NFS."""
+
+    def refused(self: Checkpoints, newest: str) -> None:
+        raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    monkeypatch.setattr(Checkpoints, "_remove_old", refused)
+    said: list[str] = []
+    trainer = make_trainer(prepared["one group"], str(tmp_path), Worker(say=said.append), epochs=2, keep=1)
+    trainer.validate = lambda step: Validation({"MRR": 1 / (1 + trainer.progress.epoch)}, {}, {})  # ever worse
+    progress = trainer.fit()
+    assert (progress.best, progress.best_epoch, progress.finished) == (1.0, 1, True)
+    assert trainer.checkpoints.best() == trainer.checkpoints.complete()[0] != trainer.checkpoints.latest()
+    assert any("can not be removed: [Errno" in line for line in said)
+    assert not any("left out" in line for line in said)
+
+
+def test_a_write_that_fails_keeps_no_buffer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def failing(url: str) -> Iterator[Callable[[object], None]]:
+        def append(content: object) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        yield append
+
+    monkeypatch.setattr(pieces, "open_blocks", failing)
+    buffers = pieces.Buffers(0, pinned=False)
+    part = pieces.Part("a", (4, 2), (0, 0), torch.ones(4, 2))
+    for _ in range(4):  # of two there are
+        with pytest.raises(OSError, match="Input/output"):
+            pieces.write_pieces(str(tmp_path / "a"), pieces.copies([part], buffers), buffers)
+        assert buffers.free.qsize() == buffers.made
 
 
 def test_one_workers_full_disk_is_gone_on_from_by_all(two_workers: TwoWorkers, data: Data) -> None:

@@ -141,6 +141,17 @@ def test_what_is_left_of_a_block_is_divided_among_more_workers(urls: dict[int, s
     assert max(tokens) < (1.5 if after % before == 0 or after == 1 else 2.5) * min(tokens)
 
 
+@pytest.mark.parametrize("merged", [1, 2])
+def test_batches_stay_as_large_where_workers_change(urls: dict[int, str], merged: int) -> None:
+    """Though what is left is dealt in row groups, which are smaller here."""
+    left = tuple(steps[0][1] for steps in epoch(urls[20], 2, 1, None, tokens=100, buffer=10_000))
+    position = Position.from_json(Position(1, left).to_json())
+    ((*batches,),) = epoch(urls[20], 1, 1, position, tokens=100, buffer=10_000, merged=merged)
+    tokens = [batch.tokens for batch, _ in batches]
+    assert sum(tokens) > 700
+    assert sum(tokens) / len(tokens) > 65 * merged  # the last of a block may be small
+
+
 @settings(max_examples=25, deadline=None)
 @given(workers=st.integers(1, 3), stop=st.integers(1, 30), merged=st.integers(1, 3), **SHAPES)
 def test_resumed_is_uninterrupted_on_the_same_number_of_workers(
