@@ -163,6 +163,15 @@ class Positions(nn.Module):
         return parts
 
 
+class FeedForward(nn.Sequential):
+    """With a `forward` of its own: of torch's torch.compile skips the code, and so would compile nothing."""
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        for module in self:
+            x_TD = module(x_TD)
+        return x_TD
+
+
 class Block(nn.Module):
     """A pre-norm Transformer block: attention and a feed-forward layer, each added to its input."""
 
@@ -170,7 +179,7 @@ class Block(nn.Module):
         super().__init__()
         self.attention_norm = nn.LayerNorm(dimension)
         self.attention = Attention(dimension, heads, causal)
-        self.feed_forward = nn.Sequential(
+        self.feed_forward: nn.Sequential = FeedForward(
             nn.LayerNorm(dimension),
             nn.Linear(dimension, expansion * dimension),
             nn.GELU(),
@@ -210,7 +219,7 @@ class GatedBlock(Block):
     def __init__(self, dimension: int, heads: int, dropout: float, expansion: int, causal: bool = True) -> None:
         super().__init__(dimension, heads, dropout, expansion, causal)
         width = expansion * dimension
-        self.feed_forward = nn.Sequential(nn.LayerNorm(dimension), SwiGLU(dimension, width), Dropout(dropout))
+        self.feed_forward = FeedForward(nn.LayerNorm(dimension), SwiGLU(dimension, width), Dropout(dropout))
         self.gates = nn.ModuleList(nn.Linear(dimension, dimension) for _ in range(2))
 
     def add(self, x_TD: Tensor, y_TD: Tensor, half: int) -> Tensor:

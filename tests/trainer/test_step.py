@@ -149,12 +149,16 @@ def test_bf16_is_close_to_fp32_and_keeps_weights_in_fp32(data: Data, kind: str, 
 def test_compiled_feed_forward_layers_give_the_same(data: Data) -> None:
     """With batches of two sizes."""
     results = []
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     for compiled in (False, True):
+        assert not torch._dynamo.utils.counters["stats"]["unique_graphs"]
         step = make_step(data.manifest, compile=compiled)
         norms = [
             float(step.train(data.batch(rows), n, (50.0, 50.0))[1]) for n, rows in enumerate((range(12), range(12, 40)))
         ]
         results.append((weights(step), norms))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert results[0][1] == pytest.approx(results[1][1], rel=1e-4)
     same(results[0][0], results[1][0], 1e-4)
 
