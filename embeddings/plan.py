@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from inspect import signature
 from pathlib import Path
@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.remote_device import _remote_device
 from torchrec import EmbeddingConfig
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
@@ -99,9 +100,21 @@ def make_plan(
         dist.broadcast_object_list(found, 0)
     (plan,) = found
     assert plan is not None
+    put_on(plan, planning.devices)
     planned = Planned(plan, planning.needs(_parameters(plan)), lookups, planning.machine)
     planning.check_fits(planned)
     return planned
+
+
+def put_on(plan: ShardingPlan, devices: Sequence[str]) -> None:
+    """Let each shard be on the device that its worker has; by rank.
+
+    The planner counts devices as if all machines had as many workers as that of the first.
+    """
+    for parameter in _parameters(plan).values():
+        for shard in parameter.sharding_spec.shards if parameter.sharding_spec is not None else ():
+            rank = shard.placement.rank()
+            shard.placement = _remote_device(f"rank:{rank}/{devices[rank]}")
 
 
 def _parameters(plan: ShardingPlan) -> dict[str, ParameterSharding]:
@@ -119,6 +132,9 @@ class _Planning:
         self.local_workers = min(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), dist.get_world_size())
         self.machine = _machine_memory() // self.local_workers
         self.limits = gather_objects(self._limits())
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
+        self.devices: list[str] = gather_objects(str(device))
 
     def _limits(self) -> tuple[int, int]:
         """What this worker may take, in bytes of the GPU's memory and of the machine's."""

@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed._shard.sharding_spec import EnumerableShardingSpec, ShardMetadata
+from torchrec.distributed.types import EmbeddingModuleShardingPlan, ParameterSharding, ShardingPlan
 
 import embeddings.sharding
-from embeddings.plan import describe_plan
+from embeddings.plan import describe_plan, put_on
 from embeddings.sharding import shard
+from embeddings.table_config import PREFIX
 from ingest.errors import InputError
 from ingest.features.feature import FIRST_VALUE
 from tests.scenarios import ALL, HALF, SETTINGS, TwoWorkers
@@ -32,6 +35,16 @@ def test_the_account_is_what_each_worker_holds(setting: str, two_workers: TwoWor
         assert need.on_device == 0
     assert results[0]["needs"] == results[1]["needs"]
     assert sum(result["held"][0] for result in results) > 0
+
+
+def test_shards_are_on_the_devices_that_their_workers_have() -> None:
+    """Of three workers one is alone on its machine; the planner takes the first one's for the number of all."""
+    shards = [ShardMetadata([8 * rank, 0], [8, 4], f"rank:{rank}/cuda:0") for rank in range(3)]
+    row_wise = ParameterSharding("row_wise", "fused", [0, 1, 2], EnumerableShardingSpec(shards))
+    whole = ParameterSharding("data_parallel", "dense", [0, 1, 2], None)
+    plan = ShardingPlan({"tables": EmbeddingModuleShardingPlan({f"{PREFIX}item": row_wise, f"{PREFIX}genres": whole})})
+    put_on(plan, ["cuda:0", "cuda:0", "cuda:1"])
+    assert [str(shard.placement) for shard in shards] == ["rank:0/cuda:0", "rank:1/cuda:0", "rank:2/cuda:1"]
 
 
 def test_row_wise_adagrad_keeps_one_number_a_row(data: Data) -> None:
