@@ -174,9 +174,10 @@ class Room:
         def watch() -> None:
             since, begun = time.monotonic(), False
             while not ended.wait(2):
+                more = 0
                 with suppress(ray.exceptions.RayError, TimeoutError):
                     begun = begun or len(ray.get(board.pulses.remote(), timeout=10)) >= workers
-                more = min(self.free(), self.most - workers) if begun else 0
+                    more = min(self.free(), self.most - workers) if begun else 0
                 if more <= 0:
                     since = time.monotonic()
                 elif time.monotonic() - since > SETTLED:
