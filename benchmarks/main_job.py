@@ -47,7 +47,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         merged = together(results, *given)
         best = best_of(merged["models"], results["protocol"]["metric"])
         own_first = sorted(results["models"], key=lambda name: name.partition(COPY)[0] != best)
-        led = together(results | {"models": {name: results["models"][name] for name in own_first}}, *given)
+        models = {name: results["models"][name] for name in own_first}
+        led = together(results | {"models": models, "segments": []}, *given)
     found = header("main_job") | {
         "seconds": {"all": taken.seconds} | results["seconds"],
         "peak_memory_gib": round(taken.gib, 2),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from typing import Any
 
 from cluster import fingerprints, summary
@@ -16,6 +16,7 @@ from evaluation.results import Evaluated, Recommended, Results
 from ingest.data.manifest import Manifest, load_manifest
 from ingest.data.requests import read_requests
 from ingest.errors import InputError
+from ingest.patience import at_most
 from ingest.prepare.pipeline import prepare
 from ingest.raw.files import find_files
 from ingest.sources.registry import Source
@@ -211,11 +212,11 @@ class Stages:
 
 
 def _files_of(source: Source) -> dict[str, str] | None:
-    """What a log is to be made of; None where that is not there, as when it was put away after the import."""
-    try:
+    """What a log is to be made of, asked for once; None where that is not there, as when it was put away after the
+    import."""
+    with at_most(0), suppress(InputError):
         return source.files()
-    except InputError:
-        return None
+    return None
 
 
 def _read(path: str) -> dict[str, Any]:
