@@ -49,8 +49,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         for name, variant in variants(case).items():
             step = variant.step(worker)
             training = Training(step, cycle(batches))
-            steps[name] = partial(_summed, training, len(batches))
-            ranks[name] = partial(_ranking, step, test, config.evaluate.filter_seen)
+            steps[name] = partial(summed, training, len(batches))
+            ranks[name] = partial(ranking_seconds, step, test, config.evaluate.filter_seen)
         found = {"step": in_turns(options.rounds, steps), "ranking": in_turns(options.rounds, ranks)}
     return {
         "model": options.model,
@@ -66,11 +66,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _summed(training: Training, steps: int) -> float:
+def summed(training: Training, steps: int) -> float:
     return sum(training.seconds(steps))
 
 
-def _ranking(step: Any, batches: list[Batch], filter_seen: bool) -> float:
+def ranking_seconds(step: Any, batches: list[Batch], filter_seen: bool) -> float:
     began = time.perf_counter()
     manifest, worker = step.manifest, step.worker
     ranker = CatalogueRanker(NeuralScorer(step), manifest.items, manifest.catalogue, worker, filter_seen)
