@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -88,7 +89,7 @@ def without_times(run: dict[str, Any]) -> dict[str, Any]:
 
 def section(run: dict[str, Any]) -> str:
     """One run as Markdown."""
-    data, seconds, words = run["data"], run["seconds"], run["command"].split()
+    data, seconds, words = run["data"], run["seconds"], shlex.split(run["command"])
     words = [word for word in words if "/" not in word.partition("=")[2]]
     first, *_ = run["models"]
     took = "It ran beside other work, so no times are kept."
@@ -103,7 +104,7 @@ def section(run: dict[str, Any]) -> str:
         f"{data['events']:,} events of {data['users']:,} users and {data['items']:,} items; {run['targets']:,} targets"
         f", of which {run['unknown_targets']:,} are items that training does not know. {took}",
         "",
-        f"`{' '.join(words)}`, {run['date'][:10]}, commit {run['commit']}, {run['machine']}, "
+        f"`{shlex.join(words)}`, {run['date'][:10]}, commit {run['commit']}, {run['machine']}, "
         f"torch {run['versions']['torch']}.",
         "",
         f"| model | {' | '.join(METRICS)} | {first} against it (MRR or NDCG@10) | p |",

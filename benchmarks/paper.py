@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -75,8 +76,8 @@ class Paper:
         self.config = load_settings(Config, source, overrides)
         self.name, self.options = self.config.name, options
         words = [word for word in overrides if not word.rpartition("=")[2].startswith("/")]
-        words += [f"--set {word}" for word in options.set] + ["--no-ray"] * options.no_ray
-        self.command = " ".join(["python -m benchmarks.paper", source, *words])
+        words += [part for word in options.set for part in ("--set", word)] + ["--no-ray"] * options.no_ray
+        self.command = shlex.join(["python", "-m", "benchmarks.paper", source, *words])
         changes: dict[str, dict[str, Any]] = {}
         for word in options.set:
             (row, _, key), value = word.partition("=")[0].partition("."), word.partition("=")[2]

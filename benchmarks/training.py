@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -50,7 +51,7 @@ def header(module: str) -> dict[str, Any]:
         elif words and words[-1].startswith("--") and "=" not in word:
             words.pop()  # the option whose value it is
     return {
-        "command": " ".join([f"python -m benchmarks.{module}", *words]),
+        "command": shlex.join(["python", "-m", f"benchmarks.{module}", *words]),
         "commit": _commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.machine()}, {_processor()}, {os.cpu_count()} cores",

@@ -154,9 +154,8 @@ def _run(group: Group) -> Any:
 
     failures, waits = 0, False
     for attempt in itertools.count(1):
-        if received():
+        if received() or (size := group.room.size()) is None:
             raise KeyboardInterrupt
-        size = group.room.size()
         if not waits:
             device = "GPU" if group.room.use_gpu else "CPU"
             print(f"starting the workers ({size}, on {device}s): this takes Ray and TorchRec a moment", flush=True)

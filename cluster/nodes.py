@@ -108,8 +108,9 @@ class Room:
                 "INTENTREC_AUTOSCALING=1"
             )
 
-    def size(self) -> int:
-        """How many workers start now: the most, or those for which there is room once that stays so for a while.
+    def size(self) -> int | None:
+        """How many workers start now: the most, or those for which there is room once that stays so for a while; None
+        where the command is asked to end before.
 
         What ended workers held comes back in seconds, on a busy machine in more, and a dead node takes some to be known
         as such. While there is not room for the least, a cluster that grows on demand is asked for it.
@@ -132,7 +133,7 @@ class Room:
                     self._ask(self.least)
                     asked = True
                 time.sleep(1)
-            return self.most
+            return None
         finally:
             if asked:
                 self._ask(0)

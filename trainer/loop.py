@@ -258,7 +258,7 @@ class Trainer:
         self.monitor.scalars(progress.step, self._lookup_shares())
         self._show_checkpoint()
         throughput = self.monitor.point(progress.step, loss, parts, norm, learning_rate)
-        progress.train_curve.append((progress.step, loss))
+        progress.add_to_curve(loss)
         progress.losses, progress.weights = {}, [0.0, 0.0]
         self.totals.restart()
         if bar is not None:

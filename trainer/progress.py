@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from ingest.errors import DamagedCheckpointError, InputError
@@ -22,6 +23,8 @@ from trainer.train_config import TrainConfig
 VERSION = 2
 """Of the checkpoints' format: 1 had torch's own, whose metadata is a pickle."""
 MARKER, DAMAGED, BEST = "complete.json", "damaged.json", "best.json"
+POINTS = 4096
+"""Of the training curve, at most; even."""
 MAY_CHANGE = {
     f"train.{key}"
     for key in (
@@ -66,11 +69,24 @@ class Progress:
     skipped: list[tuple[str, int, int, str]] = field(default_factory=list)
     """Row groups of the training data that were set aside: shard, row group, rows, reason."""
     train_curve: list[tuple[int, float]] = field(default_factory=list)
+    """The mean loss up to each of some steps, since the one before."""
     validation_curve: list[tuple[int, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.warm < 0:  # at the beginning, and in a checkpoint of before this was kept
             self.warm = float(self.step)
+
+    def add_to_curve(self, loss: float) -> None:
+        """A point of the curve. Where they become many, every two are one: each checkpoint's marker holds them all."""
+        if len(self.train_curve) >= POINTS:
+            edges = [0, *(step for step, _ in self.train_curve)]
+            sums = [
+                loss * (end - begin) for (begin, end), (_, loss) in zip(pairwise(edges), self.train_curve, strict=True)
+            ]
+            self.train_curve = [
+                (edges[n + 2], (sums[n] + sums[n + 1]) / (edges[n + 2] - edges[n])) for n in range(0, POINTS, 2)
+            ]
+        self.train_curve.append((self.step, loss))
 
     def is_finished(self, config: TrainConfig) -> bool:
         """Whether all epochs are done, or the early stop has come."""
