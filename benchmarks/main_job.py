@@ -21,13 +21,15 @@ from typing import Any
 
 from benchmarks.memory import watch
 from benchmarks.paper_tables import p_of
-from benchmarks.seeds import COPY, together, with_seeds
+from benchmarks.seeds import COPY, busiest, together, with_seeds
 from benchmarks.training import header, rounded
 from cluster.config import Config
 from ingest.settings import load_settings
 
 METRICS = ("HR@10", "NDCG@10", "MRR")
 TIMES = ("training", "latency")
+BUSY = 0.03
+"""The share of the targets from which on one item is named: means hang on where it is ranked."""
 FACTS = ("seeds", "intents", "quality", "oracle", "parameters", "table_parameters", *TIMES)
 
 
@@ -68,6 +70,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "chosen": {name: model["chosen"]["settings"] for name, model in merged["models"].items() if model["chosen"]},
         "versus": merged["versus"],
         "best": {"model": best, "versus": led["versus"]},
+        "busiest": busiest(results, given[0]),
         "majority": results["majority"],
         "simple": results["simple"],
         "segments": merged["segments"],
@@ -119,7 +122,7 @@ def section(run: dict[str, Any]) -> str:
     several = [f"{model} {found['seeds']}" for model, found in run["models"].items() if found["deviation"]]
     if several:
         lines += ["", f"Means over seeds ± the standard deviation of a seed: {', '.join(several)} of them."]
-    lines += _against_baselines(run)
+    lines += _against_baselines(run) + _without_the_busiest(run)
     if run["chosen"]:
         chosen = (f"{name} {', '.join(f'{k} {v}' for k, v in found.items())}" for name, found in run["chosen"].items())
         lines += ["", f"Chosen on validation: {'; '.join(chosen)}."]
@@ -140,6 +143,18 @@ def _against_baselines(run: dict[str, Any]) -> list[str]:
     words = f"The best of the {trained} trained models above, {best}, against each baseline"
     words += " (p as if it had been the only one)" * (trained > 1)
     return ["", f"{words}: {', '.join(against)}."] if against else []
+
+
+def _without_the_busiest(run: dict[str, Any]) -> list[str]:
+    """Where one item is more of the targets than `BUSY`: what models have without it, in the metric of comparisons."""
+    found = run.get("busiest")
+    if not found or found["share"] < BUSY:
+        return []
+    values = ", ".join(f"{name} {value:.4f}" for name, value in found["without"].items())
+    return [
+        "",
+        f"One item, {found['item']}, is {found['share']:.1%} of the targets. {found['metric']} without it: {values}.",
+    ]
 
 
 def _value(found: dict[str, Any], metric: str) -> str:

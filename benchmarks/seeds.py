@@ -13,6 +13,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
+import polars as pl
 import yaml
 
 from embeddings.workers import Worker
@@ -82,6 +83,32 @@ def together(results: Mapping[str, Any], targets: str, workers: int, resamples: 
     versus = {other: compare(found, metric, 0).model_dump() for other, found in differences.items()}
     segments = [segment.model_dump() for segment in sums.found([sums.sums], resamples)] if by else []
     return {"models": models, "versus": versus, "segments": segments}
+
+
+def busiest(results: Mapping[str, Any], targets: str) -> dict[str, Any]:
+    """The item that most targets are of, and what each model of `results` has over all others.
+
+    Where it is much of the whole, a mean tells above all where a model puts this one.
+    """
+    metric = results["protocol"]["metric"]
+    names = [name for name, model in results["models"].items() if not model["oracle"]]
+    item: Any = None
+    share, without = 0.0, dict[str, list[float]]()
+    for name in names:
+        found = pl.read_parquet(f"{targets}/{name}/*.parquet", columns=["item", "rank"])
+        if item is None:
+            item, count = (
+                found["item"].drop_nulls().value_counts().sort("count", "item", descending=[True, False]).row(0)
+            )
+            share = count / len(found)
+        other = target_values(found.filter(pl.col("item").ne_missing(item))["rank"].to_numpy(), metric)
+        without.setdefault(name.partition(COPY)[0], []).append(float(other.mean()) if len(other) else 0.0)
+    return {
+        "item": str(item),
+        "share": share,
+        "metric": metric,
+        "without": {name: fmean(values) for name, values in without.items()},
+    }
 
 
 def _mean(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

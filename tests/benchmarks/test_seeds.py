@@ -15,7 +15,7 @@ import yaml
 
 from benchmarks.main_job import best_of, section, without_times
 from benchmarks.results import made
-from benchmarks.seeds import together, with_seeds
+from benchmarks.seeds import busiest, together, with_seeds
 from cluster.config import Config
 from embeddings.workers import Worker
 from ingest.errors import InputError
@@ -85,6 +85,13 @@ def test_seeds_are_compared_as_their_mean(data: Data, tmp_path: Path) -> None:
             new = ~facts_of["again"].to_numpy()
             assert row["values"]["intentrec"] == pytest.approx((gains("intentrec") + gains("markov"))[new].mean() / 2)
             assert row["targets"] == new.sum()
+    most = busiest(results, str(targets))
+    item = pl.read_parquet(targets / "intentrec").sort("user", "place")["item"].to_numpy()
+    ids, counts = np.unique(item.astype(str), return_counts=True)
+    assert counts[ids == most["item"]] == counts.max() == pytest.approx(most["share"] * len(item))
+    other = item.astype(str) != most["item"]
+    assert most["without"]["popularity"] == pytest.approx(gains("popularity")[other].mean())
+    assert most["without"]["intentrec"] == pytest.approx((gains("intentrec") + gains("markov"))[other].mean() / 2)
     run = {"seconds": {"all": 60, "train": 1, "evaluate": 1}, "peak_memory_gib": 1, "targets": 3, "unknown_targets": 0}
     run |= {"data": {"users": 1, "items": 2, "events": 3}, "chosen": {}, "date": "2026-11-29", "machine": "a machine"}
     run |= {"command": "python -m benchmarks.main_job configs/demo.yaml", "versions": {"torch": "2"}, "commit": "c0de+"}
@@ -117,6 +124,9 @@ def test_seeds_are_compared_as_their_mean(data: Data, tmp_path: Path) -> None:
     )
     assert line in section(run | {"best": best}).splitlines()
     assert best_of(merged["models"], "MRR") == "intentrec"
+    assert "One item" not in section(run | {"busiest": most | {"share": 0.01}})
+    line = f"One item, {most['item']}, is 12.5% of the targets. NDCG@10 without it: intentrec "
+    assert line in section(run | {"busiest": most | {"share": 0.125}})
     times = "| intentrec | 12,345 | 678 | 61.5 | 4,321 | 1.38 | 23.4 | 987 |"
     assert times in text
     assert "minutes (training 1 s" in text
