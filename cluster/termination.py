@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 STATUS = 128 + signal.SIGTERM
 
 _received = threading.Event()
-_graces: list[float] = []
+_graces: list[tuple[float, threading.Event]] = []
+"""Seconds to end in, and what is set at the end."""
 
 
 def received() -> bool:
@@ -41,11 +41,13 @@ def sigterm_handled() -> Iterator[None]:
 @contextmanager
 def time_to_leave(grace: float) -> Iterator[None]:
     """The block, which asks whether SIGTERM was `received`, has `grace` seconds to end by itself after it."""
-    _graces.append(grace)
+    ended = threading.Event()
+    _graces.append((grace, ended))
     try:
         yield
     finally:
         _graces.pop()
+        ended.set()
 
 
 def _handle(*_: object) -> None:
@@ -53,11 +55,10 @@ def _handle(*_: object) -> None:
     _received.set()
     if again or not _graces:
         raise KeyboardInterrupt
-    threading.Thread(target=_wait, args=_graces[-1:], name="grace", daemon=True).start()
+    threading.Thread(target=_wait, args=_graces[-1], name="grace", daemon=True).start()
 
 
-def _wait(grace: float) -> None:
+def _wait(grace: float, ended: threading.Event) -> None:
     print(f"SIGTERM: what runs is saved and ends, within {grace:g} s", flush=True)
-    time.sleep(grace)
-    if _graces:
+    if not ended.wait(grace):
         os.kill(os.getpid(), signal.SIGTERM)

@@ -33,6 +33,24 @@ def test_a_signal_that_nobody_waits_for_interrupts_at_once() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
+def test_a_second_signal_interrupts_at_once() -> None:
+    began = time.monotonic()
+    with sigterm_handled(), time_to_leave(60):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert received()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert time.monotonic() - began < 30
+
+
+def test_the_end_of_a_grace_period_that_is_over_interrupts_nothing_else() -> None:
+    with sigterm_handled(), time_to_leave(0.2):
+        os.kill(os.getpid(), signal.SIGTERM)
+    with sigterm_handled(), time_to_leave(60):
+        time.sleep(0.5)
+        assert not received()
+
+
 def test_every_interface_of_this_machine_is_found_by_its_address() -> None:
     found = {address.address: name for name, all_of in psutil.net_if_addrs().items() for address in all_of}
     for address, name in found.items():
