@@ -70,10 +70,15 @@ def summed(training: Training, steps: int) -> float:
     return sum(training.seconds(steps))
 
 
-def ranking_seconds(step: Any, batches: list[Batch], filter_seen: bool) -> float:
-    began = time.perf_counter()
+def ranker_of(step: Any, filter_seen: bool) -> CatalogueRanker:
     manifest, worker = step.manifest, step.worker
-    ranker = CatalogueRanker(NeuralScorer(step), manifest.items, manifest.catalogue, worker, filter_seen)
+    return CatalogueRanker(NeuralScorer(step), manifest.items, manifest.catalogue, worker, filter_seen)
+
+
+def ranking_seconds(step: Any, batches: list[Batch], filter_seen: bool, ranker: CatalogueRanker | None = None) -> float:
+    """What ranking the targets of `batches` takes, and making a `ranker` where none is given."""
+    began = time.perf_counter()
+    ranker = ranker or ranker_of(step, filter_seen)
     for batch in batches:
         ranker.ranks(ranker.scorer.predict(batch).query, batch.target_Q, batch.seen)
     return time.perf_counter() - began

@@ -30,6 +30,8 @@ SCORES_AT_ONCE = 2**22
 """Scores in memory at a time on a CPU: few, which stay in its caches."""
 ON_GPU = 16
 """Times as many on a GPU."""
+QUERIES_AT_ONCE = 16
+"""At least, however many items there are: their rows are read once for all of these."""
 EXACT = 2**24
 """Ones that single precision adds up exactly."""
 ROWS_CONVERTED = 2**16
@@ -226,7 +228,7 @@ class CatalogueRanker:
         """Chunks of all workers' queries: where the chunk begins, and its masked scores [a, v]."""
         seen_columns = self._seen(seen, query[0].device)
         most = SCORES_AT_ONCE * (ON_GPU if self.worker.device.type == "cuda" else 1)
-        chunk = max(1, most // max(-(-self.catalogue // self.worker.workers), 1))
+        chunk = max(QUERIES_AT_ONCE, most // max(-(-self.catalogue // self.worker.workers), 1))
         for begin in range(0, len(query[0]), chunk):
             scores_av = self.scorer.scores(tuple(part[begin : begin + chunk] for part in query))
             if scores_av.numel() and scores_av.max().isnan():

@@ -68,12 +68,14 @@ def ranking(data: Data, folder: Path, worker: Worker, share: float, filtered: bo
     )
     ranker = CatalogueRanker(MatrixScorer(scores, worker, known), known, scores.shape[1], worker, filtered)
     query = (torch.tensor(list(own), dtype=torch.int64),)
-    before, evaluation.ranking.SCORES_AT_ONCE = evaluation.ranking.SCORES_AT_ONCE, 70
+    ranking = evaluation.ranking
+    before = ranking.SCORES_AT_ONCE, ranking.QUERIES_AT_ONCE
+    ranking.SCORES_AT_ONCE, ranking.QUERIES_AT_ONCE = 70, 1
     try:
         ranks = ranker.ranks(query, torch.from_numpy(targets[own.start : own.stop]), jagged)
         item_QK, score_QK = ranker.top(query, jagged, k)
     finally:
-        evaluation.ranking.SCORES_AT_ONCE = before
+        ranking.SCORES_AT_ONCE, ranking.QUERIES_AT_ONCE = before
     return ranks.numpy(), item_QK.numpy(), score_QK.numpy()
 
 
