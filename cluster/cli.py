@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from cluster.config import Config, overrides_in
@@ -113,6 +114,7 @@ def _dispatch(options: argparse.Namespace, overrides: list[str]) -> int:
 def _submit(options: argparse.Namespace, overrides: list[str]) -> int:
     from cluster.submit import submit
 
+    _refuse_what_stays(options.config)
     _refuse_local_paths(load_content(options.config, overrides))
     command = ["python", "-m", "cluster.cli", options.submitted, options.config, *overrides]
     submit(command, options.address, working_dir=".", env={}, follow=not options.no_wait)
@@ -129,6 +131,12 @@ def _jobs(options: argparse.Namespace) -> int:
     return 0
 
 
+def _refuse_what_stays(config: str) -> None:
+    """A job gets this folder and nothing else: a config elsewhere does not travel."""
+    if Path(config).is_absolute() or not Path(config).resolve().is_relative_to(Path.cwd()):
+        raise InputError(f"{config}: a job gets the folder {Path.cwd()} alone: give a config by its path below that")
+
+
 def _refuse_local_paths(content: dict[str, Any]) -> None:
     """A job runs in a copy of this folder that lacks data and goes with the job: relative paths lead nowhere."""
     data, source = content.get("data") or {}, content.get("import") or {}
@@ -140,6 +148,8 @@ def _refuse_local_paths(content: dict[str, Any]) -> None:
         "import.source": source.get("source"),
         "recommend.requests": (content.get("recommend") or {}).get("requests"),
     }
+    models = content.get("models") or {}
+    paths |= {f"models.{name}.log": model.get("log") for name, model in models.items() if isinstance(model, dict)}
     for key, path in paths.items():
         if path is not None and not is_remote(str(path)) and not str(path).removeprefix("file://").startswith("/"):
             raise InputError(

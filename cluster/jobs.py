@@ -13,19 +13,22 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import aiohttp
 import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
+from cluster.termination import STATUS, received
 from ingest.credentials import USER_IN_URL, hidden
 from ingest.errors import InputError
 from ingest.patience import patiently
 
 NETWORK_ERRORS = (RuntimeError, OSError, requests.RequestException, aiohttp.ClientError)
+T = TypeVar("T")
 _PATIENCE = 120.0
 """Seconds for which a cluster that was there may be silent before the job is no longer asked for."""
 
@@ -86,9 +89,9 @@ def followed(client: JobSubmissionClient, job: str, address: str) -> JobStatus:
         status = _end(client, job, address)
     except KeyboardInterrupt:
         print(f"\nno longer following; the job goes on: {hint}", flush=True)
-        raise SystemExit(130) from None
+        raise SystemExit(STATUS if received() else 130) from None
     if status != JobStatus.SUCCEEDED:
-        message = client.get_job_info(job).message or "no reason given"
+        message = _asked(lambda: client.get_job_info(job), job, address).message or "no reason given"
         raise InputError(f"job {job} ended as {status.value}: {hidden(' '.join(message.split()))}")
     return status
 
@@ -99,10 +102,13 @@ def hint_for(client: JobSubmissionClient, job: str) -> str:
 
 
 def status_of(client: JobSubmissionClient, job: str, address: str) -> JobStatus:
+    return _asked(lambda: client.get_job_status(job), job, address)
+
+
+def _asked(ask: Callable[[], T], job: str, address: str) -> T:
     """Asked again while the cluster does not answer."""
     name = f"job {job} at {public(address)}"
-    passes = lambda error: isinstance(error, NETWORK_ERRORS)  # noqa: E731
-    return patiently(lambda: client.get_job_status(job), name, _PATIENCE, passes)
+    return patiently(ask, name, _PATIENCE, lambda error: isinstance(error, NETWORK_ERRORS))
 
 
 def _end(client: JobSubmissionClient, job: str, address: str) -> JobStatus:
@@ -123,8 +129,17 @@ def _known(client: JobSubmissionClient, job: str, address: str) -> JobStatus:
 
 
 async def _print_output(client: JobSubmissionClient, job: str) -> None:
-    async for chunk in client.tail_job_logs(job):
-        sys.stdout.write(hidden(chunk))
+    """Whole lines, and what a bar rewrites: a credential that two chunks share would not be known as one."""
+    rest = ""
+    try:
+        async for chunk in client.tail_job_logs(job):
+            rest += chunk
+            end = max(rest.rfind("\n"), rest.rfind("\r")) + 1
+            sys.stdout.write(hidden(rest[:end]))
+            sys.stdout.flush()
+            rest = rest[end:]
+    finally:
+        sys.stdout.write(hidden(rest))
         sys.stdout.flush()
 
 

@@ -26,7 +26,7 @@ from cluster.entry import imported, quiet
 from cluster.nodes import Room, check_storage, shortage_told
 from cluster.termination import received, time_to_leave
 from ingest.errors import InputError
-from ingest.storage import join, read_text, remove
+from ingest.storage import join, list_names, read_text, remove, write_text
 
 QUIET = {
     "PYTHONWARNINGS": "ignore",
@@ -47,6 +47,8 @@ TIMES = {
 Nodes that are drained are cared for here (cluster/pulse.py)."""
 
 
+RESULT = ".result-"
+"""How the file begins in which the first worker of a group leaves what its work gives."""
 MOST_SOCKET_BYTES = 107
 """Of a Unix socket's path, on Linux."""
 
@@ -106,8 +108,8 @@ def _check_socket_paths() -> None:
 def run_here(work: str, arguments: dict[str, Any], config: ClusterConfig) -> Any:
     """Run `work` in this process, as the only worker."""
     import torch
-    import tqdm
 
+    from cluster.bars import Bar
     from embeddings.workers import LeavingError, Worker, single_process
 
     quiet()
@@ -115,8 +117,7 @@ def run_here(work: str, arguments: dict[str, Any], config: ClusterConfig) -> Any
     device = torch.device("cuda", 0) if use_gpu else torch.device("cpu")
     if config.threads:
         torch.set_num_threads(config.threads)
-    bar = functools.partial(tqdm.tqdm, mininterval=0.5)
-    worker = Worker(device=device, bar=bar, asked=lambda goes_on: "SIGTERM" if received() else "")
+    worker = Worker(device=device, bar=Bar, asked=lambda goes_on: "SIGTERM" if received() else "")
     with single_process(device), time_to_leave(config.grace):
         try:
             return imported(work)(arguments, worker)
@@ -125,12 +126,17 @@ def run_here(work: str, arguments: dict[str, Any], config: ClusterConfig) -> Any
 
 
 def run_on_workers(work: str, arguments: dict[str, Any], config: ClusterConfig, storage: str, name: str) -> Any:
-    """Run `work` in the Ray Train workers of `config`; its files and Ray Train's own lie below `storage`/`name`."""
+    """Run `work` in the Ray Train workers of `config`; its files and Ray Train's own lie below `storage`/`name`, which
+    this process alone writes to."""
+    folder = join(storage, name)
+    for left in list_names(folder):  # by a process that was killed
+        if left.startswith(RESULT):
+            remove(join(folder, left))
     with ray_cluster(config, storage):
         from cluster.remote_bar import drawn
 
         room = Room(config)
-        with drawn() as board, time_to_leave(config.grace), shortage_told(room.wanted):
+        with drawn() as board, time_to_leave(config.grace), shortage_told(room.of_one, room.least):
             return _run(Group(work, arguments, config, storage, name, room, board))
 
 
@@ -169,6 +175,7 @@ def _run(group: Group) -> Any:
                 raise refused from None
             waits = lacks_room(error)
             if waits:
+                group.room.tell()
                 continue
             failures += 1
             print(f"workers failed: {summary(error, watchdog)}", flush=True)
@@ -191,12 +198,14 @@ def _fit(group: Group, size: int, attempt: int, failures: int) -> dict[str, Any]
     from cluster.worker_process import GroupConfig, GroupTrainer, in_worker
 
     use_gpu, config = group.room.use_gpu, group.config
-    result = join(group.storage, group.name, f".result-{os.getpid()}.json")
+    result = join(group.storage, group.name, f"{RESULT}{os.getpid()}-{attempt}.json")
+    write_text(result, "{}")  # each worker looks whether its node sees it
     trainer = GroupTrainer(
         functools.partial(in_worker, group.work),
         train_loop_config={
             "arguments": group.arguments,
             "threads": config.threads,
+            "storage": group.storage,
             "result": result,
             "board": group.board,
             "run": group.name,
@@ -216,5 +225,8 @@ def _fit(group: Group, size: int, attempt: int, failures: int) -> dict[str, Any]
         trainer.fit()
         found: dict[str, Any] = json.loads(read_text(result))
         return found
+    except KeyboardInterrupt:
+        trainer.end()
+        raise
     finally:
         remove(result)

@@ -52,6 +52,16 @@ def check_storage(storage: str, seconds: float = SECONDS) -> None:
         remove(marker)
 
 
+def refuse_unseen(storage: str, marker: str) -> None:
+    """Raises `InputError` where this node, which may have come after others were asked, can not read the file `marker`
+    that was just written below `storage`."""
+    import ray
+
+    problem = _problem(marker)
+    if problem is not None:
+        raise _refusal(storage, ray.util.get_node_ip_address(), problem)
+
+
 def _problem(marker: str) -> str | None:
     """Why this node can not read the file `marker`, where it can not."""
     try:
@@ -98,15 +108,10 @@ class Room:
         gpus = ray.cluster_resources().get("GPU", 0)
         self.use_gpu = config.gpus if config.gpus is not None else gpus >= self.least
         self.of_one = {"CPU": config.cpus_per_worker} | ({"GPU": 1.0} if self.use_gpu else {})
-        self.wanted = {kind: self.least * number for kind, number in self.of_one.items()}
         self.held: Counter[str] = Counter()
         """How many of the last workers ran on each node, by its id."""
-        lack = missing(self.wanted)
-        if lack and os.environ.get("INTENTREC_AUTOSCALING") != "1":
-            raise InputError(
-                f"cluster.workers: {self.least} workers need {lack}; on a cluster that grows on demand set "
-                "INTENTREC_AUTOSCALING=1"
-            )
+        self.told = False
+        require(self.of_one, self.least, f"cluster.workers: {self.least} workers need")
 
     def size(self) -> int | None:
         """How many workers start now: the most, or those for which there is room once that stays so for a while; None
@@ -129,6 +134,8 @@ class Room:
                 settled = time.monotonic() - since > (SETTLED if returned else RETURNED)
                 if found == self.most or (found >= self.least and settled):
                     return found
+                if found < self.least and settled:
+                    self.tell()
                 if found < self.least and not asked:
                     self._ask(self.least)
                     asked = True
@@ -137,6 +144,13 @@ class Room:
         finally:
             if asked:
                 self._ask(0)
+
+    def tell(self) -> None:
+        """Say once that room is waited for, which other work may have."""
+        if not self.told:
+            each = shape(self.of_one)
+            print(f"waiting for room for {self.least} workers ({each} each)", flush=True)
+        self.told = True
 
     def _ask(self, workers: int) -> None:
         """Ask the autoscaler, where there is one, that so many workers find room, until it is asked otherwise."""
@@ -156,11 +170,7 @@ class Room:
 
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]} - draining_nodes()
         nodes = ray._private.state.available_resources_per_node()
-        return {
-            node: int(min((has.get(kind, 0) + 1e-6) / number for kind, number in self.of_one.items()))
-            for node, has in nodes.items()
-            if node in alive
-        }
+        return {node: room_on(has, self.of_one) for node, has in nodes.items() if node in alive}
 
     @contextmanager
     def watched(self, workers: int, board: Any) -> Iterator[None]:
@@ -193,20 +203,42 @@ class Room:
             ended.set()
 
 
-def missing(wanted: dict[str, float]) -> str | None:
-    """What the cluster lacks of `wanted` (resource -> number), in words; None where it lacks nothing."""
+def missing(of_one: dict[str, float], count: int) -> str | None:
+    """What the cluster lacks for `count` workers that take `of_one` (resource -> number) each on one node, in words;
+    None where it lacks nothing."""
     import ray
 
-    there = ray.cluster_resources()
-    for kind, number in wanted.items():
-        if there.get(kind, 0) < number:
-            return f"{number:g} {kind}s, the Ray cluster has {there.get(kind, 0):g}"
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for kind, number in of_one.items():
+        there = sum(node.get(kind, 0) for node in nodes)
+        if there < number * count:
+            return f"{number * count:g} {kind}s, the Ray cluster has {there:g}"
+    rooms = sum(room_on(node, of_one) for node in nodes)
+    if rooms < count:
+        return f"{shape(of_one)} on one node each, the nodes of the Ray cluster have that for {rooms}"
     return None
 
 
+def room_on(node: dict[str, float], of_one: dict[str, float]) -> int:
+    """For how many a node that has `node` has `of_one` each."""
+    return int(min((node.get(kind, 0) + 1e-6) / number for kind, number in of_one.items()))
+
+
+def shape(of_one: dict[str, float]) -> str:
+    """What one worker takes, in words."""
+    return " and ".join(f"{number:g} {kind}{'s' * (number != 1)}" for kind, number in of_one.items())
+
+
+def require(of_one: dict[str, float], count: int, who: str) -> None:
+    """Raise `InputError` where the cluster lacks room for `count` of them and does not grow. `who`: key and words."""
+    lack = missing(of_one, count)
+    if lack and os.environ.get("INTENTREC_AUTOSCALING") != "1":
+        raise InputError(f"{who} {lack}; on a cluster that grows on demand set INTENTREC_AUTOSCALING=1")
+
+
 @contextmanager
-def shortage_told(wanted: dict[str, float], seconds: float = 10) -> Iterator[None]:
-    """While the block runs, print when the cluster comes to lack some of `wanted`, as where a node is lost.
+def shortage_told(of_one: dict[str, float], count: int, seconds: float = 10) -> Iterator[None]:
+    """While the block runs, print when the cluster comes to lack room for `count` workers, as where a node is lost.
 
     Ray waits for a node to come in its place, and says nothing.
     """
@@ -215,7 +247,7 @@ def shortage_told(wanted: dict[str, float], seconds: float = 10) -> Iterator[Non
     def watch() -> None:
         told = None
         while not ended.wait(seconds):
-            lack = missing(wanted)
+            lack = missing(of_one, count)
             if lack != told:
                 waiting = f"the workers need {lack}: waiting for more"
                 print(waiting if lack else "the Ray cluster has what the workers need", flush=True)

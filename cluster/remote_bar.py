@@ -18,6 +18,7 @@ import ray
 import tqdm
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.bars import Bar
 from cluster.pulse import Pulse
 
 _SECONDS = 0.5
@@ -119,7 +120,7 @@ def drawn() -> Iterator[Any]:
 
 
 def _draw(board: Any, stopped: threading.Event) -> None:
-    bars: dict[str, tqdm.tqdm] = {}
+    bars: dict[str, Bar] = {}
     reading, ends, last = None, False, False
     while not last:
         ended = stopped.wait(_SECONDS)
@@ -138,9 +139,9 @@ def _draw(board: Any, stopped: threading.Event) -> None:
             tqdm.tqdm.write(line)
         for name, (description, total, done, unit, closed) in states.items():
             if name not in bars:  # a bar of nothing is False
-                bars[name] = tqdm.tqdm(total=total, unit=unit, mininterval=_SECONDS)
+                bars[name] = Bar(total=total, unit=unit)
             bar = bars[name]
-            bar.set_description(description, refresh=False)
+            bar.set_description(description)
             bar.update(done - bar.n)
             if closed:
                 bars.pop(name).close()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
-import platform
 import sys
 
 from cluster.config import Config
@@ -25,7 +23,7 @@ def results_of(config: Config, found: Evaluated, fingerprint: str, seconds: dict
         protocol=found.protocol,
         models=found.models,
         command=" ".join(["intentrec", *sys.argv[1:]]),
-        machine=f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        machine=found.machine,
         versions={name: installed(name) or "" for name in ("torch", "torchrec", "ray", "pyarrow")},
         majority=found.majority,
         simple=found.simple,

@@ -29,6 +29,8 @@ from ingest.patience import at_most, patiently
 from ingest.storage import is_remote, join, list_names, make_folder, open_filesystem, remove, storage_errors, write_text
 
 FOLDER = ".lock"
+LOST = signal.SIGUSR2
+"""What interrupts a process that has lost its lock: SIGINT is ignored by what a shell starts in the background."""
 RENEW_SECONDS, EXPIRE_SECONDS = 10.0, 60.0
 PATIENCE = 30.0
 """Seconds for which the storage may fail before the lock is given up."""
@@ -73,6 +75,8 @@ def run_lock(run: str, verb: str, renew: float = RENEW_SECONDS, expire: float = 
     """
     lock = _Lock(join(run, FOLDER), Holder.this_process(verb), renew, expire)
     lock.take()
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(LOST, signal.default_int_handler) if main else None
     renewing = threading.Thread(target=lock.keep, name="lock", daemon=True)
     renewing.start()
     try:
@@ -84,6 +88,8 @@ def run_lock(run: str, verb: str, renew: float = RENEW_SECONDS, expire: float = 
     finally:
         lock.ended.set()
         renewing.join()
+        if main:
+            signal.signal(LOST, before)
         lock.release()
 
 
@@ -118,7 +124,7 @@ class _Lock:
                 highest = self._highest()
                 if highest > self.number:
                     self.lost_to = self._read(highest) or self.own
-                    os.kill(os.getpid(), signal.SIGINT)
+                    os.kill(os.getpid(), LOST)
                     return
                 self.own.renewals += 1
                 self._write()

@@ -7,13 +7,11 @@ so nothing of the log goes through Ray's object store. Why not Ray Data: docs/pr
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from tqdm import tqdm
-
+from cluster.bars import Bar
 from cluster.config import ClusterConfig
 from cluster.failures import input_error
 from cluster.launch import QUIET, ray_cluster
@@ -62,7 +60,7 @@ class OnRay:
         runtime_env = {"env_vars": QUIET | THREADS}
         remote = ray.remote(num_cpus=1, max_retries=RETRIES, retry_exceptions=[OSError], runtime_env=runtime_env)(_call)
         failed: dict[int, BaseException] = {}
-        bar = tqdm(total=len(calls), desc=description, unit="", mininterval=0.5, file=sys.stderr)
+        bar = Bar(total=len(calls), desc=description, unit="")
         with bar:
             numbers = {remote.remote(call, self.board): number for number, call in enumerate(calls)}
             waiting: list[Any] = list(numbers)

@@ -16,7 +16,7 @@ import os
 
 from cluster.config import Config
 from cluster.launch import ray_cluster
-from cluster.nodes import missing, shortage_told
+from cluster.nodes import require, shortage_told
 from cluster.tune_results import Kept
 from cluster.tune_space import Trial, section
 from ingest.errors import InputError
@@ -84,7 +84,7 @@ def _run(config: Config, kept: Kept, left: list[Trial]) -> list[str]:
         ),
     )
     try:
-        with shortage_told(wanted):
+        with shortage_told(wanted, 1):
             tuner.fit()
     finally:
         remove(join(config.tune_folder, RAY))
@@ -100,10 +100,5 @@ def _wanted(config: Config) -> dict[str, float]:
     if gpus is None:
         gpus = 1 if config.cluster.gpus is not False and ray.cluster_resources().get("GPU", 0) else 0
     wanted = {"CPU": tune.cpus_per_trial} | ({"GPU": gpus} if gpus else {})
-    lack = missing(wanted)
-    if lack and os.environ.get("INTENTREC_AUTOSCALING") != "1":
-        raise InputError(
-            f"tune.cpus_per_trial, tune.gpus_per_trial: a trial needs {lack}; on a cluster that grows on demand set "
-            "INTENTREC_AUTOSCALING=1"
-        )
+    require(wanted, 1, "tune.cpus_per_trial, tune.gpus_per_trial: a trial needs")
     return wanted

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import signal
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -21,6 +22,9 @@ from embeddings.workers import LeavingError, Worker
 from ingest.patience import Outage
 from ingest.storage import write_text
 
+END_SECONDS = 10
+"""For the process that leads a group to end it."""
+
 
 class GroupTrainer(TorchTrainer):  # type: ignore[misc]
     """Without the process that hands out shards of Ray Data, which nothing here reads and which begins as slowly as a
@@ -28,6 +32,19 @@ class GroupTrainer(TorchTrainer):  # type: ignore[misc]
 
     def _create_default_callbacks(self) -> list[Any]:
         return [found for found in super()._create_default_callbacks() if not isinstance(found, DatasetsCallback)]
+
+    controller: Any = None
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Ctrl-C stays Python's: Ray's own handler waits for the workers, ends with status 0 and never goes."""
+        self.controller = controller
+
+    def end(self) -> None:
+        """End the workers where `fit` was interrupted: they would go on as long as this process does."""
+        if self.controller is not None:
+            with suppress(ray.exceptions.RayError):  # it ends itself, and so gives no answer
+                ray.get(self.controller.abort.remote(), timeout=END_SECONDS)
+            ray.kill(self.controller)
 
 
 class GroupConfig(TorchConfig):  # type: ignore[misc]
@@ -56,14 +73,17 @@ def prepare_process() -> None:
 
 
 def in_worker(work: str, config: dict[str, Any]) -> None:
-    """Run `work` in a Ray Train worker; the first one writes what it gives to the file `config["result"]`."""
+    """Run `work` in a Ray Train worker; the first one writes what it gives to the file `config["result"]`, which is
+    there before. Raises `InputError` where this node does not see it."""
     import ray.train.torch
     import torch
 
+    from cluster.nodes import refuse_unseen
     from cluster.remote_bar import RemoteBar, say
     from cluster.watching import Metrics
 
     quiet()
+    refuse_unseen(config["storage"], config["result"])
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
     if device.type == "cpu":

@@ -6,9 +6,12 @@ that every worker has written (evaluation/targets.py). Memory holds one model, a
 
 from __future__ import annotations
 
+import os
+import platform
 from dataclasses import astuple, dataclass
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from embeddings.workers import Worker, gather_objects
@@ -112,6 +115,7 @@ class _Evaluator:
             simple=_simple(evaluation),
             segments=segments,
             example=self.example,
+            machine=_machine(self.worker),
             warnings=[f"{rows} rows were set aside: {reason}" for _, _, rows, reason in sorted(self.skipped)],
         )
 
@@ -196,6 +200,12 @@ class _Evaluator:
         found = {other: comparison for part in gather_objects(drawn) for other, comparison in part.items()}
         segments = sums.found(gather_objects(sums.sums), run.settings.resamples)
         return {other: found[other] for other in others}, segments
+
+
+def _machine(worker: Worker) -> str:
+    card = [torch.cuda.get_device_name(worker.device)] if worker.device.type == "cuda" else []
+    words = [platform.machine(), f"{os.cpu_count()} cores", *card, platform.system()]
+    return ", ".join([*words, f"{worker.workers} worker{'s' * (worker.workers > 1)}"])
 
 
 def _simple(found: Evaluation) -> dict[str, dict[str, IntentQuality]]:

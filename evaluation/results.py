@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, FiniteFloat
+from pydantic import Field
 
 from evaluation.metrics import HEADLINE
 from ingest.settings import Settings
@@ -39,9 +39,9 @@ class Comparison(Settings):
     """The difference in `metric`, this model minus another on the same targets: 95 % interval and p-value."""
 
     metric: str
-    difference: FiniteFloat
-    low: FiniteFloat
-    high: FiniteFloat
+    difference: float
+    low: float
+    high: float
     p: Probability
 
     @property
@@ -55,15 +55,15 @@ class Comparison(Settings):
 class Curve(Settings):
     """How a model learned: [step, training loss] and [epoch, validation metric]."""
 
-    train: list[tuple[Count, FiniteFloat]] = []
-    validation: list[tuple[Count, FiniteFloat]] = []
+    train: list[tuple[Count, float]] = []
+    validation: list[tuple[Count, float]] = []
 
 
 class Tried(Settings):
     """One combination of a baseline's settings, and its value on the validation split."""
 
     settings: dict[str, bool | int | float | str | None]
-    value: FiniteFloat
+    value: float
 
     @property
     def text(self) -> str:
@@ -93,7 +93,7 @@ class IntentQuality(Settings):
 
     accuracy: Probability
     macro_f1: Probability
-    log_loss: FiniteFloat | None = None
+    log_loss: float | None = None
     calibration_error: Probability | None = None
     targets: Count
 
@@ -103,16 +103,16 @@ class Training(Settings):
     that any worker took, on its GPU where it has one."""
 
     epochs: Count
-    epoch_seconds: FiniteFloat
-    targets_per_second: FiniteFloat
-    memory_gib: FiniteFloat
+    epoch_seconds: float
+    targets_per_second: float
+    memory_gib: float
 
 
 class Latency(Settings):
     """What recommending takes (evaluation/timing.py): seconds of one user's request, and users a second in batches."""
 
-    request: FiniteFloat
-    users_per_second: FiniteFloat
+    request: float
+    users_per_second: float
 
 
 class ModelResults(Settings):
@@ -128,7 +128,7 @@ class ModelResults(Settings):
 
     kind: str
     label: str
-    metrics: dict[str, FiniteFloat]
+    metrics: dict[str, float]
     inputs: str = ""
     parameters: Count | None = None
     table_parameters: Count | None = None
@@ -136,9 +136,9 @@ class ModelResults(Settings):
     latency: Latency | None = None
     intents: dict[str, Probability] = {}
     quality: dict[str, IntentQuality] = {}
-    attention: dict[str, FiniteFloat] = {}
+    attention: dict[str, float] = {}
     best_epoch: Count | None = None
-    seconds: FiniteFloat | None = None
+    seconds: float | None = None
     curve: Curve = Curve()
     versus: dict[str, Comparison] = {}
     chosen: Chosen | None = None
@@ -166,7 +166,7 @@ class Recommendation(Settings):
 
     item: str | int
     title: str
-    score: FiniteFloat
+    score: float
     is_next: bool = False
     seen: bool = False
 
@@ -181,7 +181,7 @@ class Example(Settings):
     history: list[Interaction]
     top_items: list[Recommendation]
     intents: dict[str, list[tuple[str, Probability]]] = {}
-    attention: dict[str, FiniteFloat] = {}
+    attention: dict[str, float] = {}
     next_item: str | None = None
 
 
@@ -192,7 +192,7 @@ class Segment(Settings):
     by: str
     name: str
     targets: Count
-    values: dict[str, FiniteFloat]
+    values: dict[str, float]
     versus: dict[str, Comparison] = {}
 
 
@@ -209,6 +209,8 @@ class Evaluated(Settings):
     simple: dict[str, dict[str, IntentQuality]] = {}
     segments: list[Segment] = []
     example: Example | None = None
+    machine: str = ""
+    """That of the first worker, and how many there were."""
     warnings: list[str] = []
 
 
@@ -238,6 +240,6 @@ class Results(Settings):
     simple: dict[str, dict[str, IntentQuality]] = {}
     segments: list[Segment] = []
     example: Example | None = None
-    data: dict[str, int | FiniteFloat | str | list[str] | dict[str, int | FiniteFloat | str]] = {}
+    data: dict[str, int | float | str | list[str] | dict[str, int | float | str]] = {}
     config: str = ""
-    seconds: dict[str, FiniteFloat] = {}
+    seconds: dict[str, float] = {}

@@ -41,7 +41,9 @@ class Record(BaseModel):
 
 
 class Settings(Record):
-    """Base of every configuration section, closed to unknown keys."""
+    """Base of every configuration section, closed to unknown keys and to numbers that are not finite."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod

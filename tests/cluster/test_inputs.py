@@ -46,6 +46,8 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> None:
         ("models.intentrec.widnow=1h", ["widnow", "window"]),
         ("train.epochs=many", ["train.epochs", "'many'"]),
         ("train.epochs=0", ["train.epochs", "greater than or equal to 1"]),
+        ("cluster.cpus_per_worker=.inf", ["cluster.cpus_per_worker", "finite number"]),
+        ("train.learning_rate=.nan", ["train.learning_rate", "finite number"]),
         ("data.split.kind=random", ["data.split.kind", "leave_one_out", "'random'"]),
         ("models.intentrec.train={tables: {dimension: 3}}", ["dimension"]),
         ("models.intentrec.heads=3", ["models.intentrec.heads", "3", "train.tables.dimension", "16"]),
@@ -205,14 +207,26 @@ def test_another_config_on_the_same_run_name_is_refused(shop: Path, capsys: pyte
         ([], "storage"),
         (["storage=s3://bucket/runs", "data.events=clicks.parquet"], "data.events"),
         (["storage=/shared/runs", "data.items=./products"], "data.items"),
+        (["storage=/shared/runs", "models.r={kind: rule, log: my/log}"], "models.r.log"),
     ],
 )
 def test_submitting_paths_of_this_machine_is_refused(
-    overrides: list[str], key: str, shop: Path, capsys: pytest.CaptureFixture[str]
+    overrides: list[str], key: str, shop: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(shop.parent)
     shop.write_text(shop.read_text().replace(f"storage: {shop.parent}/runs", "storage: runs"))
-    assert main(["submit", str(shop), "--address", "http://127.0.0.1:1", *overrides]) == 2
+    assert main(["submit", shop.name, "--address", "http://127.0.0.1:1", *overrides]) == 2
     refused(capsys, key, "s3://")
+
+
+def test_submitting_a_config_that_does_not_travel_is_refused(
+    shop: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (shop.parent / "here").mkdir()
+    monkeypatch.chdir(shop.parent / "here")
+    for config in (str(shop), f"../{shop.name}"):
+        assert main(["submit", config, "--address", "http://127.0.0.1:1"]) == 2
+        refused(capsys, config, f"a job gets the folder {shop.parent}/here")
 
 
 def damaged(config: Path) -> Path:

@@ -46,12 +46,41 @@ def test_a_folder_of_the_driver_alone_is_refused(ray_session: Cluster, tmp_path:
 
 @pytest.mark.ray
 def test_a_shortage_is_told_once_while_it_lasts(ray_session: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
-    assert missing({"CPU": 2}) is None
-    with shortage_told({"CPU": 2, "GPU": 1}, seconds=0.05):
+    assert missing({"CPU": 1}, 2) is None
+    with shortage_told({"CPU": 1, "GPU": 1}, 1, seconds=0.05):
         time.sleep(0.5)
-    with shortage_told({"CPU": 2}, seconds=0.05):
+    with shortage_told({"CPU": 1}, 2, seconds=0.05):
         time.sleep(0.2)
     assert capsys.readouterr().out == "the workers need 1 GPUs, the Ray cluster has 0: waiting for more\n"
+
+
+@pytest.mark.ray
+def test_a_worker_that_fits_on_no_node_is_refused(ray_session: Cluster) -> None:
+    """The two nodes together have what it takes, and it would be waited for without an end."""
+    lack = "2 CPUs on one node each, the nodes of the Ray cluster have that for 0; on a cluster that grows"
+    with pytest.raises(InputError, match=f"^cluster.workers: 1 workers need {lack}"):
+        Room(ClusterConfig(workers={"min": 1, "max": 1}, cpus_per_worker=2))
+    with pytest.raises(InputError, match=r"^cluster.workers: 3 workers need 3 CPUs, the Ray cluster has 2"):
+        Room(ClusterConfig(workers={"min": 3, "max": 3}))
+
+
+@pytest.mark.ray
+def test_room_that_other_work_has_is_waited_for_and_told_once(
+    ray_session: Cluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import ray
+
+    monkeypatch.setattr(cluster.nodes, "SETTLED", 1.0)
+    room = Room(ClusterConfig(workers={"min": 1, "max": 2}))
+    others = [ray.remote(num_cpus=1)(Held).remote() for _ in range(2)]
+    ray.get([other.node.remote() for other in others])
+    while room.free():
+        time.sleep(0.1)
+    ends = Timer(5, lambda: [ray.kill(other) for other in others])
+    ends.start()
+    assert room.size() == 2
+    ends.join()
+    assert capsys.readouterr().out == "waiting for room for 1 workers (1 CPU each)\n"
 
 
 @pytest.mark.ray

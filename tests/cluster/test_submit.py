@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -98,16 +99,30 @@ def test_a_failing_job_is_one_sentence_and_its_output_is_shown(dashboard: str) -
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_job_that_is_not_followed_returns_before_its_end(dashboard: str) -> None:
-    done = submitted(dashboard, [sys.executable, "-c", "import time; time.sleep(20)"], follow=False)
+    script = "import time; print('begun', flush=True); time.sleep(120)"
+    done = submitted(dashboard, [sys.executable, "-c", script], follow=False)
     assert re.search(r"status (PENDING|RUNNING)$", done.stdout.strip())
+    (job,) = re.findall(r"submitted (raysubmit_\w+);", done.stdout)
+    for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        follow = [sys.executable, "-m", "cluster.cli", "jobs", "follow", job, "--address", dashboard]
+        following = subprocess.Popen(
+            follow, env=without_ray(AUTHENTICATION), cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        assert following.stdout is not None
+        assert "begun\n" in iter(following.stdout.readline, "")
+        following.send_signal(number)
+        said, _ = following.communicate(timeout=60)
+        assert "no longer following; the job goes on: intentrec jobs follow raysubmit_" in said
+        assert following.returncode == status
 
 
 @pytest.mark.ray
 @pytest.mark.slow
 def test_credentials_do_not_reach_the_output(dashboard: str) -> None:
-    command = [sys.executable, "-c", f"print('key', '{SECRET[:9]}' + '{SECRET[9:]}')"]
+    halves = f"print('key {SECRET[:9]}', end='', flush=True); time.sleep(3); print('{SECRET[9:]}, rest', end='')"
+    command = [sys.executable, "-c", f"import time; {halves}"]
     done = submitted(dashboard, command, AUTHENTICATION | {"AWS_SECRET_ACCESS_KEY": SECRET})
-    assert "key ***" in done.stdout
+    assert "key ***, rest" in done.stdout
     assert SECRET not in done.stdout + done.stderr
     assert AUTHENTICATION["RAY_AUTH_TOKEN"] not in done.stdout + done.stderr
 
