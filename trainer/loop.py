@@ -97,6 +97,8 @@ class Trainer:
         self.progress = Progress()
         self.left: Remaining | None = None
         """What this worker has left of the epoch after the last step, where none was taken in this epoch None."""
+        self.unread: dict[int, Remaining] = {}
+        """The batches of the steps whose losses were not read yet."""
         self.identity = identity(run.model, run.train, self.manifest.fingerprint)
 
     def fit(self) -> Progress:
@@ -139,6 +141,7 @@ class Trainer:
             for (batch, (left, _)), sums, prepared in self._prepared():
                 *counts, written, failed, wanted = sums
                 self.checkpoints.count(written, failed)
+                self.unread[self.progress.step + 1] = left
                 self._train_step(batch, counts, prepared, bar)
                 self.left = left
                 now = time.perf_counter()
@@ -238,12 +241,15 @@ class Trainer:
     def _read_totals(self) -> float:
         """Bring the losses' sums into the progress; the last gradient's norm. Raises where a step was not finite."""
         self.progress.losses, norm, bad = self.totals.read()
+        unread, self.unread = self.unread, {}
         if bad is not None:
             self.checkpoints.wait()
+            batches = gather_objects(unread[bad.step].batch(self.reader.shards) if bad.step in unread else "")
+            of = "; ".join(f"worker {rank}: {rows}" for rank, rows in enumerate(batches) if rows)
             raise InputError(
                 f"model {self.run.name}: the loss is {bad.loss} and the gradient's norm {bad.norm} "
                 f"at step {bad.step} of epoch {self.progress.epoch}, so training stops before anything is "
-                "saved: try a lower train.learning_rate or train.tables.learning_rate"
+                f"saved: try a lower train.learning_rate or train.tables.learning_rate. The step's batch: {of}"
             )
         return norm
 

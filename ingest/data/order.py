@@ -150,6 +150,19 @@ class Remaining:
     """None where that block is through."""
     until: int | None = None
     """How many rows that block has for this worker."""
+    began: int = 0
+    """The row of that block at which the batch began."""
+
+    def batch(self, shards: Sequence[Shard]) -> str:
+        """Which rows the batch was made of, in words; empty where there was none."""
+        if not self.of:
+            return ""
+        end = self.until if self.consumed is None else self.consumed
+        runs = [
+            f"{shards[shard].path} row groups {groups[0]} to {groups[-1]}"
+            for shard, groups in self.of[self.number].runs()
+        ]
+        return f"rows {self.began} to {end} in the epoch's order of {', '.join(runs)}"
 
     def blocks(self) -> tuple[ShuffleBlock, ...]:
         after = tuple(self.of[number] for number in range(self.number + 1, len(self.of)))

@@ -128,7 +128,9 @@ class Reader:
                 batches = list(pairwise([*cuts[:: self.merged], last])) if begun < last else []
                 for first in range(0, len(batches), self._together):
                     chosen = batches[first : first + self._together]
-                    remaining = [Remaining(blocks, number, end if end < last else None, last) for _, end in chosen]
+                    remaining = [
+                        Remaining(blocks, number, end if end < last else None, last, begin) for begin, end in chosen
+                    ]
                     taken = [parts.take(np.arange(begin, end)) for begin, end in chosen]
                     yield pool.submit(self.builder.build_all, rows, taken), remaining
 

@@ -215,6 +215,13 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_saved(
     with pytest.raises(InputError, match=r"the loss is nan .*, so training stops before") as raised:
         trainer.fit()
     assert f" at step {began[0]} of epoch {epoch}," in str(raised.value)
+    rows = [batch.rows for batch, _ in trainer.reader.epoch(epoch)]
+    number = (began[0] - 1) % len(rows)
+    begin, end = sum(rows[:number]), sum(rows[: number + 1])
+    assert (
+        f"worker 0: rows {begin} to {end} in the epoch's order of train/part-00000-000.parquet row groups 0 to 0"
+        in str(raised.value)
+    )
     assert (trainer.progress.step == began[0]) == (not changes)
     latest = trainer.checkpoints.latest()
     assert (latest is None) == (epoch == 0)
