@@ -88,14 +88,17 @@ def read_parts(url: str, columns: list[str] | None = None) -> Iterator[pl.DataFr
 def look_up(url: str, values: pl.Series) -> NDArray[np.int32]:
     """The index of each of `values`, which are all different, in the vocabulary `url`; 1 where it is not there.
 
-    Values of another type than the vocabulary's are compared as text.
+    Values of another type than the vocabulary's are compared as text, integers of another width as integers.
     """
     index = np.full(len(values), UNKNOWN, dtype=np.int32)
     wanted = values.alias("value").to_frame().with_row_index("place")
     for part in read_parts(url, ["value", "index"]):
         known = part.filter(pl.col("index") >= FIRST_VALUE)
-        if known["value"].dtype != values.dtype:
-            known, wanted = (frame.with_columns(pl.col("value").cast(pl.String)) for frame in (known, wanted))
+        kind = known["value"].dtype
+        if kind != values.dtype:
+            together = kind if kind.is_integer() and values.dtype.is_integer() else pl.String()
+            cast = pl.col("value").cast(together, strict=False)
+            known, wanted = known.with_columns(cast), wanted.with_columns(cast)
         found = wanted.join(known, on="value", how="inner")
         index[found["place"].to_numpy()] = found["index"].to_numpy()
     return index

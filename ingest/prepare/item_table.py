@@ -26,7 +26,6 @@ from ingest.prepare.histories import ITEM
 from ingest.prepare.log import item_features, read_items
 from ingest.prepare.partition import Job
 from ingest.prepare.shard_writer import write_table
-from ingest.prepare.survey import type_of
 from ingest.storage import join
 
 ITEMS = "items.parquet"
@@ -40,7 +39,9 @@ def build_items(job: Job, files: list[str]) -> dict[str, Any]:
     """
     config = job.config
     logged = pl.concat(read_parts(join(job.work, ITEM_TOTALS)))
-    items = read_items(config, files, type_of((job.types or {})[ITEM])) if files else None
+    items = read_items(config, files, logged["value"]) if files else None
+    if items is not None:
+        logged = logged.with_columns(pl.col("value").cast(items["item"].dtype))
     table = _catalogue(job, logged, items)
     write_table(vocabulary_of(job, ITEM), table.select(pl.col("id").alias("value"), "index", "count"))
     unknown = 0
@@ -83,6 +84,7 @@ def _catalogue(job: Job, logged: pl.DataFrame, items: pl.DataFrame | None) -> pl
     An item that training knows is as old as its `first` event there; another one as its first in the whole log.
     """
     known = pl.concat(read_parts(join(job.work, KNOWN_ITEMS)))
+    known = known.with_columns(pl.col("value").cast(logged["value"].dtype))
     value = logged.filter(pl.col("appeared").is_not_null())["value"]
     if items is not None:
         value = pl.concat([value, items["item"]]).unique()

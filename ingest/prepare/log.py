@@ -58,8 +58,9 @@ def events_of(config: DataConfig, columns: dict[str, Column]) -> pl.DataFrame:
     return pl.DataFrame(frame)
 
 
-def read_items(config: DataConfig, urls: list[str], like: pl.DataType) -> pl.DataFrame:
-    """The item table, its ids in the type `like` of the log's; duplicate ids are refused."""
+def read_items(config: DataConfig, urls: list[str], logged: pl.Series) -> pl.DataFrame:
+    """The item table, its ids in a type that holds those of the log, `logged`, too; duplicate ids are refused."""
+    like = logged.dtype
     declared = [feature for feature in item_features(config) if kind_of(feature).columns(feature)]
     names = [config.item] + ([config.title] if config.title else [])
     names += [name for feature in declared for name in kind_of(feature).columns(feature)]
@@ -78,13 +79,15 @@ def read_items(config: DataConfig, urls: list[str], like: pl.DataType) -> pl.Dat
         frames.append(pl.DataFrame(frame))
         files.append(_types_of(url, frames[-1], of_folders))
     types = common_types(files, sources)
+    log = _types_of(str(config.events), logged.alias("item").to_frame(), ())
+    types["item"] = _common_type([log, *files], "item", config.item)
     parts = [cast_columns(frame, types, url, sources) for url, frame in zip(urls, frames, strict=True)]
     items = pl.concat(parts, rechunk=True)
     twice = items.filter(pl.col("item").is_duplicated())["item"]
     if len(twice):
         count = int((twice == twice[0]).sum())
         raise InputError(f"{config.items}: column {config.item!r} has the item {twice[0]!r} in {count} rows, takes one")
-    return items.with_columns(pl.col("item").cast(like, strict=False)).drop_nulls("item")
+    return items
 
 
 def _same_family(url: str, config: DataConfig, got: pl.DataType, like: pl.DataType) -> None:

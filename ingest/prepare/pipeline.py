@@ -59,7 +59,7 @@ from ingest.storage import (
     write_text,
 )
 
-ALGORITHM = 7
+ALGORITHM = 8
 """Part of the fingerprint: raised when the same input gives other prepared data than before."""
 CONTENT = (
     "manifest.json", "items.parquet", "vocab", "transitions", "activity", "activity_by", "successions",

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ingest.data.schema import DataConfig
+from ingest.errors import InputError
 from ingest.prepare.pipeline import prepare
 from tests.ingest.prepare.prepare_reference import HOUR, START
 from tests.ingest.prepare.test_prepare import items_of, read_rows, simple_log
@@ -70,3 +71,34 @@ def test_an_empty_file_among_others_is_fine(tmp_path: Path) -> None:
     content = config.model_dump() | {"events": str(tmp_path / "events")}
     manifest = prepare(DataConfig.model_validate(content), str(tmp_path / "out"), lambda _: None)
     assert manifest.counts["events"] == 5
+
+
+@pytest.mark.parametrize(
+    ("log", "table", "both"),
+    [(pa.int8(), pa.int64(), pa.int64()), (pa.int64(), pa.int8(), pa.int64()), (pa.uint32(), pa.uint64(), pa.uint64())],
+)
+def test_items_of_the_item_table_may_have_wider_or_narrower_ids_than_the_log(
+    tmp_path: Path, log: pa.DataType, table: pa.DataType, both: pa.DataType
+) -> None:
+    """None is lost, and the log's events find theirs."""
+    config = simple_log(tmp_path, [("u", item, item) for item in range(5)])
+    events = pq.read_table(tmp_path / "events.parquet")
+    pq.write_table(events.set_column(1, "item_id", events["item_id"].cast(log)), tmp_path / "events.parquet")
+    more = {pa.int64(): 2**40, pa.int8(): 100, pa.uint64(): 2**63 + 5}[table]
+    items = pa.table({"item_id": pa.array([*range(5), more], table), "colour": list("aabbcd")})
+    pq.write_table(items, tmp_path / "items.parquet")
+    content = {"items": str(tmp_path / "items.parquet"), "features": [{"name": "colour", "of": "item"}]}
+    config = DataConfig.model_validate(config.model_dump() | content)
+    manifest = prepare(config, str(tmp_path / "out"), lambda _: None)
+    ids = pq.read_table(tmp_path / "out/items.parquet")["id"]
+    assert ids.type == both
+    assert ids.to_pylist() == [None, None, 0, 1, 2, 3, 4, more]
+    assert items_of(tmp_path / "out", manifest, "test") == [[0, 1, 2, 3, 4]]
+
+
+def test_ids_that_no_integer_holds_together_are_refused(tmp_path: Path) -> None:
+    config = simple_log(tmp_path, [("u", item - 1, item) for item in range(5)])
+    pq.write_table(pa.table({"item_id": pa.array([1, 2**63], pa.uint64())}), tmp_path / "items.parquet")
+    content = config.model_dump() | {"items": str(tmp_path / "items.parquet")}
+    with pytest.raises(InputError, match=r"events\.parquet: column 'item_id' has -1, but .*items\.parquet has 922"):
+        prepare(DataConfig.model_validate(content), str(tmp_path / "out"), lambda _: None)
