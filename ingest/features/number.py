@@ -16,6 +16,9 @@ from ingest.features.feature import Base, Feature, Fitted, LookUp, PreparedFeatu
 from ingest.raw import columns as raw
 from ingest.settings import SettingError
 
+ROUNDING = 1e-12
+"""Relative to a mean: by less than so much it may be off."""
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -46,7 +49,9 @@ class Moments:
 
     @property
     def deviation(self) -> float:
-        return float(np.sqrt(self.squares / self.count)) if self.count else 0.0
+        """0 where it is no more than the rounding of the mean."""
+        found = float(np.sqrt(self.squares / self.count)) if self.count else 0.0
+        return found if found > ROUNDING * abs(self.mean) else 0.0
 
 
 @register("number")

@@ -27,6 +27,19 @@ def test_moments_of_parts_are_those_of_the_whole(parts: list[list[float]]) -> No
         assert merged.deviation == pytest.approx(whole.std(), rel=1e-6, abs=1e-5)
 
 
+@pytest.mark.parametrize("value", [0.1, 0.3, 1.1, 4.99, 9.95, 19.99, -4.99, 0.0])
+def test_a_number_that_is_always_the_same_in_training_is_not_scaled(value: float) -> None:
+    """Its mean may be off by rounding, alone and in parts; another value is then as far away as it is."""
+    feature = Feature.model_validate({"name": "price", "kind": "number"})
+    kind = kind_of(feature)
+    for parts in ([125], [24, 1], [50, 50, 25], [7] * 9):
+        counted = kind.merge(kind.count(feature, pa.array(np.full(part, value))) for part in parts)
+        found = kind.fit(feature, counted, None).feature
+        assert found.deviation == 1.0
+        encoded = kind.encode(found, pa.array([value, value + 1]), lambda _: np.zeros(0, np.int32))
+        assert encoded.to_pylist() == pytest.approx([0, 1], abs=1e-6)
+
+
 def edges_of(parts: list[list[float | None]], number: int) -> list[float]:
     feature = Feature.model_validate({"name": "price", "kind": "number", "bins": number})
     kind = kind_of(feature)
