@@ -14,11 +14,12 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import fsspec
+from fsspec.spec import AbstractBufferedFile
 
 from ingest.errors import InputError, StorageError
 from ingest.patience import is_full, patiently
@@ -237,15 +238,27 @@ def remove(url: str) -> None:
 
 @contextmanager
 def open_file(url: str, mode: str = "rb") -> Iterator[IO[Any]]:
-    """Open `url`; a local file that is written appears under its name only when it is complete."""
+    """Open `url`; a file that is written appears under its name only when it is complete."""
     filesystem, path = open_filesystem(url)
     with storage_errors(url, "w" in mode):
         if "w" not in mode or is_remote(url):
             with filesystem.open(path, mode) as file:
-                yield file
+                try:
+                    yield file
+                except BaseException:
+                    if "w" in mode and isinstance(file, AbstractBufferedFile):
+                        _discard(file)
+                    raise
         else:
             with _replaced(Path(path)) as file:
                 yield file
+
+
+def _discard(file: AbstractBufferedFile) -> None:
+    """Give up a remote file that is not whole: closed otherwise, it would be sent."""
+    file.closed = True
+    with suppress(Exception):  # what an object store has of it is no object, and hides no error
+        file.discard()
 
 
 @contextmanager

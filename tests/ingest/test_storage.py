@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ingest import patience
@@ -23,6 +25,7 @@ from ingest.storage import (
     make_folder,
     open_blocks,
     open_file,
+    open_filesystem,
     read_range,
     read_text,
     size_of,
@@ -86,6 +89,27 @@ def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
     assert list(target.parent.iterdir()) == []
     write_text(str(target), "whole")
     assert read_text(str(target)) == "whole"
+
+
+@pytest.mark.parametrize("sent", [0, 55 * 2**20], ids=["nothing sent yet", "a part sent"])
+def test_an_object_that_is_not_whole_does_not_appear(s3: ObjectStore, sent: int) -> None:
+    """Also where what writes ends in good order, as a Parquet file with the rows that it has."""
+    s3.make_bucket("halves")
+    url = f"s3://halves/{sent}.parquet"
+    write_text(url, "before")
+
+    def interrupted() -> None:
+        with open_file(url, "wb") as file:
+            file.write(bytes(sent))
+            with pq.ParquetWriter(file, pa.schema([("a", pa.int64())])) as writer:
+                writer.write_table(pa.table({"a": [1]}))
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert read_text(url) == "before"
+    filesystem, _ = open_filesystem(url)
+    assert not filesystem.call_s3("list_multipart_uploads", Bucket="halves").get("Uploads")
 
 
 @pytest.mark.parametrize("remote", [False, True])
