@@ -66,13 +66,24 @@ def run_stage(
     """What `function(*common, task)` gives for each of `tasks`; those that are done already are not run again."""
     folder = join(work, name)
     done = set(list_names(folder))
-    results = [f"{number:06d}.json" for number in range(len(tasks))]
-    calls = [
-        Call(function, (*common, task), join(folder, result))
-        for task, result in zip(tasks, results, strict=True)
-        if result not in done
-    ]
-    if calls:
-        runner.run(calls, description)
+    names = [f"{number:06d}.json" for number in range(len(tasks))]
     with ThreadPoolExecutor(_THREADS) as threads:
-        return [json.loads(text) for text in threads.map(lambda result: read_text(join(folder, result)), results)]
+        found = list(threads.map(lambda name: _result(join(folder, name)) if name in done else None, names))
+        calls = [
+            Call(function, (*common, task), join(folder, name))
+            for task, name, known in zip(tasks, names, found, strict=True)
+            if known is None
+        ]
+        if calls:
+            runner.run(calls, description)
+        new = threads.map(lambda call: json.loads(read_text(call.result)), calls)
+        return [next(new) if known is None else known for known in found]
+
+
+def _result(url: str) -> dict[str, Any] | None:
+    """What a task found; None where its file is not whole, as a machine that fails can leave it."""
+    try:
+        found: dict[str, Any] = json.loads(read_text(url))
+    except ValueError:
+        return None
+    return found

@@ -65,6 +65,18 @@ def test_interrupted_after_any_call_it_goes_on_with_what_is_finished(log: Path, 
         assert contents(out) == expected
 
 
+def test_a_result_that_is_not_whole_is_made_again(log: Path, tmp_path: Path) -> None:
+    first, second = Breaking(40), Breaking()
+    with pytest.raises(Interrupted):
+        prepare(log_config(log), str(tmp_path / "out"), lambda _: None, first)
+    for text, result in zip(("", '{"size": ', "\0\0"), first.made[::15], strict=True):
+        Path(result).write_text(text)
+    prepare(log_config(log), str(tmp_path / "out"), lambda _: None, second)
+    assert set(first.made) & set(second.made) == set(first.made[::15])
+    prepare(log_config(log), str(tmp_path / "whole"), lambda _: None)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
 def test_interrupted_again_and_again_in_a_folder_of_its_own(log: Path, tmp_path: Path) -> None:
     config = log_config(log, work=str(tmp_path / "work"))
     tries = 0
