@@ -22,11 +22,11 @@ from cluster.launch import QUIET, TIMES, ray_cluster
 from evaluation.vocabulary import values
 from ingest.data.schema import DataConfig
 from ingest.errors import InputError
-from ingest.prepare.pipeline import fingerprint_of, prepare
+from ingest.prepare.pipeline import BEGUN, WORK, fingerprint_of, prepare, work_name
 from ingest.prepare.survey import survey_files
 from ingest.raw.files import find_files
 from ingest.settings import load_settings
-from ingest.storage import join
+from ingest.storage import join, write_text
 from tests.malice import malicious
 from tests.small import Data
 from tests.test_structure import ROOT, modules
@@ -200,9 +200,9 @@ def test_what_an_interrupted_prepare_has_left_names_nothing_but_the_log(
     else:
         survey["files"][0]["types"]["item"] = "show_versions"
     fingerprint = fingerprint_of(config, find_files(str(config.events), lambda _: None))
-    left = tmp_path / "data" / "_work" / fingerprint[:16] / "survey" / "000000.json"
-    left.parent.mkdir(parents=True)
-    left.write_text(json.dumps(survey))
+    work = tmp_path / "data" / WORK / work_name(config, str(tmp_path / "data"), fingerprint)
+    write_text(str(work / "survey" / "000000.json"), json.dumps(survey))
+    write_text(str(tmp_path / "data" / BEGUN), json.dumps({"work": str(work)}))
     with pytest.raises(InputError, match="other files than the log" if forged == "url" else "is no type of a column"):
         prepare(config, str(tmp_path / "data"), lambda _: None)
     assert prepare(config, str(tmp_path / "data"), lambda _: None).counts["users"], "nothing of it is left"

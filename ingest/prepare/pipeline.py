@@ -49,6 +49,7 @@ from ingest.prepare.survey import FILES_A_TASK, log_types, pieces_of, survey_fil
 from ingest.prepare.tasks import InThisProcess, Runner, Task, run_stage
 from ingest.raw.files import find_files
 from ingest.storage import (
+    absolute,
     copy,
     exists,
     join,
@@ -66,6 +67,8 @@ CONTENT = (
     "train", "validation", "test", "rest",
 )  # fmt: skip
 WORK = "_work"
+BEGUN = "_begun.json"
+"""Names the work folder of the run that is not at its end."""
 FEWEST_PARTITIONS = 8
 """A log of fewer partitions is prepared in this process: to start others takes longer."""
 PARTITIONS_A_TASK = 32
@@ -101,23 +104,38 @@ def prepare(
         log(f"{destination}: was prepared from another log or data section, and is prepared anew")
     _refuse_overlap(destination, [*events, *items])
     root = config.work or join(destination, WORK)
-    work = join(root, fingerprint[:16])
+    name = work_name(config, destination, fingerprint)
+    work = join(root, name)
     if config.work is None:
-        for name in list_folders(root):
-            if name != fingerprint[:16]:
-                remove(join(root, name))
+        for other in list_folders(root):
+            if other != name:
+                remove(join(root, other))
+    _begin(destination, work)
     pipeline = _Pipeline(config, destination, work, runner or InThisProcess(), log)
     try:
         manifest = pipeline.run(list(events), list(items), fingerprint, before)
     except StorageError:
         raise
     except InputError:
-        remove(work)
+        _end(destination, work)
         _remove_empty(root, destination)
         raise
-    remove(work)
+    _end(destination, work)
     _remove_empty(root)
     return manifest
+
+
+def _begin(destination: str, work: str) -> None:
+    """What an earlier run has left in `work` counts as long as no other one was begun at the destination since."""
+    begun, ours = join(destination, BEGUN), json.dumps({"work": absolute(work)})
+    if not exists(begun) or read_text(begun) != ours:
+        remove(work)
+        write_text(begun, ours)
+
+
+def _end(destination: str, work: str) -> None:
+    remove(work)
+    remove(join(destination, BEGUN))
 
 
 class _Pipeline:
@@ -301,6 +319,12 @@ def fingerprint_of(config: DataConfig, files: dict[str, str]) -> str:
     described = config.model_dump(mode="json", exclude={"work", "grow"})
     content = json.dumps([ALGORITHM, described, list(files.items())], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
+
+
+def work_name(config: DataConfig, destination: str, fingerprint: str) -> str:
+    """What is left to go on with is of this input and this destination, and it grows or does not."""
+    content = json.dumps([fingerprint, absolute(destination), config.grow])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def _manifest_at(destination: str) -> Manifest | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,13 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from ingest.arrow_files import arrow_filesystem
+from ingest.data.manifest import Manifest
 from ingest.data.schema import DataConfig
 from ingest.errors import InputError
 from ingest.prepare import pipeline
 from ingest.prepare.pipeline import prepare
 from ingest.prepare.tasks import Call, run_stage
 from tests.ingest.prepare.prepare_reference import Row, config_for, random_log, write_log
-from tests.ingest.prepare.test_prepare import MANY_PARTITIONS, contents, read_rows, read_vocabulary
+from tests.ingest.prepare.test_prepare import MANY_PARTITIONS, contents, read_rows, read_vocabulary, simple_log
 from tests.s3 import ObjectStore
 
 
@@ -97,6 +99,50 @@ def test_an_interrupted_run_of_another_config_is_cleared_away(log: Path, tmp_pat
         prepare(log_config(log), str(tmp_path / "out"), lambda _: None, Breaking(9))
     prepare(log_config(log, min_item_count=2), str(tmp_path / "out"), lambda _: None)
     assert not any("_work" in name for name in contents(tmp_path / "out"))
+
+
+def test_what_was_begun_for_one_folder_counts_for_no_other(tmp_path: Path) -> None:
+    """With one `data.work`: the tasks that write shards are done in the other folder alone."""
+    config = small_log(tmp_path, work=str(tmp_path / "work"))
+    interrupted_when_published(config, tmp_path / "one")
+    for name in ("two", "one"):
+        check_shards(tmp_path / name, prepare(config, str(tmp_path / name), lambda _: None))
+    assert not (tmp_path / "work").exists()
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_what_was_begun_counts_no_more_when_another_run_was_there(tmp_path: Path) -> None:
+    """Wherever that one had its work."""
+    config = small_log(tmp_path, work=str(tmp_path / "work"))
+    interrupted_when_published(config, tmp_path / "out")
+    split = {"kind": "point_in_time", "validation": "2h", "test": "1h"}
+    other = DataConfig.model_validate(config.model_dump() | {"split": split, "work": None})
+    prepare(other, str(tmp_path / "out"), lambda _: None)
+    check_shards(tmp_path / "out", prepare(config, str(tmp_path / "out"), lambda _: None))
+    assert not (tmp_path / "work").exists()
+
+
+def small_log(folder: Path, **more: object) -> DataConfig:
+    return simple_log(folder, [(user, item, user + item) for user in range(3) for item in range(5)], **more)
+
+
+def interrupted_when_published(config: DataConfig, out: Path) -> None:
+    """All shards are written then."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "publish_vocabulary", interrupting)
+        with pytest.raises(Interrupted):
+            prepare(config, str(out), lambda _: None)
+
+
+def interrupting(*_: object) -> dict[str, object]:
+    raise Interrupted
+
+
+def check_shards(out: Path, manifest: Manifest) -> None:
+    shards = [shard for split in manifest.shards.values() for shard in split]
+    assert [hashlib.sha256((out / shard.path).read_bytes()).hexdigest() for shard in shards] == [
+        shard.checksum for shard in shards
+    ]
 
 
 def test_pieces_and_files_do_not_matter(log: Path, tmp_path: Path) -> None:
