@@ -9,20 +9,24 @@ from typing import Any
 
 import polars as pl
 
-from ingest.data.manifest import Manifest
+from ingest.data.manifest import Manifest, save_manifest
 from ingest.errors import InputError
 from ingest.features.feature import FIRST_VALUE, UNKNOWN, Base, Feature, PreparedFeature, kind_of
 from ingest.features.vocabulary import build_vocabulary, named, read_parts, summed
 from ingest.prepare.histories import ITEM, NEVER
 from ingest.prepare.partition import Job
 from ingest.prepare.shard_writer import write_table
-from ingest.storage import copy, join
+from ingest.storage import copy, exists, join
 
 ITEM_TOTALS = "totals/item.parquet"
 """Of each item of the log, how many events it has in training and in all, and when its first one is (`appeared`), which
 is null where no event stays."""
 KNOWN_ITEMS = "totals/known.parquet"
 """The items that training knows: the beginning of the items' vocabulary."""
+
+BEFORE = "_before"
+"""What a data set that grows had learned, beside its content until that is there again: whichever run it is that ends,
+and with whatever files."""
 
 
 def feature_of(job: Job, name: str) -> Feature:
@@ -36,11 +40,14 @@ def vocabulary_of(job: Job, name: str) -> str:
 
 def base_of(job: Job, name: str) -> str:
     """The vocabulary that one of a data set that grows begins with."""
-    return join(job.work, f"base/{name}.parquet")
+    return join(job.destination, BEFORE, f"{name}.parquet")
 
 
 def keep_base(job: Job, before: Manifest) -> dict[str, Any]:
-    """What the data set that grows has learned so far, kept where it is not removed: its features, by name."""
+    """What the data set that grows has learned so far, kept where it is not removed: its features, by name.
+
+    Where its content is removed already, a run that was interrupted has kept it.
+    """
     declared, found = (
         [(feature.name, feature.kind, feature.of, feature.is_number) for feature in features]
         for features in (job.config.features, before.features)
@@ -50,10 +57,12 @@ def keep_base(job: Job, before: Manifest) -> dict[str, Any]:
             f"{job.destination}: has the features {', '.join(f.name for f in before.features) or 'none'}, the config "
             "has others or of another kind: a data set grows (data.grow) with the same ones"
         )
-    for name in (feature.name for feature in before.features if not feature.is_number):
-        copy(join(job.destination, "vocab", f"{name}.parquet"), base_of(job, name))
-    items = read_parts(join(job.destination, "vocab", f"{ITEM}.parquet"))
-    write_table(base_of(job, ITEM), (part.filter(pl.col("index") < before.items) for part in items))
+    if exists(join(job.destination, "manifest.json")):
+        for name in (feature.name for feature in before.features if not feature.is_number):
+            copy(join(job.destination, "vocab", f"{name}.parquet"), base_of(job, name))
+        items = read_parts(join(job.destination, "vocab", f"{ITEM}.parquet"))
+        write_table(base_of(job, ITEM), (part.filter(pl.col("index") < before.items) for part in items))
+        save_manifest(before, join(job.destination, BEFORE))
     return {feature.name: feature.model_dump() for feature in before.features}
 
 

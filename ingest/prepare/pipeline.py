@@ -27,7 +27,7 @@ from ingest.errors import InputError, StorageError
 from ingest.features.feature import PreparedFeature, kind_of
 from ingest.features.number import Moments
 from ingest.prepare.encode import count_ages, encode_partition, is_counted, sum_labels
-from ingest.prepare.fit import fit_feature, fit_items, keep_base, merge_counts, publish_vocabulary
+from ingest.prepare.fit import BEFORE, fit_feature, fit_items, keep_base, merge_counts, publish_vocabulary
 from ingest.prepare.histories import ITEM, build_histories, counts_of
 from ingest.prepare.item_table import ITEMS, build_items
 from ingest.prepare.log import event_features
@@ -91,17 +91,20 @@ def prepare(
     events = find_files(config.events, log)
     items = find_files(config.items, log) if config.items else {}
     fingerprint = fingerprint_of(config, events | items)
-    before = _manifest_at(destination)
+    there = exists(join(destination, "manifest.json"))
+    before = _manifest_at(destination, config.grow)
     if before is not None and before.fingerprint == fingerprint:
         log(f"{destination}: prepared already, nothing to do")
         return before
-    if before is not None and (reason := keep()):
+    if there and (reason := keep()):
         raise InputError(
             f"{destination}: was prepared from another log or data section, or by another release, and {reason}; take "
             "another name for the run, or remove its folder"
         )
     if before is not None and not config.grow:
         log(f"{destination}: was prepared from another log or data section, and is prepared anew")
+    if config.grow and not there:
+        before = _manifest_at(join(destination, BEFORE), True)
     _refuse_overlap(destination, [*events, *items])
     root = config.work or join(destination, WORK)
     name = work_name(config, destination, fingerprint)
@@ -134,7 +137,10 @@ def _begin(destination: str, work: str) -> None:
 
 
 def _end(destination: str, work: str) -> None:
+    """Remove what is of no use any more; what content had learned that was removed is, until content is there again."""
     remove(work)
+    if exists(join(destination, "manifest.json")):
+        remove(join(destination, BEFORE))
     remove(join(destination, BEGUN))
 
 
@@ -309,7 +315,7 @@ class _Pipeline:
         """Remove what an earlier run left at the destination, once: from here on shards of this one are there."""
         cleared = join(self.job.work, "cleared.json")
         if not exists(cleared):
-            for name in CONTENT:
+            for name in CONTENT if self.job.base is not None else (*CONTENT, BEFORE):
                 remove(join(self.job.destination, name))
             write_text(cleared, "{}")
 
@@ -327,12 +333,15 @@ def work_name(config: DataConfig, destination: str, fingerprint: str) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def _manifest_at(destination: str) -> Manifest | None:
-    if not exists(join(destination, "manifest.json")):
+def _manifest_at(folder: str, needed: bool) -> Manifest | None:
+    """None where there is none, or none that can be read; that is refused where it is `needed`."""
+    if not exists(join(folder, "manifest.json")):
         return None
     try:
-        return load_manifest(destination)
-    except InputError:  # of another version, or damaged
+        return load_manifest(folder)
+    except InputError as error:  # of another version, or damaged
+        if needed:
+            raise InputError(f"{error}; data.grow keeps what it says: leave that out, or take another folder") from None
         return None
 
 

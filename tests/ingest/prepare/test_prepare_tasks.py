@@ -128,8 +128,12 @@ def small_log(folder: Path, **more: object) -> DataConfig:
 
 def interrupted_when_published(config: DataConfig, out: Path) -> None:
     """All shards are written then."""
+    interrupted_when(config, out, "publish_vocabulary")
+
+
+def interrupted_when(config: DataConfig, out: Path, task: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "publish_vocabulary", interrupting)
+        patch.setattr(pipeline, task, interrupting)
         with pytest.raises(Interrupted):
             prepare(config, str(out), lambda _: None)
 
@@ -238,6 +242,68 @@ def test_a_data_set_grows_and_keeps_its_indices(tmp_path: Path, seed: int) -> No
     assert {name: after.counts[name] for name in ("events", "users")} == {
         name: anew.counts[name] for name in ("events", "users")
     }
+
+
+def growing_log(folder: Path, file: str, items: str) -> DataConfig:
+    """One more file of the log, whose items come often: the data set's indices would be others if it did not grow."""
+    hours = 100 * len(list((folder / "events").glob("*")))
+    rows = [(place % 3, item, hours + place) for place, item in enumerate(items)]
+    simple_log(folder / "file", rows)
+    (folder / "events").mkdir(exist_ok=True)
+    (folder / "file" / "events.parquet").rename(folder / "events" / file)
+    return DataConfig.model_validate({"events": str(folder / "events"), "time_unit": "ms", "grow": True})
+
+
+def known_items(out: Path) -> list[str]:
+    return [value for value, _, _ in read_vocabulary(out, "item")][2:]
+
+
+def test_what_grows_keeps_its_indices_whatever_interrupts_it(tmp_path: Path) -> None:
+    """Its content is removed then; and when the run goes on there is one more file, or a task fails for good."""
+    out, config = tmp_path / "out", growing_log(tmp_path, "a.parquet", "aaabbccab" * 3)
+    prepare(config, str(out), lambda _: None)
+    assert known_items(out) == ["a", "b", "c"]
+    growing_log(tmp_path, "b.parquet", "c" * 60)
+    interrupted_when_published(config, out)
+    growing_log(tmp_path, "c.parquet", "d" * 90)
+    interrupted_when_published(config, out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "publish_vocabulary", refusing)
+        with pytest.raises(InputError, match="no more"):
+            prepare(config, str(out), lambda _: None)
+    prepare(config, str(out), lambda _: None)
+    assert known_items(out) == ["a", "b", "c", "d"]
+    assert not [path for path in out.iterdir() if path.name.startswith("_")]
+
+
+def refusing(*_: object) -> dict[str, object]:
+    raise InputError("there is no more")
+
+
+def test_what_was_begun_without_growing_does_not_decide_that_it_does_not_grow(tmp_path: Path) -> None:
+    out, config = tmp_path / "out", growing_log(tmp_path, "a.parquet", "aaabbccab" * 3)
+    prepare(config, str(out), lambda _: None)
+    growing_log(tmp_path, "b.parquet", "c" * 60)
+    interrupted_when(config.model_copy(update={"grow": False}), out, "build_histories")
+    prepare(config, str(out), lambda _: None)
+    assert known_items(out) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("change", ['"version": 0', "{"])
+def test_what_can_not_be_read_does_not_grow_and_is_not_replaced_unasked(tmp_path: Path, change: str) -> None:
+    out, config = tmp_path / "out", growing_log(tmp_path, "a.parquet", "aaabbccab" * 3)
+    manifest = prepare(config, str(out), lambda _: None)
+    text = (out / "manifest.json").read_text().replace(f'"version": {manifest.version}', change)
+    (out / "manifest.json").write_text(text)
+    growing_log(tmp_path, "b.parquet", "c" * 60)
+    with pytest.raises(InputError, match=r"manifest\.json: .*data\.grow"):
+        prepare(config, str(out), lambda _: None)
+    anew = config.model_copy(update={"grow": False})
+    with pytest.raises(InputError, match="by another release, and models were trained"):
+        prepare(anew, str(out), lambda _: None, keep=lambda: "models were trained")
+    assert (out / "manifest.json").read_text() == text
+    prepare(anew, str(out), lambda _: None)
+    assert known_items(out) == ["c", "a", "b"]
 
 
 def test_a_data_set_with_other_features_does_not_grow(log: Path, tmp_path: Path) -> None:
