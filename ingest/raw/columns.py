@@ -35,11 +35,11 @@ class RawFile:
 
     def __init__(self, url: str, names: Sequence[str]) -> None:
         self.url, self.names = url, list(dict.fromkeys(names))
-        self.source = open_arrow(url)
         with self._readable():
+            self.source = open_arrow(url)
             # nanoseconds, the default for INT96, hold no date after 2262, and overflow; milliseconds hold all of INT96
             self.file = pq.ParquetFile(self.source, buffer_size=READ_BYTES, coerce_int96_timestamp_unit="ms")
-        there = self.file.schema_arrow.names
+            there = self.file.schema_arrow.names
         self.in_file = [name for name in self.names if name in there]
         self.of_folders = {key: value for key, value in folder_values(url).items() if key not in there}
         for name in self.names:
@@ -58,10 +58,12 @@ class RawFile:
     def _readable(self) -> Iterator[None]:
         try:
             yield
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowException, UnicodeDecodeError) as error:
             raise InputError(f"{self.url}: not a Parquet file that can be read: {_sentence(error)}") from None
+        except FileNotFoundError:
+            raise InputError(f"{self.url}: is not there any more") from None
         except OSError as error:
-            if "Corrupt" in str(error) or "deserialize" in str(error).lower():
+            if error.errno is None:  # Arrow's of what it has read, and not of reading it
                 raise InputError(f"{self.url}: this Parquet file is damaged: {_sentence(error)}") from None
             raise
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import random
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 from ingest.data.schema import DataConfig
 from ingest.errors import InputError
 from ingest.prepare.pipeline import prepare
+from ingest.raw.columns import RawFile
 from ingest.raw.files import find_files, folder_values
 from ingest.storage import open_file, remove, walk
 from tests.s3 import ObjectStore
@@ -94,6 +96,39 @@ def test_what_is_no_parquet_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").unlink()
     with pytest.raises(InputError, match=r"no Parquet files there, but .*b\.parquet\.gz \(no Parquet file\)"):
         listed(tmp_path)
+
+
+def read_all(path: Path) -> None:
+    with RawFile(str(path), ["text", "lists"]) as file:
+        for columns in file.batches(0, len(file.rows), 0, 100):
+            columns["text"].ids()
+            columns["lists"].categories()
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip", "snappy", "zstd", "brotli"])
+def test_damage_is_told_with_the_name_of_the_file(compression: str, tmp_path: Path) -> None:
+    """Wherever it is: the readers of headers, pages and compressed data have errors of their own."""
+    table = pa.table({"text": [f"text {i}" for i in range(500)], "lists": [["a", str(i % 7)] for i in range(500)]})
+    path, chance = tmp_path / "x.parquet", random.Random(0)
+    pq.write_table(table, path, compression=compression, use_dictionary=["lists"])
+    whole = path.read_bytes()
+    refused = []
+    for number in range(60):
+        damaged = bytearray(whole)
+        for _ in range(1 + 20 * (number % 2)):
+            damaged[chance.randrange(4, len(whole) - 4)] = chance.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            read_all(path)
+        except InputError as error:
+            refused.append(str(error))
+    assert len(refused) > 10
+    assert all(message.startswith(f"{path}: ") for message in refused)
+
+
+def test_a_file_that_is_gone_when_it_is_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"/x\.parquet: is not there any more"):
+        read_all(tmp_path / "x.parquet")
 
 
 def test_links_are_followed_and_each_file_is_read_once(tmp_path: Path) -> None:
