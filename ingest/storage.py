@@ -12,6 +12,7 @@ import fcntl
 import io
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -318,7 +319,8 @@ def _replaced(
     target: Path, buffered: bool = True, opener: Callable[[str, int], int] | None = None
 ) -> Iterator[IO[Any]]:
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
+    # a task that was taken for lost may be writing the same file still
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     try:
         with _LocalFile(partial, "w", opener=opener) as raw, io.BufferedWriter(raw) as file:
             yield file if buffered else raw
