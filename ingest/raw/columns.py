@@ -86,7 +86,7 @@ class RawFile:
     def _columns(self, table: pa.Table, rows: int, before: int) -> dict[str, Column]:
         def column(name: str) -> Column:
             if name in self.in_file:
-                return Column(self.url, name, table[name], before)
+                return Column(self.url, name, table[name], before).checked()
             values = pa.repeat(pa.scalar(self.of_folders.get(name)), rows)
             return Column(self.url, name, pa.chunked_array([values]), before, of_folder=True)
 
@@ -138,6 +138,16 @@ class Column:
     """The rows of the file that come before these."""
     of_folder: bool = False
     """Whether the name of a folder gives the value, and so an integer or text, whatever is meant."""
+
+    def checked(self) -> Column:
+        """The column, whose text is UTF-8; Parquet takes any bytes for text, and so do Arrow and Polars."""
+        try:
+            self.data.validate(full=True)
+        except pa.ArrowInvalid as error:
+            bad = (row for row in range(len(self.data)) if not _can_be_decoded(self.data[row]))
+            row = next((f" (in row {row + self.before})" for row in bad), "")
+            raise InputError(f"{self.file}: column {self.name!r}: {_sentence(error)}{row}") from None
+        return self
 
     def ids(self) -> pl.Series:
         """User or item ids: integers or strings, in the type that they have."""
@@ -299,6 +309,16 @@ def _show(scalar: pa.Scalar) -> str:
     except (ValueError, OverflowError):  # a moment that Python's datetime cannot hold
         value = scalar.value
     return repr(value) if isinstance(value, str) else str(value)
+
+
+def _can_be_decoded(scalar: pa.Scalar) -> bool:
+    try:
+        scalar.as_py()
+    except UnicodeDecodeError:
+        return False
+    except (ValueError, OverflowError):  # a moment that Python's datetime cannot hold
+        pass
+    return True
 
 
 def _is_text(kind: pa.DataType) -> bool:

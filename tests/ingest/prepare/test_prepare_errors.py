@@ -166,6 +166,18 @@ def test_a_null_item_in_the_item_table(refused: Refused) -> None:
     says(refused(items=items_table(item_id=[1, 2, None, 4])), "items.parquet", "'item_id' has no value", "row 2")
 
 
+def test_text_that_is_not_utf_8(refused: Refused) -> None:
+    """Which a Parquet file can have, and pyarrow writes."""
+    bad = pa.array([*[b"a"] * 5, b"caf\xe9", b"b", b"b"]).view(pa.string())
+    for column, kind in (("user_id", None), ("item_id", None), ("text", "category"), ("lists", "categories")):
+        values = pa.ListArray.from_arrays(pa.array(range(9), pa.int32()), bad) if column == "lists" else bad
+        features = [{"name": column, "kind": kind}] if kind else []
+        message = refused(events_table(**{column: values}), features=features)
+        says(message, "events.parquet", f"column {column!r}", "UTF8", "row 5")
+    name = pa.array([b"a", b"b", b"caf\xe9", b"d"]).view(pa.string())
+    says(refused(items=items_table(name=name), title="name"), "items.parquet", "column 'name'", "UTF8", "row 2")
+
+
 def test_an_item_that_is_there_twice(refused: Refused) -> None:
     says(refused(items=items_table(item_id=[7, 2, 3, 2])), "items.parquet", "'item_id'", "item 2 in 2 rows")
     says(refused(events_table(item_id=list("abcdabcd")), items_table(item_id=["x", "a", "b", "a"])), "item 'a'")
