@@ -119,13 +119,25 @@ class Binned(Kind):
     def _labels(self, feature: Feature, edges: list[float]) -> list[str]:
         """Such as `< 7d`, `7d - 30d`, `>= 30d`."""
         if isinstance(feature.bins, list):
-            texts = [edge if isinstance(edge, str) else f"{edge:g}" for edge in feature.bins]
+            texts = [
+                edge if isinstance(edge, str) else text for edge, text in zip(feature.bins, _texts(edges), strict=True)
+            ]
+        elif self.durations:
+            texts = [duration_text(edge) for edge in edges]
+            if len(set(texts)) < len(texts):
+                texts = [f"{text}ms" for text in _texts(edges)]
         else:
-            texts = [duration_text(edge) if self.durations else f"{edge:g}" for edge in edges]
+            texts = _texts(edges)
         if not texts:
             return ["any"]
         between = [f"{lower} - {upper}" for lower, upper in itertools.pairwise(texts)]
         return [f"< {texts[0]}", *between, f">= {texts[-1]}"]
+
+
+def _texts(edges: list[float]) -> list[str]:
+    """The edges with as many digits as tell them apart."""
+    written = ([f"{edge:.{digits}g}" for edge in edges] for digits in (6, 9, 12, 17))
+    return next(texts for texts in written if len(set(texts)) == len(texts))
 
 
 def bin_of(values: NDArray, edges: NDArray) -> NDArray[np.int64]:

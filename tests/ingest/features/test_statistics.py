@@ -80,3 +80,20 @@ def test_values_that_are_often_there_keep_their_weight(monkeypatch: pytest.Monke
     assert shrunk["count"].sum() == 100
     assert shrunk["value"][0] == 1.0
     assert shrunk.filter(pl.col("value") == 3)["count"].sum() >= 80
+
+
+@pytest.mark.parametrize("kind", ["number", "elapsed"])
+def test_names_of_bins_differ_however_close_their_edges_are(kind: str) -> None:
+    """A name has no more digits than are needed."""
+    for edges, name in (([1234561.0, 1234562.0, 1234563.0], "1234562"), ([1.0, 1 + 2**-52], "1.0000000000000002")):
+        feature = Feature.model_validate({"name": "price", "kind": kind, "bins": len(edges) + 1})
+        counted = pl.DataFrame({"value": [0.0, *edges], "count": [1] * (len(edges) + 1)})
+        vocabulary = kind_of(feature).fit(feature, counted, None).vocabulary
+        assert vocabulary is not None
+        names = vocabulary["value"].drop_nulls().to_list()
+        assert len(set(names)) == len(names) == len(edges) + 1
+        assert any(name in text for text in names)
+    declared = Feature.model_validate({"name": "price", "kind": "number", "bins": [1234561, 1234562]})
+    vocabulary = kind_of(declared).fit(declared, None, None).vocabulary
+    assert vocabulary is not None
+    assert vocabulary["value"].to_list()[2:] == ["< 1234561", "1234561 - 1234562", ">= 1234562"]
