@@ -60,7 +60,7 @@ class Category(Kind):
 
     def fit(self, feature: Feature, counted: pl.DataFrame | None, base: Base | None) -> Fitted:
         assert counted is not None
-        vocabulary = build_vocabulary(counted, feature.min_count, None if base is None else base.values)
+        vocabulary = build_vocabulary(counted, feature.min_count, None if base is None else base.values, feature.source)
         return Fitted(prepared(feature, vocabulary.height), vocabulary)
 
     def encode(self, feature: PreparedFeature, values: pa.Array, look_up: LookUp) -> pa.Array:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ingest.arrow_files import open_arrow
+from ingest.errors import InputError
 from ingest.features.feature import FIRST_VALUE, UNKNOWN
 
 NAMES = ["<padding>", "<unknown>"]
@@ -47,11 +48,16 @@ def _grouped(frames: list[pl.DataFrame]) -> pl.DataFrame:
     return together.group_by("value").agg(expression for name, expression in how.items() if name in together.columns)
 
 
-def build_vocabulary(counted: pl.DataFrame, min_count: int, base: pl.Series | None = None) -> pl.DataFrame:
+def build_vocabulary(
+    counted: pl.DataFrame, min_count: int, base: pl.Series | None = None, column: str = ""
+) -> pl.DataFrame:
     """The vocabulary of `counted` (value, count, and whatever else, which is kept): rows 0 and 1 have no value.
 
-    `base`: values that it begins with. Row 1 counts the values that are null or too rare.
+    `base`: values that it begins with. Row 1 counts the values that are null or too rare. Raises `InputError`, which
+    names `column`, where no type holds both.
     """
+    if base is not None:
+        counted = counted.with_columns(pl.col("value").cast(_common_type(base, counted["value"], column)))
     known = counted.filter(pl.col("value").is_not_null())
     old = pl.Series("value", [], dtype=counted.schema["value"])
     if base is not None:
@@ -67,6 +73,19 @@ def build_vocabulary(counted: pl.DataFrame, min_count: int, base: pl.Series | No
     table = pl.concat([special, kept.with_columns(pl.col("count").cast(pl.Int64))], how="diagonal")
     index = pl.int_range(table.height, dtype=pl.Int32).alias("index")
     return table.select("value", index, "count", pl.exclude("value", "count"))
+
+
+def _common_type(base: pl.Series, new: pl.Series, column: str) -> pl.DataType:
+    """The type of `new`, or a wider one of integers, that holds `base`, too."""
+    kinds = [new.dtype, *([pl.Int64(), pl.UInt64()] if new.dtype.is_integer() else [])]
+    for kind in kinds:
+        if all(values.cast(kind, strict=False).null_count() == values.null_count() for values in (base, new)):
+            return kind
+    odd = base.filter(base.cast(new.dtype, strict=False).is_null())[0]
+    raise InputError(
+        f"column {column!r} is {new.dtype} now, and the data set that grows has {odd!r}, which no type holds as well: "
+        "prepare it anew in another folder"
+    )
 
 
 def named(table: pl.DataFrame) -> pl.DataFrame:

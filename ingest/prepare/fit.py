@@ -86,9 +86,10 @@ def fit_items(job: Job, files: list[str]) -> dict[str, Any]:
     """The items that training knows, from the files of all items' counts; gives the size of their vocabulary."""
     counted = _merged(job, ITEM, files)
     counted = counted.with_columns(pl.col("first", "appeared").replace(NEVER, None))
-    write_table(join(job.work, ITEM_TOTALS), counted.drop("first"))
     base = None if job.base is None else _base_values(job, ITEM)
-    table = build_vocabulary(counted, job.config.min_item_count, base)
+    table = build_vocabulary(counted, job.config.min_item_count, base, job.config.item)
+    totals = counted.drop("first").with_columns(pl.col("value").cast(table["value"].dtype))
+    write_table(join(job.work, ITEM_TOTALS), totals)
     unknown = int(table["count"][UNKNOWN])
     table = table.with_columns(pl.when(pl.col("index") != UNKNOWN).then("count").otherwise(0).alias("count"))
     write_table(join(job.work, KNOWN_ITEMS), table)

@@ -170,3 +170,21 @@ def test_what_grows_takes_new_flags_of_its_bins_and_no_other_bins(tmp_path: Path
     assert grown.intents[0].name == "x"
     with pytest.raises(InputError, match="feature 'x': a data set that grows keeps its bins"):
         prepared(tmp_path, values, features=[feature | {"bins": [2, 5]}], grow=True)
+
+
+@pytest.mark.parametrize("column", ["item_id", "x"])
+def test_what_grows_keeps_values_that_the_new_log_has_no_type_for(tmp_path: Path, column: str) -> None:
+    """Integers of another width are held together; text beside integers is not."""
+    data: dict[str, Any] = {"features": [] if column == "item_id" else [{"name": "x"}]}
+    vocabulary = tmp_path / "out" / "vocab" / ("item.parquet" if column == "item_id" else "x.parquet")
+    prepared(tmp_path, {column: [1000 + place % 3 for place in range(24)]}, **data)
+    before = pq.read_table(vocabulary)["value"].to_pylist()
+    narrow = pa.array([place % 3 for place in range(24)], pa.int8())
+    manifest = prepared(tmp_path, {column: narrow}, **data, grow=True)
+    after = pq.read_table(vocabulary)["value"].to_pylist()
+    assert after[: len(before)] == before
+    assert sorted(map(int, after[len(before) :])) == [0, 1, 2]
+    assert manifest.counts["unknown_targets_test"] == 0
+    prepared(tmp_path, {column: ["a", "b", "c"] * 8}, **data)
+    with pytest.raises(InputError, match=f"column '{column}' is Int8 now, .* has 'a'"):
+        prepared(tmp_path, {column: narrow}, **data, grow=True)
