@@ -156,7 +156,7 @@ def walk(url: str) -> Listing:
             hidden = next((place for place, part in enumerate(parts) if _is_hidden(part)), None)
             if hidden is not None:
                 left_out["/".join(parts[: hidden + 1])] = "hidden"
-            elif info["type"] == "file" and name:
+            elif info["type"] == "file" and _is_there(info):
                 files[name] = _description(info)
         return Listing(files, left_out)
 
@@ -214,7 +214,13 @@ def list_folders(url: str) -> list[str]:
 def _entries(url: str) -> list[tuple[str, str]]:
     with _asked(url) as (filesystem, path):
         entries = filesystem.ls(path, detail=True) if filesystem.exists(path) else []
-        return sorted((entry["name"].rstrip("/").rsplit("/", 1)[-1], entry["type"]) for entry in entries)
+        names = [(entry["name"].rstrip("/").rsplit("/", 1)[-1], entry["type"]) for entry in entries if _is_there(entry)]
+        return sorted(names)
+
+
+def _is_there(entry: dict[str, Any]) -> bool:
+    """Whether it is more than the mark of a folder that some programs leave in an object store."""
+    return entry["type"] == "directory" or not entry["name"].endswith("/")
 
 
 def make_folder(url: str) -> None:

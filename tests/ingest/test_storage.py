@@ -22,6 +22,8 @@ from ingest.s3 import PatientS3
 from ingest.storage import (
     BLOCK,
     exists,
+    list_folders,
+    list_names,
     make_folder,
     open_blocks,
     open_file,
@@ -71,6 +73,21 @@ def test_a_bucket_that_is_not_there(s3: ObjectStore) -> None:
         read_text(url)
     with pytest.raises(InputError, match=f"^{url}: can not be written: The specified bucket does not exist"):
         write_text(url, "text")
+
+
+def test_marks_of_folders_are_no_files(s3: ObjectStore) -> None:
+    """Empty objects that some programs make, for a folder to be seen."""
+    s3.make_bucket("marks")
+    for name in ("a.parquet", "day=1/b.parquet"):
+        write_text(f"s3://marks/log/{name}", "text")
+    filesystem, _ = open_filesystem("s3://marks")
+    for key in ("log/", "log/day=1/", "log/day=2/"):
+        filesystem.call_s3("put_object", Bucket="marks", Key=key, Body=b"")
+    found = walk("s3://marks/log")
+    assert (list(found.files), found.left_out) == (["a.parquet", "day=1/b.parquet"], {})
+    assert list_names("s3://marks/log") == ["a.parquet", "day=1", "day=2"]
+    assert list_folders("s3://marks/log") == ["day=1", "day=2"]
+    assert list_names("s3://marks/log/day=2") == []
 
 
 def test_a_local_path_that_can_not_be_written(tmp_path: Path) -> None:
