@@ -158,7 +158,12 @@ def _clear(destination: str) -> None:
         path = storage.join(destination, folder)
         if not made_here and storage.exists(path):
             raise InputError(f"{path}: is there and was not made by simulate; takes a destination without it")
-        storage.remove(path)
+        if folder != "truth":
+            storage.remove(path)
+    truth = storage.join(destination, "truth")
+    for name in storage.list_names(truth):
+        if name != "rule.json":  # which tells that the log was made here, and is written anew
+            storage.remove(storage.join(truth, name))
 
 
 def make_world(config: SimulateConfig) -> tuple[Catalogue, Pools]:

@@ -285,6 +285,22 @@ def test_a_log_made_here_is_replaced_and_no_other(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "other" / "events").iterdir()] == ["part-00000.parquet"]
 
 
+def test_a_log_made_here_is_known_after_any_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of removing it, too: what tells that it was made here is never removed."""
+    small = CONFIG.model_copy(update={"users": 10})
+    small.make(str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_write_rule", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            small.make(str(tmp_path))
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["truth", "truth/rule.json"]
+    small.make(str(tmp_path))
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize(
     ("content", "names"),
     [
