@@ -12,7 +12,6 @@ import fcntl
 import io
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -325,14 +324,28 @@ def _replaced(
     target: Path, buffered: bool = True, opener: Callable[[str, int], int] | None = None
 ) -> Iterator[IO[Any]]:
     target.parent.mkdir(parents=True, exist_ok=True)
-    # a task that was taken for lost may be writing the same file still
-    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+    partial = target.with_name(f".{target.name}.partial")
+    partial.unlink(
+        missing_ok=True
+    )  # of a process that was killed, or that was taken for lost and writes on
+    own = None
     try:
         with _LocalFile(partial, "w", opener=opener) as raw, io.BufferedWriter(raw) as file:
+            own = os.fstat(raw.fileno())
             yield file if buffered else raw
+        if not _is(partial, own):
+            raise OSError(errno.ESTALE, "another process has begun to write this file meanwhile", str(target))
         partial.replace(target)
     finally:
-        partial.unlink(missing_ok=True)
+        if own is not None and _is(partial, own):
+            partial.unlink(missing_ok=True)
+
+
+def _is(path: Path, own: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(path.stat(), own)
+    except FileNotFoundError:
+        return False
 
 
 def read_text(url: str) -> str:
