@@ -133,6 +133,13 @@ def rows_in_place(parallel: nn.Module, table: str, workers: int) -> Tensor | Non
     return local.tensor.detach()
 
 
+def kernels(optimizer: Any) -> list[Any]:
+    """fbgemm's modules that the fused `optimizer` of a sharded model is for."""
+    if hasattr(optimizer, "optimizers"):
+        return [kernel for _, part in optimizer.optimizers for kernel in kernels(part)]
+    return [optimizer._emb_module]
+
+
 @torch.no_grad()
 def reset_rows(parallel: DistributedModelParallel, table: str, row_N: Tensor, values_ND: Tensor) -> None:
     """Put `values_ND` into rows of a row-wise or table-wise `table` and clear their optimizer state, where they are."""

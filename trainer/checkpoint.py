@@ -303,8 +303,7 @@ class Checkpoints(Markers):
             except DamagedCheckpointError as error:
                 if self.worker.first:
                     self.worker.say(f"{self.set_aside(latest, error)}; taking the one before")
-            else:  # fbgemm counts its updates in what no state has, and an Adam corrects its means by them
-                step.parallel.fused_optimizer.set_optimizer_step(progress.step)
+            else:
                 return progress
 
     def _first_finds(self, ours: dict[str, Any]) -> tuple[str | None, Progress]:

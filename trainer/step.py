@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from embeddings.sharding import reset_rows, shard
+from embeddings.sharding import kernels, reset_rows, shard
 from embeddings.table_config import ITEM, Optimizer
 from embeddings.tables import expected_lookups
 from embeddings.touched import Touched
@@ -112,6 +112,7 @@ class Step:
         others = [p for p in self.dense.values() if p.dim() <= 1]
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+        self.kernels = kernels(self.parallel.fused_optimizer)
         self.table_rates = [group["lr"] for group in self.parallel.fused_optimizer.param_groups]
         self.sampler = NegativeSampler(config.loss, manifest.items, config.seed, counts)
         self.knows, self.candidates = model.knows, CandidateReader(model, config, manifest, worker, known)
@@ -240,6 +241,7 @@ class Step:
         torch.manual_seed(seed % 2**63)
         self._set_learning_rate(number if warm is None else warm, epoch)
         self.optimizer.zero_grad(set_to_none=True)
+        self._count_updates(number)
         losses = self.losses(prepared)
         if self.following is not None:
             self._exchange(self.following)  # while the forward pass is being computed
@@ -285,6 +287,13 @@ class Step:
             for group, rate in zip(tables.param_groups, self.table_rates, strict=True):
                 group["lr"] = rate * decay * scale
             tables.zero_grad()  # which hands the rates to the kernels
+
+    def _count_updates(self, number: int) -> None:
+        """Tell the kernels how many updates there were: an Adam corrects its means by that, and they take every forward
+        pass for one, those of validations among them, and begin at 0 where training is resumed."""
+        for kernel in self.kernels:
+            kernel.iter.fill_(number)
+            kernel.iter_cpu.fill_(number)
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> Prediction:

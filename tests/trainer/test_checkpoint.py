@@ -92,24 +92,6 @@ def resumed(data: Data, folder: Path) -> tuple[Step, Progress, list[str]]:
     return step, progress, said
 
 
-def kernels(step: Step) -> list[Any]:
-    """fbgemm's modules, which update tables."""
-
-    def inner(optimizer: Any) -> list[Any]:
-        if hasattr(optimizer, "optimizers"):
-            return [kernel for _, part in optimizer.optimizers for kernel in inner(part)]
-        return [optimizer._emb_module]
-
-    return inner(step.parallel.fused_optimizer)
-
-
-def test_the_kernels_that_update_tables_go_on_counting(data: Data, tmp_path: Path) -> None:
-    """An Adam that counts from 0 again takes means that are warm for cold ones, and steps many times too far."""
-    save(data, tmp_path, 1200)
-    step, progress, _ = resumed(data, tmp_path)
-    assert [int(kernel.iter) for kernel in kernels(step)] == [progress.step] == [1200]
-
-
 def empty(file: Path) -> None:
     file.write_bytes(b"")
 

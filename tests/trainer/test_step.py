@@ -18,10 +18,13 @@ from ingest.features.feature import UNKNOWN
 from tests.scenarios import EVERYTHING, KNOWING, SCENARIOS, SETTINGS, TwoWorkers, steps, unknown_targets
 from tests.small import MODEL, Data, dense, make_step, partly_unknown, same, train_config, weights
 from trainer.attention import Layout
+from trainer.checkpoint import Checkpoints
 from trainer.layers import Inputs
 from trainer.models.intentrec import IntentRecConfig
 from trainer.models.registry import NeuralConfig
+from trainer.progress import Progress, identity
 from trainer.recommender import build
+from trainer.step import Step
 
 pytestmark = pytest.mark.usefixtures("alone")
 
@@ -210,6 +213,27 @@ def test_an_evaluation_between_two_steps_changes_neither(data: Data, knows: list
             same(weights(step), before)
         results.append(weights(step))
     same(*results)
+
+
+def test_the_kernels_that_update_tables_count_steps_alone(data: Data, tmp_path: Path) -> None:
+    """An Adam corrects its means by that count: not by the forward passes of validations, and, where training is
+    resumed, from where it was, or means that are warm are taken for cold ones."""
+    batch, tables = data.batch(range(6)), {"optimizer": "rowwise_adagrad"}  # counts as adam does, on a GPU
+    step, other = make_step(data.manifest, tables=tables), make_step(data.manifest, seed=9, tables=tables)
+
+    def counted(step: Step) -> list[tuple[int, int]]:
+        return [(int(kernel.iter), int(kernel.iter_cpu)) for kernel in step.kernels]
+
+    for number in range(3):
+        step.train(batch, number, step.weights_of(batch).tolist())
+        assert counted(step) == [(number + 1, number + 1)]
+        validate(step, data.reader("validation", evaluate=True), Worker(), False)
+    checkpoints, ours = Checkpoints(str(tmp_path), step.config, Worker()), identity(MODEL, step.config, data.url)
+    checkpoints.save(step, Progress(step=3), ours)
+    checkpoints.wait()
+    assert checkpoints.resume(other, ours).step == 3
+    other.train(batch, 3, other.weights_of(batch).tolist())
+    assert counted(other) == [(4, 4)]
 
 
 @pytest.mark.parametrize("kind", ["full", "in_batch", "mixed"])
