@@ -242,7 +242,7 @@ def _facts(config: NeuralConfig, scorer: NeuralScorer, progress: Progress) -> di
         "table_parameters": rows * train.tables.dimension,
         "training": _training(progress),
         "knows": scorer.step.knows,
-        "live": "recent" in scorer.step.knows and scorer.step.candidates.settings.live,
+        "live": not {"recent", "transitions"}.isdisjoint(scorer.step.knows) and scorer.step.candidates.settings.live,
         "best_epoch": progress.best_epoch,
         "seconds": progress.seconds,
         "curve": Curve(train=progress.train_curve, validation=progress.validation_curve),

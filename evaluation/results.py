@@ -122,8 +122,8 @@ class ModelResults(Settings):
     compares with other models, by their key; `parameters` counts the trained numbers, a baseline has none, and
     `table_parameters` those of them in tables; `seconds` is the time of training, validation included. `chosen`: a
     baseline's settings that were chosen among several. `knows`: what a trained model's scores know besides
-    (trainer/scores/), and `live` whether what is recent is counted up to the request. `oracle`: it knows the hidden
-    rule of a made log, and is a bound for the others instead of one of them.
+    (trainer/scores/), and `live` whether what is recent, or transitions, are counted up to the request. `oracle`: it
+    knows the hidden rule of a made log, and is a bound for the others instead of one of them.
     """
 
     kind: str

@@ -18,6 +18,7 @@ import pytest
 
 from embeddings.workers import Worker
 from evaluation.evaluation_config import RecommendConfig
+from evaluation.evaluator import _facts
 from evaluation.metrics import METRICS
 from evaluation.ranking import CatalogueRanker, NeuralScorer
 from evaluation.recommend import recommend
@@ -29,7 +30,9 @@ from ingest.data.manifest import save_manifest
 from ingest.errors import InputError
 from tests.evaluation.scenarios import READERS, evaluated
 from tests.scenarios import TwoWorkers
-from tests.small import Data, make_step, one_process
+from tests.small import MODEL, Data, make_step, one_process
+from trainer.models.registry import MomentsConfig
+from trainer.progress import Progress
 
 Key = tuple[Any, int]
 MODELS = ["intentrec", "markov", "popularity"]
@@ -297,6 +300,14 @@ def test_other_targets_are_refused(folder: Path, tmp_path: Path, found: Evaluate
     url = change_targets(tmp_path, change_groups)
     with pytest.raises(InputError, match=r"popularity/part-00000.parquet: holds other targets"):
         list(paired(url, MODELS, Worker()))
+
+
+@pytest.mark.parametrize("part", ["recent", "transitions", "history"])
+def test_what_counts_up_to_the_request_is_called_live(part: str, in_time: Data, found: Evaluated) -> None:
+    for live in (True, False):
+        model = MODEL.model_copy(update={"knows": [part], "moments": MomentsConfig(live=live)})
+        scorer = NeuralScorer(make_step(in_time.manifest, model=model, known=in_time.known))
+        assert _facts(model, scorer, Progress())["live"] is (live and part != "history")
 
 
 def test_a_metric_of_ones_own_is_counted_shown_and_compared_by(in_time: Data, tmp_path: Path, found: Evaluated) -> None:
