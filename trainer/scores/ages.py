@@ -27,16 +27,23 @@ from ingest.features.feature import PreparedFeature, dated
 DAY = parse_duration("1d")
 MOST_DAYS = 1024
 """Columns at most; a log over more days counts in spans of several."""
+AHEAD = parse_duration("30d")
+"""How long after the log's end ages hold, where there are columns for it; at least for a day, or a span."""
 
 
 class Calendar:
-    """The days of a log, or spans of several days: from when all ages are alike to two days after its end."""
+    """The days of a log, or spans of several days: from when all ages are alike to `AHEAD` after its end.
+
+    The last one is all that comes later: what appears then is not out yet, whenever it is asked for.
+    """
 
     def __init__(self, manifest: Manifest, feature: PreparedFeature) -> None:
         oldest, newest = manifest.first_time - int(feature.edges[-1] if feature.edges else 0), manifest.end
         self.span = DAY * max(1, -(-(newest - oldest) // (DAY * (MOST_DAYS - 4))))
         self.first = oldest // self.span - 1
-        self.days = newest // self.span + 3 - self.first
+        self.days = min((newest + AHEAD) // self.span + 2 - self.first, MOST_DAYS)
+        self.oldest = newest // self.span + 3 - self.first
+        """More than any age in the log."""
 
     def of(self, time_N: Tensor) -> Tensor:
         """The number of each time's day, which may lie outside."""
@@ -66,7 +73,7 @@ class AgeScores(nn.Module):
         self.name = feature.name
         self.calendar = Calendar(manifest, feature)
         labels = [-(-int(edge) // self.calendar.span) for edge in feature.edges]
-        doublings = [2**n for n in range(self.calendar.days.bit_length())]
+        doublings = [2**n for n in range(self.calendar.oldest.bit_length())]
         self.edges = sorted({0, *labels, *doublings})
         """In days: an item of an age below 0 is not out yet."""
         self.edge_E: Tensor
@@ -86,5 +93,6 @@ class AgeScores(nn.Module):
         if log_p_QL is not None and self.intent is not None:
             score_QA = score_QA + self.intent * log_p_QL.index_select(1, self.label_A)
         age_QS = self.calendar.of(time_Q)[:, None] - torch.arange(self.calendar.days, device=time_Q.device)
+        age_QS[:, -1] = -1
         found: Tensor = score_QA.gather(1, torch.bucketize(age_QS, self.edge_E, right=True))
         return found

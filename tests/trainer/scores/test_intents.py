@@ -120,6 +120,21 @@ def test_an_item_gains_what_its_age_in_days_says(data: Data, acts: bool, trained
     assert set(ages.edges) >= {0, 7, 30}
 
 
+def test_an_item_is_not_out_before_its_day_long_after_the_log(data: Data) -> None:
+    """Up to 30 days after; what comes out later still is never out."""
+    feature, end = dated(data.manifest.features), data.manifest.end
+    assert feature is not None
+    released = data.items.columns["release_age"].copy()  # type: ignore[union-attr]
+    released[2:5] = end + torch.tensor([10, 30, 31]).numpy() * DAY
+    items = replace(data.items, columns=data.items.columns | {"release_age": released})
+    ages, dates = AgeScores(data.manifest, feature, 8, acts=False), Dates(data.manifest, items, torch.device("cpu"))
+    with torch.no_grad():
+        ages.linear.bias.copy_(torch.arange(len(ages.linear.bias)))
+    time_Q = end + torch.tensor([1, 3, 9, 10, 29, 30, 99]) * DAY
+    bin_QC = ages.asked(torch.zeros(len(time_Q), 8), time_Q, None)[:, dates.of(torch.arange(2, 5))]
+    assert (bin_QC > 0).T.tolist() == [[False] * 3 + [True] * 4, [False] * 5 + [True] * 2, [False] * 7]
+
+
 def test_a_feature_whose_ages_are_all_alike_has_one_bin(data: Data) -> None:
     feature = dated(data.manifest.features)
     assert feature is not None
@@ -137,6 +152,11 @@ def test_a_log_of_many_years_counts_in_spans_of_days(data: Data) -> None:
     assert decades.span == 9 * DAY
     ends = decades.of(torch.tensor([manifest.first_time - 30 * DAY, manifest.first_time + 9000 * DAY]))
     assert 0 <= ends[0] < ends[1] < decades.days - 1
+    for days in (1000, 1019):  # with more columns than days, but fewer than for all days ahead
+        end = manifest.first_time - 30 * DAY + days * DAY
+        calendar = Calendar(manifest.model_copy(update={"last_time": end, "newest_time": end}), feature)
+        assert calendar.days <= 1024
+        assert calendar.of(torch.tensor(end)) < calendar.days - 2
 
 
 def test_a_models_first_scores_are_those_without_the_parts(data: Data, alone: None) -> None:
