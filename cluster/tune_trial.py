@@ -40,7 +40,7 @@ def train_trial(
     """Train from the checkpoint in `folder` on, if there is one; `report` takes each epoch, those before it again."""
     config = configured(config, trial, f"trial {trial.name}")
     train = config.train_config(trial.model)
-    items = load_items(config.data_folder, load_manifest(config.data_folder), train.loss.needs_counts)
+    items = load_items(config.data_folder, load_manifest(config.data_folder), counts=False)
 
     def tell(epoch: int, value: float) -> None:
         now = trainer.progress

@@ -42,8 +42,7 @@ def run_stages(arguments: dict[str, Any], worker: Worker) -> dict[str, Any]:
 
 def train_models(config: Config, models: list[str], worker: Worker) -> None:
     """Train `models` of the config, one after the other."""
-    counts = any(config.train_config(name).loss.needs_counts for name in models)
-    items = load_items(config.data_folder, load_manifest(config.data_folder), counts)
+    items = load_items(config.data_folder, load_manifest(config.data_folder), counts=False)
     for name in models:
         trainer_of(config, name, worker, items, config.model_folder(name)).fit()
 

@@ -20,6 +20,7 @@ from ingest.data.items import ItemTable, load_items
 from ingest.data.manifest import Manifest, load_manifest
 from ingest.data.order import Position, Remaining
 from ingest.data.reader import Reader, ahead
+from ingest.data.transitions import target_counts
 from ingest.errors import InputError
 from ingest.storage import join
 from trainer.candidates import Known
@@ -71,16 +72,15 @@ class Trainer:
     """Trains one model in every worker of the process group.
 
     `validate` ranks the catalogue for the validation split; it is called by all workers at the end of each epoch.
-    `items`: those of the data set, where they are in memory already; with counts where the loss needs them.
+    `items`: those of the data set, where they are in memory already.
     """
 
     def __init__(self, run: Run, worker: Worker, validate: Validate, items: ItemTable | None = None) -> None:
         self.run, self.worker, self.validate, self.config = run, worker, validate, run.train
         self.manifest: Manifest = load_manifest(run.data)
-        needs_counts = run.train.loss.needs_counts
-        self.items = load_items(run.data, self.manifest, needs_counts) if items is None else items
-        counts, known = self.items.counts if needs_counts else None, Known(run.data, self.items)
-        self.step = Step(run.model, run.train, self.manifest, worker, counts, known)
+        self.items = load_items(run.data, self.manifest, counts=False) if items is None else items
+        counts = target_counts(run.data, self.manifest.items) if run.train.loss.needs_counts else None
+        self.step = Step(run.model, run.train, self.manifest, worker, counts, Known(run.data, self.items))
         self.checkpoints = Checkpoints(run.checkpoints, run.train, worker)
         self.reader = Reader(
             run.data,

@@ -34,14 +34,15 @@ class NegativeSampler:
 
     - `uniform`: every item alike.
     - `log_uniform`: Zipf's law over the item index, which falls with popularity.
-    - `in_batch`: from the targets of the global batch, so an item's probability is its share of the training data
+    - `in_batch`: from the targets of the global batch, so an item's probability is its share of training's targets
       (Yi et al., Sampling-bias-corrected neural modeling for large corpus item recommendations, RecSys 2019, who
-      estimate that share from the stream; here it is counted).
+      estimate that share from the stream; here it is counted, over all targets of a row also where `reader.windows`
+      is off and only the last are trained).
     - `mixed`: `in_batch_share` of the negatives from the batch, the rest uniform (Yang et al., Mixed negative sampling
       for learning two-tower neural networks in recommendations, WWW 2020). The expected counts of both parts add up.
 
-    `counts`: how often the training data have each item, [V]; only in-batch negatives need them. They stay in the
-    host's memory.
+    `counts`: how often each item is a target of training, [V] (`ingest.data.transitions`); only in-batch negatives need
+    them. They stay in the host's memory.
     """
 
     def __init__(self, config: LossConfig, items: int, seed: int, counts: NDArray | None = None) -> None:
@@ -50,7 +51,7 @@ class NegativeSampler:
         self.from_batch = round(share * config.negatives)
         self.from_catalogue = config.negatives - self.from_batch
         self.counts_V = None if counts is None else torch.from_numpy(counts)
-        self.interactions = 0 if counts is None else int(counts[FIRST_VALUE:items].sum())
+        self.targets = 0 if counts is None else max(int(counts[FIRST_VALUE:items].sum()), 1)
 
     @property
     def needs_targets(self) -> bool:
@@ -100,6 +101,7 @@ class NegativeSampler:
         expected_N = self.from_catalogue * probability_N
         if self.from_batch:
             if self.counts_V is None:
-                raise ValueError(f"loss.sampling {self.sampling} needs the items' counts in the training data")
-            expected_N += self.from_batch / self.interactions * self.counts_V[item_N].double()
+                raise ValueError(f"loss.sampling {self.sampling} needs the items' counts as targets of training")
+            # one that was counted nowhere, after unknown items alone, may be drawn
+            expected_N += self.from_batch / self.targets * self.counts_V[item_N].clamp(min=1).double()
         return expected_N.log()

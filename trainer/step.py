@@ -70,7 +70,7 @@ class Prepared:
 class Step:
     """A sharded model with its optimizers.
 
-    `counts`: how often the training data have each item, [V], without which in-batch negatives can not be drawn.
+    `counts`: how often each item is a target of training, [V], without which in-batch negatives can not be drawn.
     `known`: the data set, of which scores that know attributes or what is recent read more.
     """
 

@@ -29,7 +29,7 @@ class LossConfig(Settings):
 
     @property
     def needs_counts(self) -> bool:
-        """Whether it needs to know how often the training data have each item."""
+        """Whether it needs to know how often each item is a target of training."""
         return self.kind == "sampled" and self.sampling in ("in_batch", "mixed")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from ingest.arrays.jagged import Integers
 from ingest.data.pairs import read_pairs
 
@@ -15,3 +17,14 @@ def read_transitions(url: str) -> Iterator[tuple[Integers, ...]]:
     Raises `InputError` where they are not there.
     """
     return read_pairs(url, "transitions", ["before", "after", "count"])
+
+
+def target_counts(url: str, items: int) -> Integers:
+    """How often each of the first `items` items is a target of training, [items] of int64: not as a user's first event.
+
+    What comes after an unknown item is left out.
+    """
+    counts = np.zeros(items, dtype=np.int64)
+    for _, after, count in read_transitions(url):
+        np.add.at(counts, after, count)
+    return counts

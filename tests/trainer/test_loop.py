@@ -288,8 +288,10 @@ def test_tensorboard_has_torchtitans_names_the_plan_and_the_config(undisturbed: 
     assert "| sharding |" in texts["plan/text_summary"]
 
 
-def test_in_batch_negatives_are_corrected_by_the_training_counts(data: Data, tmp_path: Path) -> None:
+def test_in_batch_negatives_are_corrected_by_the_counts_of_targets(data: Data, tmp_path: Path) -> None:
+    """By what they are drawn from: a user's first event is no target."""
+    targets = torch.cat([batch.target_Q for batch, _ in data.reader(windows=True).epoch(0)])
     trainer = make_trainer(data.url, tmp_path, epochs=1, loss={"kind": "sampled", "sampling": "in_batch"})
     assert trainer.step.sampler.counts_V is not None
-    assert trainer.step.sampler.counts_V.tolist() == data.items.counts.tolist()
+    assert trainer.step.sampler.counts_V.tolist() == targets.bincount(minlength=data.manifest.items).tolist()
     trainer.fit()

@@ -88,6 +88,12 @@ def test_a_batch_without_a_known_target_has_no_in_batch_negatives(sampling: str,
         assert sampler(sampling)(0, batch).log_q_N.isfinite().all()
 
 
+def test_what_was_never_counted_and_is_drawn_still_has_a_finite_correction() -> None:
+    """A target that comes after unknown items alone is in no count."""
+    ours = NegativeSampler(LossConfig(sampling="in_batch"), V, 0, np.where(np.arange(V) == 4, 0, COUNTS))
+    assert ours(0, torch.tensor([4, 9])).log_q_N.isfinite().all()
+
+
 def test_in_batch_negatives_need_the_counts() -> None:
     uncounted = NegativeSampler(LossConfig(sampling="mixed"), V, 0)
     with pytest.raises(ValueError, match=r"loss\.sampling mixed needs the items' counts"):

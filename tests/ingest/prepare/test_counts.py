@@ -17,7 +17,7 @@ from ingest.data.activity import BUCKET, read_activity
 from ingest.data.manifest import Manifest, load_manifest
 from ingest.data.schema import DataConfig
 from ingest.data.successions import Successions, read_successions
-from ingest.data.transitions import read_transitions
+from ingest.data.transitions import read_transitions, target_counts
 from ingest.errors import InputError
 from ingest.prepare.pairs import summed_by
 from ingest.prepare.pipeline import prepare
@@ -91,6 +91,8 @@ def test_transitions_are_the_known_pairs_of_training(tmp_path: Path, seed: int, 
     found = np.concatenate([np.stack(part) for part in parts], axis=1)
     assert found.dtype == np.int64
     assert [tuple(column) for column in found.T.tolist()] == expected
+    targets = Counter({item: sum(count for _, after, count in expected if after == item) for item in known})
+    assert target_counts(str(out), manifest.items).tolist() == [targets[item] for item in range(manifest.items)]
 
 
 @pytest.mark.parametrize("more", [{}, PARTITIONS], ids=["one partition", "several"])
