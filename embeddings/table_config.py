@@ -78,6 +78,11 @@ class TableConfig(Settings):
         for table in self.zch:
             if (kind := self.sharding.get(table)) in ("column_wise", "data_parallel"):
                 raise ValueError(f"sharding of {table!r}: with zch it takes row_wise or table_wise, got {kind}")
+        for table in self.learning_rates:
+            if self.sharding.get(table) == "data_parallel":
+                raise ValueError(
+                    f"learning_rates of {table!r}: a data_parallel table has that of the network, train.learning_rate"
+                )
         for table, kernel in self.kernel.items():
             if kernel != "fused" and self.sharding.get(table) == "data_parallel":
                 raise ValueError(f"kernel of {table!r}: a data_parallel table takes no {kernel}")

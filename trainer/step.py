@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from embeddings.sharding import kernels, reset_rows, shard
-from embeddings.table_config import ITEM, Optimizer
+from embeddings.table_config import ITEM, Optimizer, table_of
 from embeddings.tables import expected_lookups
 from embeddings.touched import Touched
 from embeddings.workers import Worker, gather_rows, own_rows
@@ -108,8 +108,8 @@ class Step:
         tables.collisions.place(worker.device, self._reset_rows)
         fused = set(self.parallel.fused_optimizer.params)
         self.dense = {name: p for name, p in self.parallel.named_parameters() if name not in fused and p.numel()}
-        matrices = [p for p in self.dense.values() if p.dim() > 1]
-        others = [p for p in self.dense.values() if p.dim() <= 1]
+        matrices = [p for name, p in self.dense.items() if p.dim() > 1 and table_of(name) is None]
+        others = [p for name, p in self.dense.items() if p.dim() <= 1 or table_of(name) is not None]
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
         self.kernels = kernels(self.parallel.fused_optimizer)

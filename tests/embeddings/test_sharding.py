@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from embeddings.table_config import table_of
 from embeddings.workers import Worker, single_process
 from ingest.errors import InputError
 from ingest.settings import build_settings
@@ -107,6 +108,24 @@ def test_a_table_has_its_own_learning_rate(data: Data) -> None:
     torch.testing.assert_close(moved[1]["item"], 3 * moved[0]["item"], rtol=1e-3, atol=1e-6)
     torch.testing.assert_close(moved[1]["action"], moved[0]["action"])
     assert moved[0]["item"].abs().max() > 1e-4
+
+
+def test_a_table_of_the_dense_optimizer_has_no_weight_decay(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As no table has."""
+    monkeypatch.setattr("embeddings.sharding._check", lambda *arguments: None)  # which is for GPUs
+    step = make_step(data.manifest, weight_decay=0.5, tables={"sharding": {"action": "data_parallel"}})
+    names = {id(parameter): name for name, parameter in step.dense.items()}
+    decayed, others = ([names[id(p)] for p in group["params"]] for group in step.optimizer.param_groups)
+    assert [table_of(name) for name in others if table_of(name)] == ["action"]
+    assert decayed
+    assert not any(table_of(name) for name in decayed)
+    assert len(decayed) + len(others) == len(step.dense)
+
+
+def test_a_table_of_the_dense_optimizer_has_no_rate_of_its_own() -> None:
+    tables = {"sharding": {"action": "data_parallel"}, "learning_rates": {"action": 0.1}}
+    with pytest.raises(InputError, match="learning_rates of 'action': a data_parallel table has that of the network"):
+        build_settings(TrainConfig, {"tables": tables}, "config")
 
 
 @pytest.mark.parametrize(
