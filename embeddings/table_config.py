@@ -45,7 +45,8 @@ class TableConfig(Settings):
     data_parallel table (GPU only) is trained by the dense optimizer, the others by the fused one below."""
     kernel: dict[str, Kernel] = {}
     """Table -> where its rows live: in the device's memory (`fused`, the default), in the machine's (`fused_uvm`), or
-    there with a cache on the device (`fused_uvm_caching`). Both UVM kernels are for GPU only."""
+    there with a cache on the device (`fused_uvm_caching`). Both UVM kernels are for GPU only, the cache
+    for tables without `zch`."""
     cache_load_factor: float = Field(default=0.2, gt=0, lt=1)
     """Share of a `fused_uvm_caching` table's rows that the device caches."""
     precision: Literal["fp32", "fp16"] = "fp32"
@@ -78,6 +79,11 @@ class TableConfig(Settings):
         for table in self.zch:
             if (kind := self.sharding.get(table)) in ("column_wise", "data_parallel"):
                 raise ValueError(f"sharding of {table!r}: with zch it takes row_wise or table_wise, got {kind}")
+            if self.kernel.get(table) == "fused_uvm_caching":
+                raise ValueError(
+                    f"kernel of {table!r}: with zch it takes fused or fused_uvm, got fused_uvm_caching, whose cache "
+                    "would keep the rows of values that have given way"
+                )
         for table in self.learning_rates:
             if self.sharding.get(table) == "data_parallel":
                 raise ValueError(

@@ -124,6 +124,10 @@ def test_a_row_that_changes_hands_is_fresh_and_without_optimizer_state(data: Dat
     [
         ({"zch": {"item": {"size": 9}}}, "the item table's rows are the output layer"),
         ({"zch": {"genres": {"size": 9}}, "sharding": {"genres": "column_wise"}}, "with zch it takes row_wise"),
+        (
+            {"zch": {"genres": {"size": 9}}, "kernel": {"genres": "fused_uvm_caching"}},
+            "kernel of 'genres': with zch it takes fused or fused_uvm, got fused_uvm_caching",
+        ),
         ({"zch": {"genres": {"size": 1}}}, "zch.genres.size: .* greater than or equal to 2"),
     ],
 )
