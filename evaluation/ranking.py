@@ -78,21 +78,26 @@ class NeuralScorer:
     @torch.no_grad()
     def _fetched(self, rows_at_once: int) -> tuple[Tensor, Tensor | None]:
         """The columns of the slice's known items but for their days, which are kept as numbers; with attributes, those
-        of the others, too."""
+        of the others, too. Beside them one part is in memory at a time."""
         step, worker, attributes = self.step, self.step.worker, self.parts.attributes is not None
         row_v = self.slice.rows if attributes else self.slice.rows[: self.slice.known]
         others = step.manifest.catalogue - step.manifest.items if attributes else 0
         largest = -(-step.manifest.items // worker.workers) - (-others // worker.workers)
-        parts, days = [], []
+        rows_vX: Tensor | None = None
+        days = []
         for offset in range(0, largest, rows_at_once):
             item_N = self.row_to_item(row_v[offset : offset + rows_at_once].to(worker.device))
             facts = step.candidates.facts(item_N)
             found = step.recommender.tables.rows({ITEM: step.candidates.rows(item_N), **facts.attributes})
             vectors_ND = self.parts.vectors(found.pop(ITEM), found)
-            parts.append(self.parts.columns(vectors_ND, self.parts.labels(facts.labels, len(item_N))))
+            part_NX = self.parts.columns(vectors_ND, self.parts.labels(facts.labels, len(item_N)))
+            if rows_vX is None:
+                rows_vX = part_NX.new_empty(len(row_v), part_NX.shape[1]) if len(part_NX) < len(row_v) else part_NX
+            rows_vX[offset : offset + len(part_NX)] = part_NX
             if facts.day_C is not None:
                 days.append(facts.day_C)
-        return torch.cat(parts), torch.cat(days) if days else None
+        assert rows_vX is not None
+        return rows_vX, torch.cat(days) if days else None
 
     def scores(self, query: Query) -> Tensor:
         """Products with the known items; where the query has candidates of its own, their probabilities are added."""

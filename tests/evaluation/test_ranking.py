@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from evaluation.ranking import CatalogueRanker, NeuralScorer
 from evaluation.slices import CatalogueSlice
 from tests.evaluation.scenarios import KNOWING, MatrixScorer, knowing, neural, ranking, ranking_case
 from tests.scenarios import SCENARIOS, TwoWorkers
-from tests.small import Data, make_step
+from tests.small import MODEL, Data, make_step
 from tests.threads import on_threads
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -92,6 +93,26 @@ def test_rows_that_lie_in_slices_are_ranked_without_a_copy(data: Data) -> None:
     rows = NeuralScorer(step).rows_vD
     (local,) = dict(table_states(step.parallel))["item"].local_shards()
     assert rows.data_ptr() == local.tensor.data_ptr()
+
+
+def test_rows_that_are_fetched_are_in_memory_once(data: Data) -> None:
+    """And one part of them besides."""
+    step = make_step(data.manifest, model=MODEL.model_copy(update={"temperature": 0.2}))
+    columns, parts, alive = step.recommender.scores.columns, [], []
+
+    def noted(vectors_ND: torch.Tensor, label_NL: torch.Tensor | None) -> torch.Tensor:
+        alive.append(sum(part() is not None for part in parts))
+        part_NX = columns(vectors_ND, label_NL)
+        parts.append(weakref.ref(part_NX))
+        return part_NX
+
+    step.recommender.scores.columns = noted  # type: ignore[method-assign]
+    rows = NeuralScorer(step, rows_at_once=7).rows_vD
+    assert len(alive) > 4
+    assert max(alive) == 1
+    whole = NeuralScorer(step).rows_vD
+    assert whole is parts[-1]()
+    assert torch.equal(whole, rows)
 
 
 @pytest.mark.parametrize("name", ["neural", "neural/row_wise"])
