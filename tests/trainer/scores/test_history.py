@@ -126,6 +126,21 @@ def test_a_history_of_unknown_items_has_no_candidate_and_no_gradient(batch: Batc
     assert not gradient.any()
 
 
+def test_places_are_told_apart_in_bf16_however_large_the_gate() -> None:
+    """It is as the logarithm of the catalogue, and all places have it."""
+    torch.manual_seed(0)
+    item, at, gap = torch.randint(2, 500, (1, 50)), torch.arange(50)[None], torch.zeros(1, 50, 50, dtype=torch.int64)
+    pointer = HistoryPointer(64, 64, 200, 1_000_000, request=True)
+    query, key, logits = torch.randn(1, 50, 64), 0.3 * torch.randn(1, 50, 64), []
+    for half in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half), torch.no_grad():
+            asked = pointer.query(query)
+            logits.append(pointer._logits(asked, key.to(asked.dtype), item, gap, at))
+    single, half = (logit[logit > -torch.inf] for logit in logits)
+    error = half - single
+    assert (error - error.mean()).abs().max() < 0.02
+
+
 def test_times_are_told_apart_by_their_doublings() -> None:
     spans = torch.tensor([-5, 0, 1, 2, 3, 2**20 - 2, 2**20 - 1, 3 * 2**39, 2**62])
     assert time_bucket(spans).tolist() == [0, 0, 1, 1, 2, 19, 20, 40, 43]
