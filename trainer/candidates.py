@@ -19,6 +19,7 @@ from ingest.data.manifest import Manifest
 from ingest.data.moments import Snapshots, take_snapshots
 from ingest.data.successions import Successions
 from ingest.features.feature import FIRST_VALUE, UNKNOWN
+from trainer.distinct import distinct
 from trainer.models.registry import NeuralConfig
 from trainer.scores.ages import Dates
 from trainer.scores.attributes import Attributes
@@ -70,7 +71,7 @@ class CandidateReader:
         """
         further = self._further(batch, number)
         if further.items:
-            item_C, place_C = torch.cat([item_C, *further.items]).unique(return_inverse=True)
+            item_C, place_C = distinct(torch.cat([item_C, *further.items]))
             further = replace(further, place_C=place_C)
         row_C = self.rows(item_C)
         if number is not None and self.cold_share:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from ingest.data.moments import BY_SPANS, FEATURES, Snapshots
 from ingest.durations import parse_duration
 from ingest.features.feature import FIRST_VALUE
+from trainer.distinct import distinct
 from trainer.scores.intents import Acting
 from trainer.scores.pointers import Candidates, sum_exp
 from trainer.softmax import Pointed
@@ -116,7 +117,7 @@ class Moments:
             own = snapshots.by(chosen[moment_Q.cpu().numpy()], value_Q.cpu().numpy())
             by_QMS = torch.from_numpy(own).to(time_Q.device)
         hours_GM1 = (moment_G % HOURS).float().log1p()[:, None, None].expand(-1, item_GM.shape[1], -1)
-        item_U, place_GM = item_GM.unique(return_inverse=True)
+        item_U, place_GM = distinct(item_GM)
         feature_GMF = torch.cat([feature_GMF, hours_GM1], dim=2)
         return cls(item_U, place_GM, feature_GMF, moment_Q, Groups.of(moment_Q, len(moment_G)), by_QMS)
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ingest.data.successions import Successions
 from ingest.features.feature import FIRST_VALUE
+from trainer.distinct import distinct
 from trainer.scores.history import GAPS, time_bucket
 from trainer.scores.pointers import Candidates, sum_exp
 from trainer.softmax import Pointed
@@ -48,7 +49,7 @@ class Followers:
         """Of requests at `time_Q`, in milliseconds, that know what came before `until_Q`; the newest `size` each."""
         found = successions.newest(last_Q.cpu().numpy(), until_Q.cpu().numpy(), size)
         after_QR, then_QR = (torch.from_numpy(values).to(last_Q.device) for values in found)
-        item_U, place_QR = after_QR.unique(return_inverse=True)
+        item_U, place_QR = distinct(after_QR)
         return cls(item_U, place_QR, time_Q[:, None] - then_QR)
 
 
