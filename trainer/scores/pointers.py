@@ -50,9 +50,35 @@ class _SumExp(torch.autograd.Function):
         return found.add_((logit - own).exp_().mul_(grad_own).masked_fill_(~hit, 0)), None
 
 
+class _SumExpOfFew(torch.autograd.Function):
+    """The same where few hit, [N] of all: these alone are read. How many there are, a GPU would have to be asked."""
+
+    @staticmethod
+    def forward(ctx: Any, logit: Tensor, hit: Tensor) -> tuple[Tensor, Tensor]:
+        logit = logit.contiguous()
+        all_, at_N = logit.logsumexp(dim=-1), hit.flatten().nonzero()[:, 0]
+        row_N, own_N = at_N // hit.shape[-1], logit.flatten().index_select(0, at_N)
+        most_X = all_.new_full((all_.numel(),), -torch.inf).scatter_reduce_(0, row_N, own_N, "amax")
+        most_X = most_X.masked_fill_(most_X == -torch.inf, 0)
+        sum_X = torch.zeros_like(most_X).index_add_(0, row_N, (own_N - most_X[row_N]).exp_())
+        own = sum_X.log_().add_(most_X).view_as(all_)
+        ctx.save_for_backward(logit, at_N, row_N, own_N, all_, own)
+        return all_, own
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        logit, at_N, row_N, own_N, *totals = ctx.saved_tensors
+        all_, own = (total.masked_fill(total == -torch.inf, 0) for total in totals)
+        grad_all, grad_own = gradients
+        found = (logit - all_[..., None]).exp_().mul_(grad_all[..., None])
+        few_N = (own_N - own.flatten()[row_N]).exp_().mul_(grad_own.flatten()[row_N])
+        found.view(-1).index_add_(0, at_N, few_N)
+        return found, None
+
+
 def sum_exp(logit: Tensor, hit: Tensor) -> tuple[Tensor, Tensor]:
     """The log-sum-exps over the last dimension of all logits, and of those that `hit`: [X, W] twice -> [X] twice."""
-    all_, own = _SumExp.apply(logit, hit)
+    all_, own = (_SumExp if logit.is_cuda else _SumExpOfFew).apply(logit, hit)
     return all_, own
 
 
