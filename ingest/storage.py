@@ -325,9 +325,7 @@ def _replaced(
 ) -> Iterator[IO[Any]]:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
-    partial.unlink(
-        missing_ok=True
-    )  # of a process that was killed, or that was taken for lost and writes on
+    partial.unlink(missing_ok=True)  # of a process that was killed, or that was taken for lost and writes on
     own = None
     try:
         with _LocalFile(partial, "w", opener=opener) as raw, io.BufferedWriter(raw) as file:

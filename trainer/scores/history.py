@@ -116,9 +116,8 @@ class HistoryPointer(nn.Module):
     def _logits(self, asked_bPX: Tensor, key_bLD: Tensor, item_bL: Tensor, gap_bPL: Tensor, at_bP: Tensor) -> Tensor:
         """The logit of each place (last) for what comes after each of the places `at_bP`, -inf for those after it."""
         query_bPD, back_bPX, gap_bPG, gate_bP1 = asked_bPX.split([key_bLD.shape[2], *self.sizes[1:]], dim=2)
-        back_bPX = (
-            back_bPX.float() + gate_bP1.float()
-        )  # the gate is large: differences between places drown in its bf16
+        # in single precision: the gate is large, and differences between places drown in its bf16
+        back_bPX = back_bPX.float() + gate_bP1.float()
         back_bPL = back_bPX.gather(2, self._how_far_back(item_bL, at_bP))
         match_bPL = torch.bmm(query_bPD, key_bLD.mT).float()
         logit_bPL = torch.add(back_bPL, match_bPL, alpha=1 / math.sqrt(self.dimension))
