@@ -13,6 +13,8 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import signal
+import threading
 
 from cluster.config import Config
 from cluster.launch import ray_cluster
@@ -83,10 +85,14 @@ def _run(config: Config, kept: Kept, left: list[Trial]) -> list[str]:
             failure_config=ray.tune.FailureConfig(max_failures=config.cluster.max_failures),
         ),
     )
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)}
     try:
         with shortage_told(wanted, 1):
             tuner.fit()
     finally:
+        for number, handler in before.items() if main else ():
+            signal.signal(number, handler)  # Ray Tune's own stay where nothing has interrupted it
         remove(join(config.tune_folder, RAY))
     return keeper.lost
 

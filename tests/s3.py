@@ -24,10 +24,17 @@ WEED = Path(sys.executable).with_name("weed")
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of this machine that nobody listens on."""
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
+    """Ports of this machine that nobody listens on, and that connections do not take by themselves meanwhile: below
+    those that the kernel gives out (32768 on Linux)."""
+    sockets: list[socket.socket] = []
+    while len(sockets) < count:
+        each = socket.socket()
+        try:
+            each.bind(("127.0.0.1", secrets.choice(range(20_000, 32_000))))
+        except OSError:
+            each.close()
+        else:
+            sockets.append(each)
     ports = [int(each.getsockname()[1]) for each in sockets]
     for each in sockets:
         each.close()

@@ -11,4 +11,4 @@ from embeddings.workers import Worker
 
 def wait(arguments: dict[str, Any], worker: Worker) -> None:
     Path(arguments["begun"]).touch()
-    time.sleep(600)
+    time.sleep(120)

@@ -147,7 +147,7 @@ def test_what_is_made_of_the_item_is_not_known_at_the_request(tmp_path: Path) ->
                        ("elapsed", [float("inf")])]
 )  # fmt: skip
 def test_bins_without_an_end_are_refused(kind: str, bins: list[Any], tmp_path: Path) -> None:
-    with pytest.raises(ValidationError, match=r"takes finite numbers|takes a number with a unit|cannot convert"):
+    with pytest.raises(ValidationError, match=r"finite number|takes a number with a unit"):
         config_of(tmp_path, features=[{"name": "x", "kind": kind, "bins": bins}])
 
 
