@@ -47,14 +47,17 @@ def work(folder: Path) -> None:
 
 
 def test_ctrl_c_interrupts_and_leaves_nothing(ray_session: Cluster, tmp_path: Path) -> None:
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest-xdist's processes ignore it
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".result-77-1.json").write_text("of a process that was killed")
     thread = once_it_works(tmp_path, lambda: os.kill(os.getpid(), signal.SIGINT))
-    with pytest.raises(KeyboardInterrupt):
-        work(tmp_path)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            work(tmp_path)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     thread.join()
-    assert signal.getsignal(signal.SIGINT) is before
     room = Room(ClusterConfig(workers={"min": 1, "max": 2}))
     deadline = time.monotonic() + 60
     while room.free() < 2 and time.monotonic() < deadline:
