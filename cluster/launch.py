@@ -15,7 +15,6 @@ import json
 import logging
 import os
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from typing import Any
 from cluster.config import ClusterConfig
 from cluster.entry import imported, quiet
 from cluster.nodes import Room, check_storage, shortage_told
-from cluster.termination import received, time_to_leave
+from cluster.termination import handled, received, time_to_leave
 from ingest.errors import InputError
 from ingest.storage import join, list_names, read_text, remove, write_text
 
@@ -73,11 +72,10 @@ def ray_cluster(config: ClusterConfig, storage: str | None = None) -> Iterator[N
     if not address:
         _check_socket_paths()
         arguments["num_cpus"] = max(os.cpu_count() or 1, int(-(-config.workers.max * config.cpus_per_worker // 1)))
-    handler = signal.getsignal(signal.SIGTERM)
+    arguments |= {"logging_level": logging.ERROR, "log_to_driver": False, "runtime_env": {"env_vars": QUIET | TIMES}}
     try:
-        ray.init(logging_level=logging.ERROR, log_to_driver=False, runtime_env={"env_vars": QUIET | TIMES}, **arguments)
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)  # Ray puts its own there
+        with handled(signal.SIGTERM, signal.getsignal(signal.SIGTERM)):  # Ray puts its own there
+            ray.init(**arguments)
     except ConnectionError as error:
         raise InputError(f"cluster.address {address}: no Ray cluster answers there: {error}") from None
     except ValueError as error:

@@ -24,6 +24,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from cluster.termination import handled
 from ingest.errors import InputError
 from ingest.patience import at_most, patiently
 from ingest.storage import is_remote, join, list_names, make_folder, open_filesystem, remove, storage_errors, write_text
@@ -75,22 +76,20 @@ def run_lock(run: str, verb: str, renew: float = RENEW_SECONDS, expire: float = 
     """
     lock = _Lock(join(run, FOLDER), Holder.this_process(verb), renew, expire)
     lock.take()
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(LOST, signal.default_int_handler) if main else None
     renewing = threading.Thread(target=lock.keep, name="lock", daemon=True)
-    renewing.start()
-    try:
-        yield
-    except KeyboardInterrupt:
-        if lock.lost_to is not None:
-            raise InputError(f"{run}: was taken by another process while this one was silent: {lock.lost_to}") from None
-        raise
-    finally:
-        lock.ended.set()
-        renewing.join()
-        if main:
-            signal.signal(LOST, before)
-        lock.release()
+    with handled(LOST, signal.default_int_handler):
+        renewing.start()
+        try:
+            yield
+        except KeyboardInterrupt:
+            if lock.lost_to is not None:
+                told = f"{run}: was taken by another process while this one was silent: {lock.lost_to}"
+                raise InputError(told) from None
+            raise
+        finally:
+            lock.ended.set()
+            renewing.join()
+            lock.release()
 
 
 class _Lock:

@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 STATUS = 128 + signal.SIGTERM
 
@@ -25,17 +26,26 @@ def received() -> bool:
 
 
 @contextmanager
-def sigterm_handled() -> Iterator[None]:
-    """SIGTERM is handled so while the block runs. Other threads than the main one can not handle signals."""
+def handled(number: int, handler: Any) -> Iterator[None]:
+    """A signal is handled so while the block runs, and after it as before, whatever the block has set. Other threads
+    than the main one can not handle signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _received.clear()
-    before = signal.signal(signal.SIGTERM, _handle)
+    before = signal.signal(number, handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(number, before)
+
+
+@contextmanager
+def sigterm_handled() -> Iterator[None]:
+    """SIGTERM asks to leave while the block runs."""
+    if threading.current_thread() is threading.main_thread():
+        _received.clear()
+    with handled(signal.SIGTERM, _handle):
+        yield
 
 
 @contextmanager

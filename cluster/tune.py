@@ -14,11 +14,11 @@ import functools
 import logging
 import os
 import signal
-import threading
 
 from cluster.config import Config
 from cluster.launch import ray_cluster
 from cluster.nodes import require, shortage_told
+from cluster.termination import handled
 from cluster.tune_results import Kept
 from cluster.tune_space import Trial, section
 from ingest.errors import InputError
@@ -85,14 +85,11 @@ def _run(config: Config, kept: Kept, left: list[Trial]) -> list[str]:
             failure_config=ray.tune.FailureConfig(max_failures=config.cluster.max_failures),
         ),
     )
-    main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)}
+    ours = [handled(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGUSR1)]
     try:
-        with shortage_told(wanted, 1):
+        with ours[0], ours[1], shortage_told(wanted, 1):  # Ray Tune's own would stay where nothing has interrupted it
             tuner.fit()
     finally:
-        for number, handler in before.items() if main else ():
-            signal.signal(number, handler)  # Ray Tune's own stay where nothing has interrupted it
         remove(join(config.tune_folder, RAY))
     return keeper.lost
 

@@ -30,10 +30,11 @@ class GroupTrainer(TorchTrainer):  # type: ignore[misc]
     """Without the process that hands out shards of Ray Data, which nothing here reads and which begins as slowly as a
     worker does."""
 
+    controller: Any = None
+    """The process that leads the group, once `fit` has begun."""
+
     def _create_default_callbacks(self) -> list[Any]:
         return [found for found in super()._create_default_callbacks() if not isinstance(found, DatasetsCallback)]
-
-    controller: Any = None
 
     def _register_sigint_handler(self, controller: Any) -> None:
         """Ctrl-C stays Python's: Ray's own handler waits for the workers, ends with status 0 and never goes."""
